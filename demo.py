@@ -1,0 +1,444 @@
+"""A stand-in OpenRouter: its wire protocol over real HTTP, without a key, a network or a bill.
+
+Its models let a front end meet every outcome. A model is a script, from the question to the steps of an answer, and
+knows nothing of HTTP; `Generation` gives the steps their shape on the wire. This module doesn't know the relay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import re
+import secrets
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+COMMENT = b": OPENROUTER PROCESSING\n\n"
+PRICES = {"prompt": "0.0000001", "completion": "0.0000004"}  # USD a token
+
+
+def create_demo(pace: float = 1.0) -> Starlette:
+    """The stand-in, under /api/v1. `pace` multiplies every wait: 1 is for people, 0 sends an answer at once."""
+    routes = [Route("/api/v1/chat/completions", complete, methods=["POST"]), Route("/api/v1/models", list_models)]
+    app = Starlette(routes=routes, exception_handlers={Fault: refuse})
+    app.state.pace, app.state.attempts = pace, Counter[int]()
+    return app
+
+
+@contextmanager
+def running(pace: float = 1.0) -> Iterator[str]:
+    """The base URL of a stand-in on a free loopback port, in a thread of its own. Leaving cuts open streams off."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    # Not access_log=False: uvicorn would mute the access log of every server in the process.
+    config = uvicorn.Config(create_demo(pace), log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=0)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), name="demo", daemon=True)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
+    with listener, unlogged(thread):
+        thread.start()
+        try:
+            wait_for_start(server, thread)
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join(timeout=5)
+
+
+def wait_for_start(server: uvicorn.Server, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + 10
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the demo upstream did not start")
+        time.sleep(0.005)
+
+
+@contextmanager
+def unlogged(thread: threading.Thread) -> Iterator[None]:
+    """Keeps what this server says, but not its bugs, out of the loggers that all uvicorn servers of a process share."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return record.thread != thread.ident or not isinstance(error, CutOff | asyncio.CancelledError | None)
+
+    loggers = [logging.getLogger("uvicorn.error"), logging.getLogger("uvicorn.access")]
+    for logger in loggers:
+        logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(wanted)
+
+
+async def list_models(request: Request) -> Response:
+    entries = [entry(model, script) for model, script in MODELS.items()]
+    listing = {"data": entries, "total_count": len(entries), "links": {"next": None}}
+    return Response(encoded(listing), media_type="application/json", headers={"Cache-Control": "public, max-age=300"})
+
+
+def entry(model: str, script: Callable[[Question], Script]) -> dict[str, object]:
+    modalities = {"input_modalities": ["text"], "output_modalities": ["text"], "modality": "text->text"}
+    limits = {"context_length": 131072, "max_completion_tokens": 32768, "is_moderated": script is moderated}
+    thinks = {"reasoning": {"mandatory": True, "default_enabled": True}} if script is reasoning else {}
+    return thinks | {
+        "id": model,
+        "canonical_slug": f"{model}-20260901",
+        "name": "Demo: " + model.removeprefix("demo/").replace("-", " ").capitalize(),
+        "created": 1788220800,
+        "description": script.__doc__,
+        "context_length": 131072,
+        "architecture": modalities | {"tokenizer": "Other", "instruct_type": None},
+        "pricing": PRICES | {"request": "0", "image": "0"},
+        "top_provider": limits,
+        "per_request_limits": None,
+        "supported_parameters": ["max_tokens", "stop", "temperature", "top_p", *thinks],
+        "expiration_date": None,
+    }
+
+
+async def complete(request: Request) -> Response:
+    if not re.match(r"(?i)bearer +\S", request.headers.get("Authorization", "")):
+        raise Fault(401, "Missing Authentication header")
+    model, messages, streamed = checked(await request.body())
+    asked = hash((model, repr(messages)))
+    request.app.state.attempts[asked] += 1
+    question = Question(model, messages, request.app.state.attempts[asked])
+    generation = Generation(question, MODELS[model](question), request.app.state.pace)
+    body, kind = (generation.stream(), "text/event-stream") if streamed else (generation.whole(), "application/json")
+    headers = {"X-Generation-Id": generation.id, "Cache-Control": "no-cache"}
+    return StreamingResponse(body, headers=headers, media_type=kind)
+
+
+def checked(body: bytes) -> tuple[str, list[dict[str, Any]], bool]:
+    """The model's id, the messages, and whether to stream; a `Fault` says what is wrong, in OpenRouter's words."""
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        raise Fault(400, "Invalid JSON in request body") from None
+    messages = fields.get("messages") if isinstance(fields, dict) else None
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and "role" in m for m in messages):
+        raise Fault(400, 'Input required: specify "prompt" or "messages"')
+    if not fields.get("model"):
+        raise Fault(400, "No models provided")
+    if str(fields["model"]) not in MODELS:
+        raise Fault(400, f"{fields['model']} is not a valid model ID")
+    return fields["model"], messages, fields.get("stream") is True
+
+
+async def refuse(request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, Fault)
+    return Response(encoded(fault.body), fault.code, fault.headers, "application/json")
+
+
+def encoded(value: object) -> bytes:
+    """UTF-8 as JavaScript's JSON.stringify has it: U+2028 as it is, a lone surrogate as an escape."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+class CutOff(Exception):
+    """Ends the connection in the middle of the body: that is what uvicorn does with an exception."""
+
+
+class Fault(Exception):
+    """An error that OpenRouter reports: as the response, or as a chunk once the answer has begun."""
+
+    def __init__(self, code: int, message: str, metadata: object = None, retry_after: int | None = None) -> None:
+        self.code = code
+        self.headers = {"Retry-After": str(retry_after)} if retry_after else {}
+        error = {"code": code, "message": message} | ({"metadata": metadata} if metadata else {})
+        self.body = {"error": error} | ({"user_id": "user_2demo1x7Qk"} if code != 401 else {})
+
+
+class Question:
+    """The last user message, cut to a length that can be quoted, and what came with it."""
+
+    def __init__(self, model: str, messages: list[dict[str, Any]], attempt: int) -> None:
+        self.model, self.messages, self.attempt = model, len(messages), attempt
+        self.tokens = sum(len(str(message.get("content"))) // 4 + 1 for message in messages)
+        asked = [str(message.get("content")) for message in messages if message["role"] == "user"]
+        self.text = shortened(asked[-1] if asked else "nothing", 2000)
+        self.topic = shortened(" ".join(self.text.split()), 60)
+        self.words = len(self.text.split())
+
+
+def shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Step:
+    """`after` seconds at pace 1: a piece of the answer or of the reasoning, the end, or, if none of them, a comment."""
+
+    after: float
+    content: str = ""
+    reasoning: str = ""
+    finish_reason: str | None = None
+
+    @property
+    def is_comment(self) -> bool:
+        return not (self.content or self.reasoning or self.finish_reason)
+
+    def choice(self) -> dict[str, object]:
+        delta: dict[str, object] = {"content": self.content, "role": "assistant"}
+        if self.reasoning:
+            detail = {"type": "reasoning.text", "text": self.reasoning, "format": "unknown", "index": 0}
+            delta |= {"reasoning": self.reasoning, "reasoning_details": [detail]}
+        return {"index": 0, "delta": delta} | ended(self)
+
+
+def ended(step: Step) -> dict[str, str | None]:
+    return {"finish_reason": step.finish_reason, "native_finish_reason": step.finish_reason}
+
+
+Script = Iterator[Step]
+
+
+class Generation:
+    """One answer on its way: the steps of its script in OpenRouter's shapes, and what they cost."""
+
+    def __init__(self, question: Question, script: Script, pace: float) -> None:
+        self.created = int(time.time())
+        self.id = f"gen-{self.created}-{secrets.token_hex(10)}"
+        self.question, self.script, self.pace = question, script, pace
+        self.sent: list[Step] = []
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Server-Sent Events. Nothing follows an error, not even [DONE]."""
+        yield COMMENT * 2
+        try:
+            for step in self.steps():
+                await self.wait(step)
+                yield COMMENT if step.is_comment else self.event(choices=[step.choice()])
+        except Fault as fault:
+            yield self.event(**fault.body, choices=[])
+        else:
+            yield self.event(choices=[Step(0, finish_reason=step.finish_reason).choice()], usage=self.usage())
+            yield b"data: [DONE]\n\n"
+
+    async def whole(self) -> AsyncIterator[bytes]:
+        """One JSON document; white space before it keeps the connection open."""
+        try:
+            for step in self.steps():
+                await self.wait(step)
+                yield b"\n" if step.is_comment else b""
+        except Fault as fault:
+            yield encoded(fault.body)
+        else:
+            yield encoded(self.head("chat.completion") | {"choices": [self.message()], "usage": self.usage()})
+
+    def message(self) -> dict[str, object]:
+        content, reasoning = "".join(s.content for s in self.sent), "".join(s.reasoning for s in self.sent)
+        message = {"role": "assistant", "content": content, "reasoning": reasoning or None, "refusal": None}
+        return {"index": 0, "message": message} | ended(self.sent[-1])
+
+    def steps(self) -> Script:
+        """The script's, up to the first that is an end; an end is added to a script without one."""
+        for step in itertools.chain(self.script, [Step(0, finish_reason="stop")]):
+            self.sent += [] if step.is_comment else [step]
+            yield step
+            if step.finish_reason:
+                return
+
+    async def wait(self, step: Step) -> None:
+        """Comments take a moment at any pace, since they may go on for ever."""
+        await asyncio.sleep(max(step.after * self.pace, 0.02 if step.is_comment else 0))
+
+    def event(self, **fields: object) -> bytes:
+        return b"data: " + encoded(self.head("chat.completion.chunk") | fields) + b"\n\n"
+
+    def head(self, kind: str) -> dict[str, object]:
+        model = f"{self.question.model}-20260901"
+        return {"id": self.id, "object": kind, "created": self.created, "model": model, "provider": "Demo"}
+
+    def usage(self) -> dict[str, object]:
+        asked, reasoned = self.question.tokens, sum(bool(step.reasoning) for step in self.sent)
+        answered = reasoned + sum(bool(step.content) for step in self.sent)
+        cost = round(asked * float(PRICES["prompt"]) + answered * float(PRICES["completion"]), 10)
+        counts = {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+        return counts | {
+            "cost": cost,
+            "is_byok": False,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "cost_details": {"upstream_inference_cost": cost},
+            "completion_tokens_details": {"reasoning_tokens": reasoned},
+        }
+
+
+def typed(text: str, rate: float = 25) -> Script:
+    """The text in pieces, `rate` of them a second: a word with the space before it, or a part of a long word."""
+    return (Step(1 / rate, piece) for piece in re.findall(r"\s*\S{1,12}|\s+", text))
+
+
+def echo(question: Question) -> Script:
+    """Repeats your question at a reader's pace and says what came with it. Start here."""
+    return typed(
+        f"You asked: {question.text}\n\nNumber of words: {question.words}. Number of messages in our conversation, "
+        f"this one included: {question.messages}. I am the demo model: I know nothing and cost nothing, but everything "
+        "between us is real, and my answer comes one word at a time. Reload the page or cut the connection while I "
+        "speak: I go on, and you get every word exactly once. Other demo models answer with Markdown, or with trouble."
+    )
+
+
+def markdown(question: Question) -> Script:
+    """A long answer in Markdown: headings, lists, a table, code, a quotation, a link."""
+    return typed(MARKDOWN.format(question=question, literal=json.dumps(question.topic, ensure_ascii=False)), rate=40)
+
+
+MARKDOWN = """\
+# About “{question.topic}”
+
+A demo **can't answer** that, but it can show what an answer may look like. Every part is _Markdown_.
+
+## What came in
+
+| What            | How many |
+| :-------------- | -------: |
+| Words           | {question.words} |
+| Messages so far | {question.messages} |
+
+## What to do with it
+
+1. Split it into words, with `str.split`.
+2. Number them:
+   - long words from one,
+   - short words from one, too.
+
+```python
+question = {literal}
+for number, word in enumerate(question.split(), start=1):
+    print(number, word, sep="\\t")
+```
+
+> Whoever counts the words need not understand them.
+
+The syntax is that of [CommonMark](https://commonmark.org/help/), with ~~no~~ tables from GitHub.
+"""
+
+
+def long(question: Question) -> Script:
+    """Four thousand words, 400 a second: to scroll through, and to interrupt."""
+    for number in range(1, 101):
+        yield from typed(
+            f"Paragraph {number} of 100 is one more about “{question.topic}”. It has a number, so it is easy to see "
+            "that none is missing, came twice or is out of place after the connection was lost in the middle.\n\n",
+            rate=400,
+        )
+
+
+def reasoning(question: Question) -> Script:
+    """Thinks first, then answers."""
+    thoughts = (
+        f"I am asked about “{question.topic}”. I can't look that up, so what would be useful? Who builds a front end "
+        "wants to see thoughts come first, apart from the answer, so that they can be folded. So I think for a while."
+    )
+    yield from (Step(step.after, reasoning=step.content) for step in typed(thoughts))
+    yield from typed(f"I have thought about “{question.topic}”, and this is the answer that follows the reasoning.")
+
+
+def slow(question: Question) -> Script:
+    """Is silent for eight seconds, then says one word a second."""
+    yield from itertools.repeat(Step(1), 8)
+    yield from typed("Thank you for waiting. A slow answer is an answer, too.", rate=1)
+
+
+def rate_limited(question: Question) -> NoReturn:
+    """Refuses with 429 and asks you to wait for a minute."""
+    raw = f"{question.model} is temporarily rate-limited upstream. Please retry shortly."
+    metadata = {"raw": raw, "provider_name": "Demo", "error_type": "rate_limit_exceeded"}
+    raise Fault(429, "Provider returned error", metadata, retry_after=60)
+
+
+def busy(question: Question) -> Script:
+    """Fails twice with 503 and answers the third time: shows that a failed try is tried again."""
+    if question.attempt % 3:
+        metadata = {"raw": "overloaded", "provider_name": "Demo", "error_type": "provider_overloaded"}
+        raise Fault(503, "Provider returned error", metadata)
+    return typed(f"I was busy twice. This is try number {question.attempt}, and the answer about “{question.topic}”.")
+
+
+def no_credit(question: Question) -> NoReturn:
+    """Refuses with 402: the account has no credit."""
+    raise Fault(402, "Insufficient credits. Add more using https://openrouter.ai/settings/credits")
+
+
+def moderated(question: Question) -> NoReturn:
+    """Refuses with 403: moderation has flagged your question."""
+    message = (
+        f'{question.model} requires moderation on Demo. Your input was flagged for "demo". No credits were charged.'
+    )
+    flagged = {"reasons": ["demo"], "flagged_input": question.topic, "provider_name": "Demo"}
+    raise Fault(403, message, flagged | {"model_slug": question.model})
+
+
+def cut_off(question: Question) -> Script:
+    """Loses the connection in the middle of the answer."""
+    yield from typed(f"An answer about “{question.topic}” that breaks off in the middle of")
+    raise CutOff
+
+
+def error(question: Question) -> Script:
+    """Reports an error in the middle of the answer."""
+    yield from typed(f"An answer about “{question.topic}” that goes well until the provider")
+    raise Fault(502, "Provider disconnected unexpectedly", {"raw": "connection reset", "provider_name": "Demo"})
+
+
+def length(question: Question) -> Script:
+    """Stops in the middle of a sentence, at its limit of tokens."""
+    yield from typed(
+        f"There would be much to say about “{question.topic}”, but an answer has a limit, and this one is at its"
+    )
+    yield Step(0, finish_reason="length")
+
+
+def silent(question: Question) -> Script:
+    """Accepts your question and says nothing for ever: stop it."""
+    return itertools.repeat(Step(1))
+
+
+def empty(question: Question) -> Script:
+    """Finishes without a word."""
+    return iter(())
+
+
+def unicode(question: Question) -> Script:
+    """Emoji, combining characters, right-to-left text and unusual line ends, one code point at a time."""
+    text = (
+        f"“{question.topic}”\n\n- Emoji: 👋🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🇪🇺, and one in two halves: \ud83d\ude80\n"
+        "- Combining characters: e\u0301 n\u0303 Z\u0351\u036ba\u0328l\u0334g\u0315o\u0341\n"
+        "- From right to left: שלום עולם, مرحبا بالعالم\n- Other scripts: 你好世界 こんにちは नमस्ते สวัสดี 𠮷\n"
+        "- Line ends that are none in JSON: U+2028\u2028U+2029\u2029U+0085\x85and no more."
+    )
+    return (Step(1 / 40, character) for character in text)
+
+
+MODELS: dict[str, Callable[[Question], Script]] = {
+    "demo/echo": echo,
+    "demo/markdown": markdown,
+    "demo/reasoning": reasoning,
+    "demo/long": long,
+    "demo/slow": slow,
+    "demo/unicode": unicode,
+    "demo/length": length,
+    "demo/empty": empty,
+    "demo/silent": silent,
+    "demo/busy": busy,
+    "demo/error": error,
+    "demo/cut-off": cut_off,
+    "demo/rate-limited": rate_limited,
+    "demo/no-credit": no_credit,
+    "demo/moderated": moderated,
+}

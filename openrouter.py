@@ -1,0 +1,375 @@
+"""The OpenRouter adapter: the models list and its cache, and one streamed completion as an iterator of typed values.
+
+Knows nothing of conversations, Starlette or the environment. Errors and wire format are in `wire`; any
+OpenAI-compatible server speaks the part of it that is used here.
+"""
+
+import asyncio
+import gzip
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import httpx
+
+from wire import (
+    Completion,
+    Delta,
+    EventParser,
+    Finish,
+    Generation,
+    NotConfigured,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+    generation_in,
+    parse_object,
+    refusal,
+    retry_after_seconds,
+)
+
+__all__ = ["Delta", "Finish", "Generation", "Models", "OpenRouter", "Timers", "UpstreamError"]
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_MODELS_BYTES = 32 * 1024 * 1024
+MAX_RETRY_AFTER = 30.0  # seconds that a `Retry-After` is waited for
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timers:
+    """Seconds that upstream is waited for."""
+
+    connect: float = 10.0
+    read: float = 60.0  # without a byte
+    delta: float = 300.0  # without a delta, whatever comments come
+    tail: float = 5.0  # for the usage, after the finish reason
+    retries: tuple[float, ...] = (0.5, 1.5)  # before the second and the third try
+    models: float = 3600.0  # that the models list is fresh
+    models_retry: float = 30.0  # after a failed refresh, until the next
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models list, encoded as the response's body, plain and gzipped."""
+
+    body: bytes
+    gzipped: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelsCache:
+    until: float  # of the monotonic clock
+    answer: Models
+    stale: Models  # the answer if the next fetch fails
+
+
+class OpenRouter:
+    """One upstream and the one client that all requests to it share. `aclose()` when done."""
+
+    def __init__(self, base_url: str, api_key: str, *, app_url: str, app_title: str, timers: Timers) -> None:
+        self._api_key = api_key
+        self._timers = timers
+        self._base_url = base_url.rstrip("/")
+        title = app_title.encode()
+        headers = [(b"HTTP-Referer", app_url.encode()), (b"X-Title", title), (b"X-OpenRouter-Title", title)]
+        if api_key:
+            headers.append((b"Authorization", f"Bearer {api_key}".encode()))
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(timers.read, connect=timers.connect, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            trust_env=not _is_loopback(self._base_url),  # a proxy of the environment can't reach this machine
+        )
+        self._models: _ModelsCache | None = None
+        self._refreshing: asyncio.Task[Models] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def aclose(self) -> None:
+        """Close every connection, those of given-up requests too, within about a second."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=1.0)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._client.aclose()
+
+    # Completions
+
+    async def stream(
+        self, model: str, turns: Sequence[tuple[str, str]], traceparent: str | None = None
+    ) -> AsyncGenerator[Generation | Delta | Finish, None]:
+        """The answer to `turns` (role, content), ended by a `Finish`. Raises `UpstreamError`.
+
+        A failed try is repeated, but never after the first delta. Cancel the task that reads it once at the most.
+        """
+        if not self._api_key:
+            raise NotConfigured
+        body = _encode_request(model, turns)
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        if traceparent:
+            headers["traceparent"] = traceparent
+        for number, pause in enumerate((*self._timers.retries, None), start=1):
+            has_delta = False
+            request = self._client.build_request(
+                "POST", f"{self._base_url}/chat/completions", content=body, headers=headers
+            )
+            try:
+                async with aclosing(self._try(request)) as values:
+                    async for value in values:
+                        has_delta = has_delta or isinstance(value, Delta)
+                        yield value
+                return
+            except UpstreamError as error:
+                if has_delta or pause is None or not error.retryable or (error.retry_after or 0) > MAX_RETRY_AFTER:
+                    raise
+                pause = max(pause, error.retry_after or 0)
+                logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
+            await asyncio.sleep(pause)
+
+    async def _try(self, request: httpx.Request) -> AsyncGenerator[Generation | Delta | Finish, None]:
+        with _translated():
+            response = await self._send(request)
+        completion = Completion(self._api_key)
+        chunks = response.aiter_bytes()
+        try:
+            await self._check(response)
+            if generation := generation_in(response.headers.get("x-generation-id")):
+                completion.generation_id = generation.id
+                yield generation
+            async with aclosing(self._values(chunks, completion)) as values:
+                async for value in values:
+                    yield value
+        finally:
+            # After `[DONE]` the rest is read elsewhere, so that the connection can be used again.
+            if completion.done:
+                self._own(_read_out(response, chunks))
+            else:
+                await response.aclose()
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        # httpx leaks a pool slot when it is cancelled between connecting and sending. So it sends in a task of its
+        # own, which `_give_up` cancels once the request is out; `trace` tells when.
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def trace(event: str, _: object) -> None:
+            if event.endswith("send_request_body.complete") and not sent.done():
+                sent.set_result(None)
+
+        request.extensions["trace"] = trace
+        sending = asyncio.create_task(self._client.send(request, stream=True))
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            self._own(self._give_up(sending, sent))
+            raise
+
+    async def _give_up(self, sending: asyncio.Task[httpx.Response], sent: asyncio.Future[None]) -> None:
+        first: set[asyncio.Future[Any]] = {sending, sent}
+        await asyncio.wait(first, timeout=self._timers.connect, return_when=asyncio.FIRST_COMPLETED)
+        sending.cancel()
+        [response] = await asyncio.gather(sending, return_exceptions=True)
+        if isinstance(response, httpx.Response):
+            await response.aclose()
+
+    async def _check(self, response: httpx.Response) -> None:
+        content_type = response.headers.get("content-type", "text/event-stream")
+        if response.status_code == 200 and content_type.lower().startswith("text/event-stream"):
+            return
+        body = await self._error_body(response)
+        if response.status_code >= 400 or body.get("error"):
+            retry_after = retry_after_seconds(response.headers.get("retry-after"))
+            status = response.status_code if response.status_code >= 400 else None
+            raise refusal(status, body, retry_after, self._api_key)
+        raise UpstreamBroken(
+            f"Upstream answered with status {response.status_code} and no event stream: check OPENROUTER_BASE_URL."
+        )
+
+    async def _error_body(self, response: httpx.Response) -> dict[str, Any]:
+        """The JSON object in an error's response; empty if there is none, as on an edge's HTML page."""
+        body = b""
+        try:
+            with _translated():
+                async with asyncio.timeout(self._timers.tail):
+                    async for chunk in response.aiter_bytes():
+                        body += chunk
+                        if len(body) > MAX_ERROR_BYTES:
+                            return {}
+            return parse_object(body)
+        except (UpstreamError, TimeoutError):
+            return {}
+
+    async def _values(
+        self, chunks: AsyncIterator[bytes], completion: Completion
+    ) -> AsyncGenerator[Generation | Delta | Finish, None]:
+        parser = EventParser()
+        loop = asyncio.get_running_loop()
+        last_delta = loop.time()
+        while not completion.done:
+            chunk = await self._next(chunks, completion, last_delta + self._timers.delta)
+            values, error = _take(completion, parser.feed(chunk) if chunk else parser.close())
+            for value in values:
+                yield value
+            if error and (chunk or isinstance(error, UpstreamRefused)):
+                raise error
+            if not chunk:
+                break  # an event that was cut off here can't be read: `finish` says what that means
+            if values:
+                last_delta = loop.time()
+        yield completion.finish()
+
+    async def _next(self, chunks: AsyncIterator[bytes], completion: Completion, patience_ends: float) -> bytes:
+        """The next bytes, empty at the end; a whole completion needs nothing more, so no error there either."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timers.tail if completion.whole else patience_ends
+        near = deadline - loop.time() < self._timers.read  # httpx's own timer is for everything further away
+        try:
+            with _translated():
+                async with asyncio.timeout_at(deadline if near else None):
+                    return await anext(chunks, b"")
+        except TimeoutError:
+            error: UpstreamError = UpstreamTimeout(f"Upstream sent no text for {self._timers.delta:g} s.")
+        except UpstreamError as caught:
+            error = caught
+        if completion.whole:
+            return b""
+        raise error
+
+    # The models list
+
+    async def models(self) -> Models:
+        """The models list, fetched once however many ask. Raises `UpstreamError` if there is none at all."""
+        if self._models is not None and time.monotonic() < self._models.until:
+            logger.info("models served from the cache")
+            return self._models.answer
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self._own(self._refresh())
+        return await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> Models:
+        try:
+            fetched, cached, stale = await self._fetch_models()
+        except UpstreamError as error:
+            logger.warning("models not fetched: %s, code %d", _name(error), error.code)
+            if self._models is None:
+                raise
+            until = time.monotonic() + self._timers.models_retry
+            self._models = replace(self._models, until=until, answer=self._models.stale)
+            return self._models.stale
+        self._models = _ModelsCache(time.monotonic() + self._timers.models, cached, stale)
+        return fetched
+
+    async def _fetch_models(self) -> list[Models]:
+        started = time.monotonic()
+        body = bytearray()
+        with _translated():
+            async with self._client.stream("GET", f"{self._base_url}/models") as response:
+                await self._check_models(response)
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > MAX_MODELS_BYTES or time.monotonic() - started > self._timers.read:
+                        raise UpstreamBroken("Upstream's models list is too long or comes too slowly.")
+        models = await asyncio.to_thread(_encode_models, bytes(body))
+        logger.info("models fetched: %d bytes in %.2f s", len(body), time.monotonic() - started)
+        return models
+
+    async def _check_models(self, response: httpx.Response) -> None:
+        if response.status_code >= 400:
+            raise refusal(response.status_code, await self._error_body(response), None, self._api_key)
+
+    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._disown)
+        return task
+
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # who asked for the models has had it; who left doesn't need it
+
+
+def _encode_request(model: str, turns: Sequence[tuple[str, str]]) -> bytes:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    # `include_usage` is for local servers; OpenRouter reports usage anyway.
+    body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _take(completion: Completion, events: Iterator[bytes]) -> tuple[list[Generation | Delta], UpstreamError | None]:
+    """The values in all events that came together, neighbouring deltas merged, and the error that ended them."""
+    values: list[Generation | Delta] = []
+    try:
+        for data in events:
+            for value in completion.take(data):
+                last = values[-1] if values else None
+                if isinstance(value, Delta) and isinstance(last, Delta) and value.kind == last.kind:
+                    values[-1] = Delta(value.kind, last.text + value.text)
+                else:
+                    values.append(value)
+    except UpstreamError as error:
+        return values, error
+    return values, None
+
+
+async def _read_out(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
+    with suppress(httpx.HTTPError, TimeoutError):  # the answer is whole; at worst the connection isn't used again
+        async with asyncio.timeout(1.0):
+            async for _ in chunks:
+                pass
+    await response.aclose()
+
+
+def _encode_models(body: bytes) -> list[Models]:
+    """The response's bodies: as fetched just now, from the cache, stale."""
+    models = parse_object(body).get("data")
+    try:
+        encoded = json.dumps(models, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):
+        models = None
+    if not isinstance(models, list):
+        raise UpstreamBroken("Upstream's models list isn't one: check OPENROUTER_BASE_URL.")
+    etag = f'W/"{hashlib.sha256(encoded).hexdigest()[:32]}"'
+    fetched_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    answers = []
+    for cached, stale in ((False, False), (True, False), (True, True)):
+        state = json.dumps({"cached": cached, "stale": stale, "fetched_at": fetched_at})
+        answer = b'{"models":' + encoded + b"," + state[1:].encode()
+        answers.append(Models(answer, gzip.compress(answer, 6), etag))
+    return answers
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """httpx's errors as this module's: the one place where they meet."""
+    try:
+        yield
+    except httpx.ConnectTimeout as error:
+        raise UpstreamTimeout("Upstream took too long to accept a connection.") from error
+    except httpx.TimeoutException as error:
+        raise UpstreamTimeout("Upstream was silent for too long.") from error
+    except (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
+        raise UpstreamUnreachable from error
+    except httpx.HTTPError as error:
+        raise UpstreamBroken("The connection to upstream broke, or what came can't be read.") from error
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _name(error: UpstreamError) -> str:
+    return type(error).__name__

@@ -1,0 +1,336 @@
+"""Replies in progress: one task each, which no connection owns, and any number of readers that follow it.
+
+Knows nothing of HTTP or upstream's JSON. A reply ends once, in `_finish`: when upstream ends, when it is stopped or
+deleted, at one of its limits, or at the end of a drain. Readers pull from the message's transcript with a position
+of their own; nothing is queued for them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from openrouter import Delta, Generation, OpenRouter, UpstreamError
+from store import Ending, Failure, Kind, Message, NotFound, OwedReply, Store, StoreFull, ended
+
+MAX_READERS = 1_000  # of one reply
+SLICE_CHARS = 16_384  # at the most in one event, so that a reader who lags needs little memory
+WAKE_INTERVAL = 0.016  # seconds; a screen shows no more than 60 changes a second
+
+logger = logging.getLogger(__name__)
+
+
+class Unavailable(Exception):
+    """No further reply now; its text is a sentence for the person who asked, `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Reply:
+    """One reply as its readers see it. `message` is in its final state once `ended` is true."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.ended = message.status != "streaming"
+        self.readers = 0
+        self._changed = asyncio.Event()
+        self._next_wake = 0.0  # of the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def follow(self, position: int) -> AsyncGenerator[tuple[Kind, str], None]:
+        """The text from `position` (in characters) on, as it comes, until the reply has ended."""
+        self.readers += 1
+        logger.debug("reply %s: a reader joins at %d", self.message.id, position)
+        try:
+            while True:
+                changed, ended = self._changed, self.ended
+                for kind, text in self.message.transcript.read(position, SLICE_CHARS):
+                    position += len(text)
+                    yield kind, text
+                if position < self.message.transcript.length:
+                    continue
+                if ended:
+                    return
+                await changed.wait()
+        finally:
+            self.readers -= 1
+            logger.debug("reply %s: a reader leaves at %d", self.message.id, position)
+
+    async def wait(self) -> Message:
+        """The message in its final state."""
+        while not self.ended:
+            await self._changed.wait()
+        return self.message
+
+    def grew(self) -> None:
+        """Wake the readers: at once for the first text, then once in `WAKE_INTERVAL` at the most."""
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._next_wake:
+                self._wake()
+            else:
+                self._timer = loop.call_at(self._next_wake, self._wake)
+
+    def end(self, message: Message) -> None:
+        """Nothing more comes; `message` is in its final state."""
+        self.message, self.ended = message, True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._next_wake = asyncio.get_running_loop().time() + WAKE_INTERVAL
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyLimits:
+    """Each is named like the setting that decides it."""
+
+    max_replies: int = 1_000  # in progress
+    max_reply_chars: int = 1_000_000  # reasoning counts
+    reply_timeout: float = 900.0  # seconds
+
+
+class _Running(Reply):
+    """A reply in progress, with the task that makes it."""
+
+    def __init__(self, conversation_id: str, message: Message) -> None:
+        super().__init__(message)
+        self.conversation_id = conversation_id
+        self.task: asyncio.Task[Ending] | None = None
+        self.generation_id: str | None = None
+        self.ending: Ending | None = None  # why it was interrupted
+        self.started = time.monotonic()
+
+    def interrupt(self, ending: Ending) -> None:
+        """End it early, in this way. The task is cancelled once at the most: httpx doesn't bear a second time."""
+        if self.ending is None and self.task is not None and not self.task.done():
+            self.ending = ending
+            self.task.cancel()
+
+
+class Replies:
+    """All replies in progress, one a conversation at the most."""
+
+    def __init__(self, store: Store, openrouter: OpenRouter, limits: ReplyLimits) -> None:
+        self._store = store
+        self._openrouter = openrouter
+        self._limits = limits
+        self._running: dict[str, _Running] = {}  # by conversation
+        self._beginning: dict[str, asyncio.Task[Reply]] = {}  # by conversation
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._draining_for: int | None = None  # seconds
+
+    @property
+    def in_progress(self) -> int:
+        """How many there are."""
+        return len(self._running)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is on its way out."""
+        return self._draining_for is not None
+
+    def check_open(self) -> None:
+        """Raises `Unavailable` when no more questions are taken."""
+        if self._draining_for is not None:
+            raise Unavailable("The service is restarting: try again in a moment.", max(1, self._draining_for))
+
+    async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
+        """The reply in progress or, if there is none, the one that is owed; requests that come together share it.
+
+        Raises what `Store.begin_reply` raises, and `Unavailable`.
+        """
+        beginning = self._beginning.get(conversation_id)
+        if beginning is None:
+            # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
+            beginning = self._own(self._begin(conversation_id, model, traceparent))
+            self._beginning[conversation_id] = beginning
+            beginning.add_done_callback(lambda _: self._beginning.pop(conversation_id))
+        return await asyncio.shield(beginning)
+
+    async def find(self, conversation_id: str, message_id: str) -> Reply | None:
+        """The reply with this message, in progress or not; None if there is none. Raises `NotFound`."""
+        message = await self._store.message(conversation_id, message_id)
+        if message is None or message.role != "assistant":
+            return None
+        return self._reply(conversation_id, message)
+
+    async def stop(self, conversation_id: str) -> Message | None:
+        """Stop the reply in progress and keep its text; None if there is none."""
+        running = await self._current(conversation_id)
+        if running is None:
+            return None
+        running.interrupt(Ending("stopped"))
+        return await running.wait()
+
+    async def forget(self, conversation_id: str, message_id: str) -> None:
+        """End the reply whose message was deleted; its readers see it stopped."""
+        running = await self._current(conversation_id)
+        if running is not None and running.message.id == message_id:
+            running.interrupt(Ending("stopped"))
+            await running.wait()
+
+    async def drain(self, grace: float) -> None:
+        """Take no new questions, give the replies in progress `grace` seconds, then end them."""
+        self._draining_for = round(grace)
+        await self._all_ended(grace)
+        self.cut()
+        await self._all_ended(1.0)
+
+    def cut(self) -> None:
+        """End the replies in progress now."""
+        for running in list(self._running.values()):
+            running.interrupt(_failed(503, "The service is restarting: ask again in a moment."))
+
+    async def _all_ended(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._tasks and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+
+    async def _current(self, conversation_id: str) -> _Running | None:
+        if beginning := self._beginning.get(conversation_id):
+            await asyncio.wait({beginning})
+        return self._running.get(conversation_id)
+
+    async def _begin(self, conversation_id: str, model: str | None, traceparent: str | None) -> Reply:
+        running = self._running.get(conversation_id)
+        if running is None or running.ended:
+            self.check_open()
+            self._check_room()
+        owed = await self._store.begin_reply(conversation_id, model)
+        if owed.history is None:
+            return self._reply(conversation_id, owed.message)
+        running = _Running(conversation_id, owed.message)
+        self._running[conversation_id] = running
+        running.task = self._own(self._make(running, owed, traceparent))
+        running.task.add_done_callback(partial(self._made, running))
+        message = running.message
+        logger.info(
+            "streaming started: reply %s in conversation %s, model %s", message.id, conversation_id, message.model
+        )
+        return running
+
+    def _check_room(self) -> None:
+        if len(self._running) >= self._limits.max_replies:
+            raise Unavailable(
+                f"Too many replies are in progress (MAX_REPLIES is {self._limits.max_replies}): "
+                "try again when one has ended, or raise MAX_REPLIES.",
+                retry_after=5,
+            )
+
+    def _reply(self, conversation_id: str, message: Message) -> Reply:
+        running = self._running.get(conversation_id)
+        return running if running is not None and running.message.id == message.id else Reply(message)
+
+    async def _make(self, running: _Running, owed: OwedReply, traceparent: str | None) -> Ending:
+        expiry = asyncio.get_running_loop().call_later(self._limits.reply_timeout, self._expire, running)
+        try:
+            return await self._relay(running, owed, traceparent)
+        finally:
+            expiry.cancel()
+
+    async def _relay(self, running: _Running, owed: OwedReply, traceparent: str | None) -> Ending:
+        message = owed.message
+        turns = [("system", owed.system_prompt)] if owed.system_prompt is not None else []
+        turns += [(str(m.role), m.transcript.content) for m in owed.history or ()]
+        async with aclosing(self._openrouter.stream(message.model or "", turns, traceparent)) as values:
+            async for value in values:
+                if isinstance(value, Delta):
+                    await self._extend(running, value)
+                elif isinstance(value, Generation):
+                    running.generation_id = value.id
+                else:
+                    return Ending("complete", value.finish_reason, value.usage)
+        raise AssertionError("a stream of values ends with Finish or an exception")
+
+    async def _extend(self, running: _Running, delta: Delta) -> None:
+        message = running.message
+        room = self._limits.max_reply_chars - message.transcript.length
+        await self._store.extend_reply(running.conversation_id, message.id, delta.kind, delta.text[:room])
+        running.grew()
+        if len(delta.text) > room:
+            raise _TooLong
+
+    def _expire(self, running: _Running) -> None:
+        seconds = self._limits.reply_timeout
+        running.interrupt(_failed(504, f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows."))
+
+    def _made(self, running: _Running, task: asyncio.Task[Ending]) -> None:
+        # A callback, not a `finally` in the task: one that is cancelled before its first step never enters its body.
+        self._own(self._finish(running, self._ending(running, task)))
+
+    def _ending(self, running: _Running, task: asyncio.Task[Ending]) -> Ending:
+        if task.cancelled():
+            return running.ending or _failed(503, "The service is restarting: ask again in a moment.")
+        error = task.exception()
+        match error:
+            case None:
+                return task.result()
+            case UpstreamError():
+                failure = Failure(error.code, error.message, error.retryable, error.retry_after)
+                return Ending("failed", error=failure)
+            case NotFound():
+                return Ending("stopped")
+            case StoreFull():
+                return _failed(507, str(error))
+            case _TooLong():
+                most = self._limits.max_reply_chars
+                return _failed(502, f"The reply is longer than MAX_REPLY_CHARS ({most}) and was cut off there.")
+        logger.error("reply %s crashed", running.message.id, exc_info=error)
+        return _failed(500, "The service failed; its log says where.")
+
+    async def _finish(self, running: _Running, ending: Ending) -> None:
+        ending = replace(ending, generation_id=running.generation_id)
+        message = None
+        try:
+            message = await self._store.finish_reply(running.conversation_id, running.message.id, ending)
+        except Exception:
+            logger.exception("reply %s could not be stored", running.message.id)
+        if self._running.get(running.conversation_id) is running:
+            del self._running[running.conversation_id]
+        running.end(message or ended(running.message, ending))
+        _log_end(running)
+
+    def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._disown)
+        return task
+
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # who waits for it gets it; who left doesn't need it
+
+
+class _TooLong(Exception):
+    """The reply passed MAX_REPLY_CHARS."""
+
+
+def _failed(code: int, message: str) -> Ending:
+    return Ending("failed", error=Failure(code, message, retryable=True))
+
+
+def _log_end(running: _Running) -> None:
+    message = running.message
+    logger.log(
+        logging.WARNING if message.error else logging.INFO,
+        "streaming completed: reply %s in conversation %s, model %s, %.2f s, %d characters, status %s%s",
+        message.id,
+        running.conversation_id,
+        message.model,
+        time.monotonic() - running.started,
+        message.transcript.length,
+        message.status,
+        f", code {message.error.code}, generation {message.generation_id}" if message.error else "",
+    )

@@ -1,0 +1,468 @@
+"""The HTTP API: read and check the request, call the store, the replies or the adapter, shape the response.
+
+Knows nothing of httpx, upstream's JSON or the environment. Errors travel as exceptions and become problem responses
+(RFC 9457) in one table, `STATUS_OF`.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypedDict
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
+
+from openrouter import OpenRouter, UpstreamError
+from replies import MAX_READERS, Replies, Reply, Unavailable
+from store import Conversation, Failure, Message, NotFound, NothingOwed, ReplyInProgress, Store, StoreFull
+
+VERSION = "0.1.0"
+
+BODY_TIMEOUT = 30.0  # seconds for a whole body
+KEEP_ALIVE = 15  # seconds between comments on a silent stream
+SEND_TIMEOUT = 30.0  # seconds that a reader may leave unread what was sent
+RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
+
+_CURSOR = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|\d{1,9})")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_OPENAPI = Path(__file__).with_name("openapi.json").read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much a request may carry; each is named like the setting that decides it."""
+
+    max_body_bytes: int = 1024 * 1024
+    max_message_chars: int = 200_000
+
+
+class State(TypedDict):
+    """What the lifespan yields and every request sees."""
+
+    store: Store
+    replies: Replies
+    openrouter: OpenRouter
+    bounds: Bounds
+
+
+Request = StarletteRequest[State]
+
+
+class Rejected(Exception):
+    """A request that can't be taken; `errors` names the fields of a bad body."""
+
+    def __init__(
+        self, status: int, detail: str, errors: list[dict[str, str]] | None = None, *, close: bool = False
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.errors = errors
+        self.close = close  # the connection, since the rest of the body may never end
+
+
+# The API, in the order of the README's table.
+
+
+async def index(request: Request) -> Response:
+    links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health", "models": "/models"}
+    return JSONResponse({"name": "chat-relay", "version": VERSION, **links})
+
+
+async def health(request: Request) -> Response:
+    replies = request.state["replies"]
+    conversations, messages = await request.state["store"].counts()
+    body = {
+        "status": "draining" if replies.draining else "ok",
+        "conversations": conversations,
+        "messages": messages,
+        "replies_in_progress": replies.in_progress,
+    }
+    return JSONResponse(body, status_code=503 if replies.draining else 200)
+
+
+async def list_models(request: Request) -> Response:
+    models = await request.state["openrouter"].models()
+    headers = {"ETag": models.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if _none_match(request.headers.get("if-none-match", ""), models.etag):
+        return Response(status_code=304, headers=headers)
+    if re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", request.headers.get("accept-encoding", "")):
+        headers["Content-Encoding"] = "gzip"
+        return Response(models.gzipped, headers=headers, media_type="application/json")
+    return Response(models.body, headers=headers, media_type="application/json")
+
+
+async def create_conversation(request: Request) -> Response:
+    rules = {"default_model": _model(nullable=True), "title": _title(), "system_prompt": _prompt(request)}
+    fields = await _read_fields(request, rules, optional=True)
+    conversation = await request.state["store"].create_conversation(**fields)
+    location = f"/conversations/{conversation.id}"
+    return JSONResponse(_conversation(conversation), status_code=201, headers={"Location": location})
+
+
+async def list_conversations(request: Request) -> Response:
+    limit, cursor = request.query_params.get("limit", "50"), request.query_params.get("cursor")
+    if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
+        raise Rejected(400, "`limit` can't be read: it must be a whole number from 1 to 200.")
+    if cursor and not _CURSOR.fullmatch(cursor):
+        raise Rejected(400, "`cursor` can't be read: it must be the `next_cursor` of the page before.")
+    page, next_cursor = await request.state["store"].list_conversations(int(limit), cursor or None)
+    return JSONResponse({"conversations": [_conversation(entry) for entry in page], "next_cursor": next_cursor})
+
+
+async def get_conversation(request: Request) -> Response:
+    return JSONResponse(_conversation(await request.state["store"].conversation(_id(request))))
+
+
+async def update_conversation(request: Request) -> Response:
+    rules = {"default_model": _model(), "title": _title(), "system_prompt": _prompt(request)}
+    await request.state["store"].conversation(_id(request))
+    fields = await _read_fields(request, rules)
+    return JSONResponse(_conversation(await request.state["store"].update_conversation(_id(request), fields)))
+
+
+async def delete_conversation(request: Request) -> Response:
+    in_progress = await request.state["store"].delete_conversation(_id(request))
+    if in_progress is not None:
+        await request.state["replies"].forget(_id(request), in_progress)
+    return Response(status_code=204)
+
+
+async def add_message(request: Request) -> Response:
+    request.state["replies"].check_open()
+    await request.state["store"].conversation(_id(request))
+    rules = {"content": _content(request), "model": _model(nullable=True)}
+    fields = await _read_fields(request, rules, required="content")
+    message = await request.state["store"].add_user_message(_id(request), **fields)
+    return JSONResponse(_message(message), status_code=201)
+
+
+async def list_messages(request: Request) -> Response:
+    messages = await request.state["store"].messages(_id(request))
+    return JSONResponse({"messages": [_message(message) for message in messages]})
+
+
+async def delete_messages(request: Request) -> Response:
+    message_id = request.path_params["message_id"]
+    in_progress = await request.state["store"].delete_messages_from(_id(request), message_id)
+    if in_progress is not None:
+        await request.state["replies"].forget(_id(request), in_progress)
+    return Response(status_code=204)
+
+
+async def stream_reply(request: Request) -> Response:
+    if request.method == "HEAD":
+        await request.state["store"].conversation(_id(request))
+        return Response(headers=_STREAM_HEADERS, media_type="text/event-stream")
+    last_event_id = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    if last_event_id:
+        return await _resumed(request, last_event_id)
+    model = request.query_params.get("model") or None
+    if complaint := _model(nullable=True).complaint(model):
+        raise _unprocessable([{"field": "model", "message": complaint}])
+    reply = await request.state["replies"].start(_id(request), model, request.headers.get("traceparent"))
+    return _event_stream(reply, 0)
+
+
+async def stop_reply(request: Request) -> Response:
+    await request.state["store"].conversation(_id(request))
+    message = await request.state["replies"].stop(_id(request))
+    return JSONResponse(_message(message)) if message else Response(status_code=204)
+
+
+async def openapi(request: Request) -> Response:
+    return Response(_OPENAPI, media_type="application/json")
+
+
+routes = [
+    Route("/", index),
+    Route("/health", health),
+    Route("/models", list_models),
+    Route("/conversations", create_conversation, methods=["POST"]),
+    Route("/conversations", list_conversations),
+    Route("/conversations/{id}", get_conversation),
+    Route("/conversations/{id}", update_conversation, methods=["PATCH"]),
+    Route("/conversations/{id}", delete_conversation, methods=["DELETE"]),
+    Route("/conversations/{id}/messages", add_message, methods=["POST"]),
+    Route("/conversations/{id}/messages", list_messages),
+    Route("/conversations/{id}/messages/{message_id}", delete_messages, methods=["DELETE"]),
+    Route("/conversations/{id}/stream", stream_reply),
+    Route("/conversations/{id}/stream", stop_reply, methods=["DELETE"]),
+    Route("/openapi.json", openapi),
+]
+
+
+# Errors: one builder, one table.
+
+STATUS_OF: dict[type[Exception], int] = {
+    NotFound: 404,
+    ReplyInProgress: 409,
+    NothingOwed: 409,
+    StoreFull: 507,
+    Unavailable: 503,
+    ClientDisconnect: 400,  # nobody is there to read it
+}
+
+
+def problem(
+    status: int, detail: str, *, headers: Mapping[str, str] | None = None, errors: list[dict[str, str]] | None = None
+) -> Response:
+    """A problem response: https://www.rfc-editor.org/rfc/rfc9457"""
+    body: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    body |= {"detail": detail} | ({"errors": errors} if errors else {})
+    return JSONResponse(body, status, headers, "application/problem+json")
+
+
+async def problem_of(request: StarletteRequest, error: Exception) -> Response:
+    """The response to any exception in the table."""
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else None
+    return problem(STATUS_OF[type(error)], str(error) or "The client left.", headers=headers)
+
+
+async def rejection(request: StarletteRequest, error: Exception) -> Response:
+    """The response to a request that can't be taken."""
+    assert isinstance(error, Rejected)
+    headers = {"Connection": "close"} if error.close else None
+    return problem(error.status, str(error), headers=headers, errors=error.errors)
+
+
+async def upstream_problem(request: StarletteRequest, error: Exception) -> Response:
+    """The response where upstream fails and nothing is cached: unreachable, timed out, or anything else."""
+    assert isinstance(error, UpstreamError)
+    return problem(error.code if error.code in (503, 504) else 502, error.message)
+
+
+async def routing_problem(request: StarletteRequest, error: Exception) -> Response:
+    """An unknown path, or a method that it doesn't have."""
+    assert isinstance(error, HTTPException)
+    if error.status_code != 405:
+        return problem(error.status_code, f"There is nothing at this path. {_SEE_DOCS}")
+    allowed = sorted({method for route in routes for method in _methods(route, request)})
+    detail = f"{request.method} isn't possible here; {', '.join(allowed)} would be. {_SEE_DOCS}"
+    return problem(405, detail, headers={"Allow": ", ".join(allowed)})
+
+
+exception_handlers = {
+    **dict.fromkeys(STATUS_OF, problem_of),
+    Rejected: rejection,
+    UpstreamError: upstream_problem,
+    HTTPException: routing_problem,
+}
+
+_SEE_DOCS = "The API is described at /docs."
+
+
+def _methods(route: Route, request: StarletteRequest) -> set[str]:
+    match, _ = route.matches(request.scope)
+    return set() if match is Match.NONE else route.methods or set()
+
+
+# The stream: https://html.spec.whatwg.org/multipage/server-sent-events.html
+
+_STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+
+
+async def _resumed(request: Request, last_event_id: str) -> Response:
+    match = _EVENT_ID.fullmatch(last_event_id)
+    if match is None:
+        raise Rejected(400, "`Last-Event-ID` can't be read: it must be the `id` of an event of this stream.")
+    message_id, place = match.groups()
+    reply = await request.state["replies"].find(_id(request), message_id)
+    if reply is None or place == "end":
+        return Response(status_code=204)
+    if int(place) > reply.message.transcript.length:
+        raise Rejected(400, "`Last-Event-ID` can't be right: the reply has fewer characters than it says.")
+    return _event_stream(reply, int(place))
+
+
+def _event_stream(reply: Reply, position: int) -> Response:
+    if reply.readers >= MAX_READERS:
+        raise Unavailable(f"The reply has {MAX_READERS} readers, more than that is not served.", retry_after=5)
+    return EventSourceResponse(
+        _events(reply, position),
+        headers={**_STREAM_HEADERS, "X-Message-Id": reply.message.id, "X-Model": reply.message.model or ""},
+        ping=KEEP_ALIVE,
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+        send_timeout=SEND_TIMEOUT,
+        shutdown_grace_period=0.5,
+    )
+
+
+async def _events(reply: Reply, position: int) -> AsyncGenerator[bytes, None]:
+    message = reply.message
+    id_line = f"id: {message.id}:"
+    start = json.dumps({"message_id": message.id, "model": message.model})
+    yield f"event: start\n{id_line}{position}\nretry: {RETRY_MS}\ndata: {start}\n\n".encode()
+    async with aclosing(reply.follow(position)) as runs:
+        async for kind, text in runs:
+            position += len(text)
+            event = "event: reasoning\n" if kind == "reasoning" else ""
+            # json.dumps escapes all but ASCII: clients exist that split lines at U+2028.
+            yield f'{event}{id_line}{position}\ndata: {{"{kind}": {json.dumps(text)}}}\n\n'.encode()
+    yield f"{id_line}end\ndata: {json.dumps(_last_event(reply.message))}\n\n".encode()
+
+
+def _last_event(message: Message) -> dict[str, Any]:
+    if message.error is not None:
+        return {"error": _failure(message.error), "message_id": message.id}
+    return {
+        "done": True,
+        "message_id": message.id,
+        "model": message.model,
+        "status": message.status,
+        "finish_reason": message.finish_reason,
+        "usage": message.usage,
+    }
+
+
+# What goes out.
+
+
+def _conversation(conversation: Conversation) -> dict[str, Any]:
+    return {name: getattr(conversation, name) for name in Conversation.__slots__}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    return {
+        "id": message.id,
+        "role": message.role,
+        "content": message.transcript.content,
+        "model": message.model,
+        "timestamp": message.timestamp,
+        "status": message.status,
+        "finish_reason": message.finish_reason,
+        "reasoning": message.transcript.reasoning or None,
+        "usage": message.usage,
+        "error": _failure(message.error) if message.error else None,
+        "generation_id": message.generation_id,
+    }
+
+
+def _failure(failure: Failure) -> dict[str, Any]:
+    return {name: getattr(failure, name) for name in Failure.__slots__}
+
+
+# What comes in.
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What a string in a body must be."""
+
+    most: int  # characters
+    setting: str = ""  # that decides `most`
+    nullable: bool = True
+    printable: bool = False  # ASCII alone: it is sent in a header
+
+    def complaint(self, value: object) -> str | None:
+        if value is None and self.nullable:
+            return None
+        if not isinstance(value, str):
+            return f"must be a string{' or null' if self.nullable else ''}"
+        if not value.strip():
+            return "must not be blank"
+        if len(value) > self.most:
+            return f"must have at most {self.most} characters{f' ({self.setting})' if self.setting else ''}"
+        if self.printable and not (value.isascii() and value.isprintable()):
+            return "must be printable ASCII, such as openai/gpt-5-mini"
+        if _SURROGATE.search(value):
+            return "must be text that UTF-8 can carry: it has one half of a surrogate pair"
+        return None
+
+
+def _model(*, nullable: bool = False) -> _Text:
+    return _Text(200, nullable=nullable, printable=True)
+
+
+def _title() -> _Text:
+    return _Text(200)
+
+
+def _prompt(request: Request) -> _Text:
+    return _Text(request.state["bounds"].max_message_chars, "MAX_MESSAGE_CHARS")
+
+
+def _content(request: Request) -> _Text:
+    return _Text(request.state["bounds"].max_message_chars, "MAX_MESSAGE_CHARS", nullable=False)
+
+
+async def _read_fields(
+    request: Request, rules: Mapping[str, _Text], *, optional: bool = False, required: str | None = None
+) -> dict[str, Any]:
+    """The body's fields, each as its rule wants it. Raises `Rejected`."""
+    body = await _read_body(request)
+    if not body and optional:
+        return {}
+    media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    if body and (media_type.strip() != "application/json" or ("charset" in parameters and "utf-8" not in parameters)):
+        raise Rejected(415, "The body must be declared as JSON in UTF-8: `Content-Type: application/json`.")
+    fields = _parse(body)
+    if not isinstance(fields, dict):
+        raise _unprocessable([{"field": "", "message": "must be a JSON object"}])
+    errors = [{"field": _shown(name), "message": "is not a field here"} for name in fields if name not in rules][:20]
+    if required and required not in fields:
+        errors.append({"field": required, "message": "is required"})
+    complaints = {name: rule.complaint(fields[name]) for name, rule in rules.items() if name in fields}
+    errors += [{"field": name, "message": complaint} for name, complaint in complaints.items() if complaint]
+    if errors:
+        raise _unprocessable(errors)
+    return fields
+
+
+async def _read_body(request: Request) -> bytes:
+    most = request.state["bounds"].max_body_bytes
+    too_large = f"The body is larger than MAX_BODY_BYTES ({most} bytes) allows."
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > most:
+        raise Rejected(413, too_large)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise Rejected(413, too_large, close=True)
+    except TimeoutError:
+        raise Rejected(408, f"The body didn't arrive within {BODY_TIMEOUT:g} s.", close=True) from None
+    return bytes(body)
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise Rejected(400, "The body isn't UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise Rejected(400, 'The body isn\'t JSON, such as {"content": "Hello"}.') from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unprocessable(errors: list[dict[str, str]]) -> Rejected:
+    told = "; ".join(f"{error['field'] or 'the body'} {error['message']}" for error in errors)
+    return Rejected(422, f"The request can't be taken as it is: {told}.", errors)
+
+
+def _shown(name: str) -> str:
+    return name[:80].encode(errors="backslashreplace").decode()
+
+
+def _id(request: Request) -> str:
+    return str(request.path_params["id"])
+
+
+def _none_match(header: str, etag: str) -> bool:
+    """RFC 9110, 13.1.2: a weak comparison."""
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return "*" in tags or etag.removeprefix("W/") in tags

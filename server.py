@@ -1,0 +1,532 @@
+"""The service: settings, the app with its middleware and lifespan, logging, and `python server.py`.
+
+Knows nothing of what a conversation or an event looks like.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import json
+import logging
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from dotenv import dotenv_values
+from sse_starlette.sse import AppStatus, SendTimeoutError
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import demo
+from openrouter import OpenRouter, Timers
+from replies import Replies, ReplyLimits
+from routes import Bounds, State, exception_handlers, problem, routes
+from store import Limits, Store
+
+FLUSH_SECONDS = 0.5  # for readers to take their last event before the process exits
+STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
+
+logger = logging.getLogger("server")
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+# Settings
+
+
+class SettingsError(ValueError):
+    """A setting that can't be read; the text is one line that names the variable."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field a variable, which has the field's name in upper case."""
+
+    openrouter_api_key: str = field(default="", repr=False)
+    openrouter_base_url: str = "https://openrouter.ai/api/v1"
+    model_name: str = "openrouter/auto"
+    app_title: str = "Chat relay"
+    app_url: str = "http://localhost:8001"
+    host: str = "127.0.0.1"
+    port: int = 8001
+    cors_origins: tuple[str, ...] = ("http://localhost:5173", "http://localhost:3000")
+    allowed_hosts: tuple[str, ...] = ()  # besides loopback names
+    auth_token: str = field(default="", repr=False)
+    log_level: str = "INFO"
+    log_format: str = "text"
+    reply_timeout: float = 900  # seconds
+    shutdown_grace: float = 20  # seconds
+    max_body_bytes: int = 1024 * 1024
+    max_message_chars: int = 200_000
+    max_messages: int = 2_000  # a conversation
+    max_conversations: int = 10_000
+    max_store_bytes: int = 256 * 1024 * 1024  # of text
+    max_replies: int = 1_000  # in progress
+    max_reply_chars: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            is_right, what = _RULES.get(name) or _RULE_OF_TYPE[type(getattr(Settings, name))]
+            if not is_right(value):
+                raise SettingsError(f"{name.upper()} must be {what}.")
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str | None]) -> "Settings":
+        """Read from variables; one that is missing or empty has its default. Raises `SettingsError`."""
+        values: dict[str, Any] = {}
+        for entry in fields(cls):
+            if text := (environ.get(entry.name.upper()) or "").strip():
+                values[entry.name] = _value(entry.name.upper(), text, type(entry.default))
+        return cls(**values)
+
+
+def _value(variable: str, text: str, kind: type) -> Any:
+    if kind is tuple:
+        return tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    try:
+        return kind(text)
+    except ValueError:
+        raise SettingsError(f"{variable} must be {_RULE_OF_TYPE[kind][1]}.") from None
+
+
+def _is_base_url(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc and not parts.query
+
+
+def _is_origin(origin: str) -> bool:
+    return bool(re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+", origin))
+
+
+def _is_host(host: str) -> bool:
+    return bool(re.fullmatch(r"\*|[^\s/?#@:\[\]]+|\[?[0-9a-fA-F:.]+\]?", host))
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_RULES: dict[str, _Rule] = {
+    "openrouter_api_key": (lambda v: v.isascii() and (not v or v.isprintable()), "printable ASCII"),
+    "auth_token": (lambda v: v.isascii() and (not v or v.isprintable()), "printable ASCII"),
+    "openrouter_base_url": (_is_base_url, "an http:// or https:// URL without a user and a query"),
+    "model_name": (lambda v: v.isascii() and v.isprintable() and 0 < len(v) <= 200, "a model's id in ASCII"),
+    "port": (lambda v: 0 <= v <= 65535, "a port from 0 to 65535"),
+    "cors_origins": (lambda v: all(map(_is_origin, v)), "origins such as http://localhost:5173, with commas between"),
+    "allowed_hosts": (lambda v: all(map(_is_host, v)), "names of hosts without a port, with commas between"),
+    "log_level": (lambda v: v in logging.getLevelNamesMapping(), "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
+    "log_format": (lambda v: v in ("text", "json"), "text or json"),
+    "shutdown_grace": (lambda v: 0 <= v < math.inf, "a number of seconds, 0 or more"),
+}
+_RULE_OF_TYPE: dict[type, _Rule] = {
+    int: (lambda v: v > 0, "a whole number above 0"),
+    float: (lambda v: 0 < v < math.inf, "a number of seconds above 0"),
+    str: (str.isprintable, "one line of text"),
+}
+
+
+# The app
+
+
+def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette:
+    """The ASGI app. Nothing is shared between two apps in one process but the log."""
+    connections = Connections()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[State]:
+        configure_logging(settings)
+        AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
+        store = Store(settings.model_name, _part(Limits, settings))
+        openrouter = OpenRouter(
+            settings.openrouter_base_url,
+            settings.openrouter_api_key,
+            app_url=settings.app_url,
+            app_title=settings.app_title,
+            timers=timers or Timers(),
+        )
+        replies = Replies(store, openrouter, _part(ReplyLimits, settings))
+        server = _uvicorn_server()
+        _warn(settings, server.config.host if server else settings.host)
+        try:
+            with _drain_at_signals(server, replies, settings.shutdown_grace, connections):
+                yield State(store=store, replies=replies, openrouter=openrouter, bounds=_part(Bounds, settings))
+        finally:
+            await replies.drain(settings.shutdown_grace)
+            await openrouter.aclose()
+
+    middleware = [
+        Middleware(Envelope, connections=connections),
+        Middleware(
+            Cors,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
+            allow_headers=("Authorization", "If-None-Match", "Last-Event-ID", "X-Request-ID", "traceparent"),
+            allow_private_network=True,
+            expose_headers=("Allow", "ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"),
+        ),
+        Middleware(Boundary),
+        Middleware(Guard, settings=settings),
+    ]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=exception_handlers, lifespan=lifespan)
+    app.router.redirect_slashes = False
+    return app
+
+
+def _part(kind: Callable[..., Any], settings: Settings) -> Any:
+    """The dataclass `kind`, whose fields are named like the settings that they hold."""
+    return kind(**{entry.name: getattr(settings, entry.name) for entry in fields(kind)})  # type: ignore[arg-type]
+
+
+def _warn(settings: Settings, host: str) -> None:
+    if not settings.openrouter_api_key:
+        logger.warning("OPENROUTER_API_KEY is not set: everything works but replies")
+    if not settings.auth_token and not _is_loopback(host):
+        logger.warning(
+            "LISTENING ON %s WITHOUT A TOKEN: whoever reaches this port spends your credit. Set AUTH_TOKEN, or "
+            "HOST=127.0.0.1",
+            host,
+        )
+
+
+# Middleware, from outside in: Envelope, Cors, Boundary, Guard. Pure ASGI: BaseHTTPMiddleware would hide disconnects.
+
+
+class Connections:
+    """The requests being answered, so that the last of them can be cut off."""
+
+    def __init__(self) -> None:
+        self.open: set[Receive] = set()
+
+    def abort(self) -> None:
+        """Drop what is still open, whatever its client does."""
+        for receive in list(self.open):
+            _abort(receive)
+
+
+class Envelope:
+    """What every response carries, and the end of those that can't be finished."""
+
+    def __init__(self, app: ASGIApp, connections: Connections) -> None:
+        self.app = app
+        self.connections = connections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        if not re.fullmatch(r"[\w.:-]{1,128}", request_id, re.ASCII):
+            request_id = uuid.uuid4().hex
+        _request_id.set(request_id)
+        started = time.perf_counter()
+
+        async def send_in_envelope(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Cross-Origin-Resource-Policy"] = "same-origin"
+                headers.setdefault("Cache-Control", "no-store")
+                taken = (time.perf_counter() - started) * 1000
+                logger.debug("%s %s %d %.1f ms", scope["method"], scope["path"], message["status"], taken)
+            await send(message)
+
+        self.connections.open.add(receive)
+        try:
+            await self.app(scope, receive, send_in_envelope)
+        except Exception as error:  # after the response's start: all that is left is to close the connection
+            if not isinstance(error, SendTimeoutError):
+                logger.exception("%s crashed in the middle of its response", scope["method"])
+            else:
+                logger.info("a reader was dropped: it left unread what was sent")
+            if not _abort(receive):
+                raise
+            await receive()  # until the server knows that the connection is gone
+        finally:
+            self.connections.open.discard(receive)
+
+
+def _abort(receive: Receive) -> bool:
+    """Drop the connection without waiting for its client to read; uvicorn's `receive` knows the transport."""
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()
+    return transport is not None
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, with a problem response to a preflight that fails."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Raises nothing; what isn't allowed is told."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        del response.headers["content-length"], response.headers["content-type"]
+        refused = response.body.decode() if isinstance(response.body, bytes) else ""
+        return problem(403, f"{refused}: origins are allowed by CORS_ORIGINS.", headers=response.headers)
+
+
+class Boundary:
+    """Turns a crash into a problem response that says nothing of the code; inside Cors, for its headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting_send)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            logger.exception("%s %s crashed", scope["method"], scope["path"])
+            response = problem(500, "The service failed; its log says where, under this response's X-Request-ID.")
+            await response(scope, receive, send)
+
+
+class Guard:
+    """Who may call: the right `Host`, no page of elsewhere, the token."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.hosts = {_bare_host(host) for host in settings.allowed_hosts}
+        self.origins = {origin.lower() for origin in settings.cors_origins}
+        self.token = settings.auth_token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope["path"], Headers(scope=scope)) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send)
+
+    def _refusal(self, path: str, headers: Headers) -> Response | None:
+        is_probe = path == "/health"  # a kubelet sends the pod's address, and no token
+        if not is_probe and not self._is_host_allowed(headers.getlist("host")):
+            return problem(403, "The `Host` isn't allowed: it must be a loopback name or stand in ALLOWED_HOSTS.")
+        if not self._is_page_allowed(path, headers):
+            return problem(403, "Pages of this origin aren't allowed: CORS_ORIGINS must list it.")
+        if not is_probe and not self._is_token_right(headers.get("authorization", "")):
+            detail = "The token is missing or wrong: send the value of AUTH_TOKEN as `Authorization: Bearer <token>`."
+            return problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _is_host_allowed(self, hosts: list[str]) -> bool:
+        return "*" in self.hosts or (
+            len(hosts) == 1 and bool(host := _bare_host(hosts[0])) and (host in self.hosts or _is_loopback(host))
+        )
+
+    def _is_page_allowed(self, path: str, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        if origin is None:
+            # An <img> or a link sends no Origin; pages without effect may be linked to.
+            is_foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
+            return not is_foreign or path in ("/", "/docs", "/redoc", "/openapi.json", "/health")
+        own = re.sub("^https?://", "", origin.lower()) == headers.get("host", "").lower()
+        return own or origin.lower() in self.origins or "*" in self.origins
+
+    def _is_token_right(self, authorization: str) -> bool:
+        scheme, _, token = authorization.partition(" ")
+        is_right = hmac.compare_digest(token.strip().encode(), self.token)
+        return not self.token or (scheme.lower() == "bearer" and is_right)
+
+
+def _bare_host(host: str) -> str:
+    """The name in a Host header in lower case, without port, brackets and a last dot; empty if it isn't one."""
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\s\[\]:/?#@,\\]+?)\.?)(?::\d{0,5})?", host.lower())
+    return (match[1] or match[2]) if match else ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# Shutdown
+
+
+def _uvicorn_server() -> uvicorn.Server | None:
+    """The server that runs this app, if it is uvicorn in the main thread: its signal handler is a method of it."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return server if isinstance(server, uvicorn.Server) else None
+
+
+@contextlib.contextmanager
+def _drain_at_signals(
+    server: uvicorn.Server | None, replies: Replies, grace: float, connections: Connections
+) -> Iterator[None]:
+    """At the first signal drain while the server still listens, and only then let it exit; at the second, at once.
+
+    uvicorn alone would stop listening at the signal, so that no probe could see the 503, and would raise it again.
+    """
+    if server is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    draining: list[asyncio.Task[None]] = []
+
+    def exit_now(_: asyncio.Task[None]) -> None:
+        loop.call_later(FLUSH_SECONDS, connections.abort)
+        server.should_exit = True
+
+    def begin_or_hurry() -> None:
+        if draining:
+            replies.cut()
+            return
+        logger.info("draining: %d replies in progress, %g s at the most", replies.in_progress, grace)
+        draining.append(loop.create_task(replies.drain(grace)))
+        draining[0].add_done_callback(exit_now)
+
+    def on_signal(_: int, __: FrameType | None) -> None:
+        loop.call_soon_threadsafe(begin_or_hurry)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Logging
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to standard error. Third parties log headers and bodies below WARNING: they stay above."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler])
+    for name in ("server", "routes", "replies", "store", "openrouter"):
+        logging.getLogger(name).setLevel(settings.log_level)
+    for name in ("httpx", "httpcore", "sse_starlette"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.INFO)
+
+
+class TextFormatter(logging.Formatter):
+    """A line a record, with the request's id at its end; a traceback without the exceptions' texts."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        request_id = _request_id.get()
+        return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")
+
+    def formatException(self, ei: Any) -> str:
+        return outline(ei[1])
+
+
+class JsonFormatter(logging.Formatter):
+    """A JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": _request_id.get() or None,
+            "traceback": outline(record.exc_info[1]) if record.exc_info else None,
+        }
+        return json.dumps({name: value for name, value in entry.items() if value is not None})
+
+
+def outline(error: BaseException | None) -> str:
+    """Where and with which exceptions it failed. Their texts are left out: they can quote messages and keys."""
+    parts: list[str] = []
+    while error is not None:
+        stack = traceback.StackSummary.from_list(traceback.extract_tb(error.__traceback__))
+        parts.insert(0, f"Traceback (most recent call last):\n{''.join(stack.format())}{type(error).__qualname__}")
+        error = error.__cause__ or error.__context__
+    return "\n\n".join(parts)
+
+
+# Start
+
+
+def load_settings() -> Settings:
+    """Settings from the environment and `.env`, the environment first; exits with one line if one can't be read."""
+    try:
+        return Settings.from_environ({**dotenv_values(".env"), **os.environ})
+    except (SettingsError, OSError, UnicodeDecodeError) as error:
+        print(error if isinstance(error, SettingsError) else ".env can't be read.", file=sys.stderr)
+        sys.exit(STARTUP_FAILURE)
+
+
+def refuse_workers() -> None:
+    """Exits where uvicorn has started several processes: each would have conversations of its own."""
+    if multiprocessing.parent_process() is not None and "--reload" not in sys.argv:
+        print("The relay runs in one process: unset WEB_CONCURRENCY and leave --workers out.", file=sys.stderr)
+        sys.exit(STARTUP_FAILURE)
+
+
+def serve(settings: Settings) -> None:
+    """Run until a signal."""
+    configure_logging(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        workers=1,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before the lifespan, where the drain takes over
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run()
+
+
+def main() -> None:
+    """`python server.py`, with `--demo` against the stand-in."""
+    parser = argparse.ArgumentParser(description="A relay between chat front ends and OpenRouter.")
+    parser.add_argument("--demo", action="store_true", help="answer from a stand-in: no key, no network")
+    wants_demo = parser.parse_args().demo
+    settings = load_settings()
+    if not wants_demo:
+        serve(settings)
+        return
+    with demo.running() as base_url:
+        print(DEMO_HINT.format(port=settings.port), flush=True)
+        serve(replace(settings, openrouter_base_url=base_url, openrouter_api_key="demo", model_name="demo/echo"))
+
+
+DEMO_HINT = r"""
+Answers come from a stand-in: no key, no network. Paste into another terminal:
+
+  C=$(curl -si -X POST localhost:{port}/conversations | tr -d '\r' | sed -n 's/^location: //p')
+  curl -s localhost:{port}$C/messages -H 'Content-Type: application/json' -d '{{"content": "Why is the sky blue?"}}'
+  curl -N localhost:{port}$C/stream
+"""
+
+if __name__ == "__main__":
+    main()
+else:
+    refuse_workers()
+    app = create_app(load_settings())

@@ -1,0 +1,65 @@
+"""How the tests run: every `async def test_...` on asyncio, within a bounded time, with fixtures for the usual pair."""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from typing import Any
+
+import pytest
+
+from tests.relay import Relay, serving
+from tests.upstream import ScriptedUpstream
+
+LONGEST_TEST = 30.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--uvloop", action="store_true", help="run the async tests on uvloop")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.anyio_mode = "auto"
+    config.addinivalue_line("markers", "bound(seconds): how long this async test may take, 30 s unless told")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The event loop of the async tests."""
+    return "asyncio", {"use_uvloop": request.config.getoption("--uvloop")}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Bound an async test (each example of one, under Hypothesis), before anyio runs it."""
+    marker = pyfuncitem.get_closest_marker("bound")
+    seconds = marker.args[0] if marker else LONGEST_TEST
+    handle = getattr(pyfuncitem.obj, "hypothesis", None)
+    if handle and inspect.iscoroutinefunction(handle.inner_test):
+        handle.inner_test = _bounded(handle.inner_test, seconds)
+    elif inspect.iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = _bounded(pyfuncitem.obj, seconds)
+    return (yield)
+
+
+def _bounded(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def bounded(*args: Any, **kwargs: Any) -> None:
+        async with asyncio.timeout(seconds):
+            await test(*args, **kwargs)
+
+    return bounded
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    """An upstream of the test's own; what its scripts raise fails the test."""
+    async with ScriptedUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def relay(upstream: ScriptedUpstream) -> AsyncIterator[Relay]:
+    """A service on that upstream, its settings those it has by itself."""
+    async with serving(upstream) as relay:
+        yield relay

@@ -1,0 +1,118 @@
+"""The service in a process of its own, for what a process does: start, signals, exit codes, output."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, STDOUT, Process
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import httpx
+
+from tests.relay import STARTING, Relay, client
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parent.parent
+
+COMMANDS = {"python": [sys.executable], "uvicorn": [sys.executable, "-m", "uvicorn"]}
+"""The programs of the environment that the tests run in, wherever PATH leads."""
+
+
+class RelayProcess(Relay):
+    """A relay with a process id."""
+
+    def __init__(self, url: str, client: httpx.AsyncClient, child: Process, log: int) -> None:
+        super().__init__(url, client)
+        self.pid = child.pid
+        self._child = child
+        self._log = log
+
+    @property
+    def output(self) -> str:
+        """What it has written so far to stdout and stderr."""
+        return os.pread(self._log, os.fstat(self._log).st_size, 0).decode()
+
+    @property
+    def running(self) -> bool:
+        """False once it has exited."""
+        return self._child.returncode is None
+
+    def terminate(self) -> None:
+        """SIGTERM, as a container's runtime sends it."""
+        self._child.send_signal(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        """SIGINT, as Ctrl-C sends it."""
+        self._child.send_signal(signal.SIGINT)
+
+    async def exit(self, within: float = 10.0) -> int:
+        """Its exit code (negative: the signal it died of); `AssertionError` with its output if it goes on."""
+        try:
+            async with asyncio.timeout(within):
+                return await self._child.wait()
+        except TimeoutError:
+            raise AssertionError(f"still running after {within} s:\n{self.output}") from None
+
+    async def listens(self) -> None:
+        """Return once it accepts connections; `AssertionError` with its output if it exits or takes too long."""
+        try:
+            await eventually(self._accepts_or_exited, STARTING)
+        except AssertionError:
+            raise AssertionError(f"not listening after {STARTING} s:\n{self.output}") from None
+        assert self.running, f"exited with {self._child.returncode}:\n{self.output}"
+
+    async def _accepts_or_exited(self) -> bool:
+        if not self.running:
+            return True
+        try:
+            _, writer = await asyncio.open_connection(*self.url.removeprefix("http://").split(":"))
+        except OSError:
+            return False
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        return True
+
+
+@contextlib.asynccontextmanager
+async def process(
+    *command: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT, listening: bool = True
+) -> AsyncIterator[RelayProcess]:
+    """`process("python", "server.py")` or `process("uvicorn", "server:app")`, killed with all its children at the end.
+
+    It has PATH, a free port (as PORT and UVICORN_PORT) and `env` in its environment, and nothing else. Returns when it
+    accepts connections, or at once unless `listening`.
+    """
+    port = str(free_port())
+    environ = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", "PORT": port, "UVICORN_PORT": port} | dict(
+        env or {}
+    )
+    argv = [*COMMANDS.get(command[0], command[:1]), *command[1:]]
+    url = f"http://127.0.0.1:{environ['PORT']}"
+    with tempfile.TemporaryFile() as log:
+        child = await asyncio.create_subprocess_exec(
+            *argv, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=environ, cwd=cwd, start_new_session=True
+        )
+        try:
+            async with client(url) as connections:
+                relay = RelayProcess(url, connections, child, log.fileno())
+                if listening:
+                    await relay.listens()
+                yield relay
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            await child.wait()
+
+
+def free_port() -> int:
+    """A port that nobody has: below those that the kernel gives out, so that no connection takes it meanwhile."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -1,0 +1,216 @@
+"""The harness does what it says: the scripted upstream, the parser of event streams, the relay's runners."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.process import process
+from tests.readers import Transcript
+from tests.relay import Relay, serving
+from tests.sse import Block, Parser
+from tests.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.waiting import bounded, eventually
+
+STREAM = ": hello\nevent: start\nid: 1\nretry: 1000\ndata:{}\n\n: ping\n\ndata: é\u2028\x85\ndata\ndata:  b\nid\n\n"
+BLOCKS = [
+    Block("start", "1", 1000, "{}", (" hello",)),
+    Block(comments=(" ping",)),
+    Block(id="", data="é\u2028\x85\n\n b"),
+]
+
+
+def parsed(pieces: list[bytes]) -> list[Block]:
+    parser = Parser()
+    blocks = [block for piece in pieces for block in parser.feed(piece)]
+    assert not parser.inside_a_block
+    return [Block(block.event, block.id, block.retry, block.data, block.comments) for block in blocks]
+
+
+@given(st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.lists(st.integers(0, 120)))
+def test_the_parser_finds_the_same_blocks_however_the_bytes_are_cut(end: str, bom: bool, cuts: list[int]) -> None:
+    octets = ("\ufeff" * bom + STREAM.replace("\n", end)).encode()
+    bounds = [0, *sorted(min(cut, len(octets)) for cut in cuts), len(octets)]
+    assert parsed([octets[start:stop] for start, stop in pairwise(bounds)]) == BLOCKS
+
+
+def test_the_parser_keeps_the_bytes_of_a_block() -> None:
+    parser = Parser()
+    assert [block.raw for block in parser.feed(b"id: 1\n\n: 2\r\n\r\n")] == [b"id: 1\n\n", b": 2\r\n\r\n"]
+
+
+def test_the_parser_ignores_what_the_standard_ignores() -> None:
+    assert parsed([b"id: a\0b\nretry: 1s\nevent\ndata: x\n\n"]) == [Block(data="x")]
+
+
+@pytest.mark.parametrize("wrong", [b"evnt: x\n\n", b"data: \xff\n\n"])
+def test_the_parser_refuses_what_the_service_must_not_send(wrong: bytes) -> None:
+    with pytest.raises(ValueError):
+        Parser().feed(wrong)
+
+
+@pytest.mark.parametrize("cut", [b"data", b"data: x\n", b"data: x\n\n\xef"])
+def test_the_parser_knows_that_it_is_inside_a_block(cut: bytes) -> None:
+    parser = Parser()
+    parser.feed(cut)
+    assert parser.inside_a_block
+
+
+def test_a_transcript_refuses_a_stream_that_goes_on_after_its_last_event() -> None:
+    done, text = Block(data='{"done": true}'), Block(data='{"content": "x"}')
+    assert Transcript([text, done]).last == {"done": True}
+    for blocks in ([], [text], [done, text], [done, done]):
+        with pytest.raises(AssertionError):
+            assert Transcript(blocks).last
+
+
+@asynccontextmanager
+async def asking(upstream: ScriptedUpstream) -> AsyncIterator[httpx.Response]:
+    """A completion request straight to the upstream."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        body = {"model": "test/one", "messages": []}
+        async with client.stream("POST", f"{upstream.base_url}/chat/completions", json=body) as response:
+            yield response
+
+
+async def test_an_answer_comes_in_the_recorded_shape(upstream: ScriptedUpstream) -> None:
+    upstream.play(answer("Hello", pieces=2, reasoning="Hm"))
+    async with asking(upstream) as response:
+        text = (await response.aread()).decode()
+    *events, end = [event.removeprefix("data: ") for event in text.strip().split("\n\n")]
+    chunks = [json.loads(event) for event in events]
+    request = await upstream.called()
+    assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks] == ["", "", "Hel", "lo", "", ""]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 4 + ["stop"] * 2
+    assert {chunk["id"] for chunk in chunks} == {response.headers["x-generation-id"], request.generation_id}
+    assert (chunks[-1]["usage"], end) == (USAGE, "[DONE]")
+    assert request.body == {"model": "test/one", "messages": []}
+
+
+async def test_half_a_surrogate_pair_can_be_sent(upstream: ScriptedUpstream) -> None:
+    upstream.play(answer("\ud83d"))
+    async with asking(upstream) as response:
+        assert b'"\\ud83d"' in await response.aread()
+
+
+async def test_queued_scripts_come_first_and_the_connection_is_kept(upstream: ScriptedUpstream) -> None:
+    upstream.queue(status(429, headers={"Retry-After": "2"}), status(502, "<html>", {"Content-Type": "text/html"}))
+    url = f"{upstream.base_url}/chat/completions"
+    async with httpx.AsyncClient(trust_env=False) as client:
+        responses = [await client.post(url, json={"model": "m"}) for _ in range(3)]
+        assert (upstream.accepted, upstream.connections) == (1, 1)
+    assert [response.status_code for response in responses] == [429, 502, 200]
+    assert responses[0].headers["retry-after"] == "2" and responses[0].json()["error"]["code"] == 429
+    assert responses[1].text == "<html>"
+    await eventually(lambda: upstream.connections == 0)
+
+
+async def test_the_models_list_is_served_and_counted(upstream: ScriptedUpstream) -> None:
+    async with httpx.AsyncClient(trust_env=False, base_url=upstream.base_url) as client:
+        assert (await client.get("/models")).json() == {"data": upstream.models}
+        upstream.models = status(503)
+        assert (await client.get("/models")).status_code == 503
+        assert (await client.get("/other")).status_code == 404
+    assert (len(upstream.models_requests), len(upstream.requests)) == (2, 1)
+
+
+async def test_a_gate_holds_each_piece_back(upstream: ScriptedUpstream) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "one", "two"))
+    async with asking(upstream) as response:
+        pieces = response.aiter_bytes()
+        for reached, piece in enumerate([b"one", b"two", b"stop"], 1):
+            await gate.reached(reached)
+            gate.open()
+            assert piece in await bounded(anext(pieces))
+        gate.open_wide()
+        await bounded(gate.passage())
+        assert b"[DONE]" in b"".join([piece async for piece in pieces])
+
+
+async def test_a_script_learns_that_its_client_has_gone(upstream: ScriptedUpstream) -> None:
+    ended = asyncio.Event()
+
+    async def script(_: UpstreamRequest, wire: Wire) -> None:
+        await wire.comment()
+        await wire.hang()
+        ended.set()
+        await wire.delta("to nobody")
+
+    upstream.play(script)
+    async with asking(upstream):
+        assert not (await upstream.called()).gone.is_set()
+    await bounded(ended.wait())
+
+
+@pytest.mark.parametrize("breaks", ["reset", "close", "return"])
+@pytest.mark.parametrize("text", ["", "some text"])
+async def test_a_broken_connection_breaks_after_what_was_sent(
+    upstream: ScriptedUpstream, breaks: str, text: str
+) -> None:
+    async def script(_: UpstreamRequest, wire: Wire) -> None:
+        if text:
+            await wire.send(text.encode())
+        if breaks != "return":
+            getattr(wire, breaks)()
+
+    upstream.play(script)
+    kind = httpx.ReadError if breaks == "reset" else httpx.RemoteProtocolError
+    received = b""
+    with pytest.raises(kind):
+        async with asking(upstream) as response:
+            async for piece in response.aiter_bytes():
+                received += piece
+    assert received == text.encode()
+
+
+async def test_what_a_script_raises_fails_the_test() -> None:
+    async def script(_: UpstreamRequest, wire: Wire) -> None:
+        await wire.head()
+        raise KeyError("a mistake in a script")
+
+    with pytest.raises(KeyError, match="a mistake"):
+        async with ScriptedUpstream() as upstream:
+            upstream.play(script)
+            with pytest.raises(httpx.RemoteProtocolError):
+                async with asking(upstream) as response:
+                    await response.aread()
+
+
+async def test_the_service_answers_through_the_harness(upstream: ScriptedUpstream, relay: Relay) -> None:
+    conversation_id = await relay.ask("Hi")
+    transcript = await relay.read(conversation_id)
+    assert (transcript.content, transcript.last["done"]) == (ANSWER, True)
+    assert len(upstream.requests) == 1
+
+
+async def test_a_relay_stops_though_a_reply_is_in_progress(upstream: ScriptedUpstream) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "never sent"))
+    async with serving(upstream) as relay, relay.stream(await relay.ask()) as reader:
+        assert (await reader.next()).event == "start"
+        await gate.reached()
+
+
+@pytest.mark.parametrize("command", [("python", "server.py"), ("uvicorn", "server:app")])
+async def test_a_process_starts_and_stops(upstream: ScriptedUpstream, command: tuple[str, ...]) -> None:
+    env = {"OPENROUTER_API_KEY": "test-key", "OPENROUTER_BASE_URL": upstream.base_url}
+    async with process(*command, env=env) as relay:
+        assert (await relay.health())["replies_in_progress"] == 0
+        relay.interrupt()
+        await relay.exit()
+        assert relay.output
+
+
+async def test_a_process_that_does_not_start_says_why() -> None:
+    with pytest.raises(AssertionError, match="No module named nowhere"):
+        async with process("python", "-m", "nowhere"):
+            pass
+    async with process("python", "-c", "raise SystemExit(3)", listening=False) as failed:
+        assert await failed.exit() == 3
