@@ -145,6 +145,15 @@ class Replies:
         if self._draining_for is not None:
             raise Unavailable("The service is restarting: try again in a moment.", max(1, self._draining_for))
 
+    def check_room(self) -> None:
+        """Raises `Unavailable` when as many replies are in progress as there may be."""
+        if len(self._running) >= self._limits.max_replies:
+            raise Unavailable(
+                f"Too many replies are in progress (MAX_REPLIES is {self._limits.max_replies}): "
+                "try again when one has ended, or raise MAX_REPLIES.",
+                retry_after=5,
+            )
+
     async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
         """The reply in progress or, if there is none, the one that is owed; requests that come together share it.
 
@@ -206,7 +215,7 @@ class Replies:
         running = self._running.get(conversation_id)
         if running is None or running.ended:
             self.check_open()
-            self._check_room()
+            self.check_room()
         owed = await self._store.begin_reply(conversation_id, model)
         if owed.history is None:
             return self._reply(conversation_id, owed.message)
@@ -219,14 +228,6 @@ class Replies:
             "streaming started: reply %s in conversation %s, model %s", message.id, conversation_id, message.model
         )
         return running
-
-    def _check_room(self) -> None:
-        if len(self._running) >= self._limits.max_replies:
-            raise Unavailable(
-                f"Too many replies are in progress (MAX_REPLIES is {self._limits.max_replies}): "
-                "try again when one has ended, or raise MAX_REPLIES.",
-                retry_after=5,
-            )
 
     def _reply(self, conversation_id: str, message: Message) -> Reply:
         running = self._running.get(conversation_id)

@@ -4,14 +4,11 @@ Knows nothing of httpx, upstream's JSON or the environment. Errors travel as exc
 (RFC 9457) in one table, `STATUS_OF`.
 """
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, TypedDict
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -21,29 +18,20 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
+from bodies import MODEL, OPTIONAL_MODEL, TITLE, Bounds, Rejected, read_fields, unprocessable
+from docs import openapi, redoc, swagger_ui
 from openrouter import OpenRouter, UpstreamError
 from replies import MAX_READERS, Replies, Reply, Unavailable
 from store import Conversation, Failure, Message, NotFound, NothingOwed, ReplyInProgress, Store, StoreFull
 
 VERSION = "0.1.0"
 
-BODY_TIMEOUT = 30.0  # seconds for a whole body
 KEEP_ALIVE = 15  # seconds between comments on a silent stream
 SEND_TIMEOUT = 30.0  # seconds that a reader may leave unread what was sent
 RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
 
 _CURSOR = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|\d{1,9})")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_OPENAPI = Path(__file__).with_name("openapi.json").read_bytes()
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much a request may carry; each is named like the setting that decides it."""
-
-    max_body_bytes: int = 1024 * 1024
-    max_message_chars: int = 200_000
 
 
 class State(TypedDict):
@@ -56,18 +44,6 @@ class State(TypedDict):
 
 
 Request = StarletteRequest[State]
-
-
-class Rejected(Exception):
-    """A request that can't be taken; `errors` names the fields of a bad body."""
-
-    def __init__(
-        self, status: int, detail: str, errors: list[dict[str, str]] | None = None, *, close: bool = False
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.errors = errors
-        self.close = close  # the connection, since the rest of the body may never end
 
 
 # The API, in the order of the README's table.
@@ -102,8 +78,9 @@ async def list_models(request: Request) -> Response:
 
 
 async def create_conversation(request: Request) -> Response:
-    rules = {"default_model": _model(nullable=True), "title": _title(), "system_prompt": _prompt(request)}
-    fields = await _read_fields(request, rules, optional=True)
+    bounds = request.state["bounds"]
+    rules = {"default_model": OPTIONAL_MODEL, "title": TITLE, "system_prompt": bounds.prompt}
+    fields = await read_fields(request, bounds.max_body_bytes, rules, optional=True)
     conversation = await request.state["store"].create_conversation(**fields)
     location = f"/conversations/{conversation.id}"
     return JSONResponse(_conversation(conversation), status_code=201, headers={"Location": location})
@@ -124,9 +101,10 @@ async def get_conversation(request: Request) -> Response:
 
 
 async def update_conversation(request: Request) -> Response:
-    rules = {"default_model": _model(), "title": _title(), "system_prompt": _prompt(request)}
     await request.state["store"].conversation(_id(request))
-    fields = await _read_fields(request, rules)
+    bounds = request.state["bounds"]
+    rules = {"default_model": MODEL, "title": TITLE, "system_prompt": bounds.prompt}
+    fields = await read_fields(request, bounds.max_body_bytes, rules)
     return JSONResponse(_conversation(await request.state["store"].update_conversation(_id(request), fields)))
 
 
@@ -140,10 +118,14 @@ async def delete_conversation(request: Request) -> Response:
 async def add_message(request: Request) -> Response:
     request.state["replies"].check_open()
     await request.state["store"].conversation(_id(request))
-    rules = {"content": _content(request), "model": _model(nullable=True)}
-    fields = await _read_fields(request, rules, required="content")
+    bounds = request.state["bounds"]
+    rules = {"content": bounds.content, "model": OPTIONAL_MODEL}
+    fields = await read_fields(request, bounds.max_body_bytes, rules, required="content")
+    wants_reply = "text/event-stream" in request.headers.get("accept", "")
+    if wants_reply:
+        request.state["replies"].check_room()  # before the message is stored: a refusal leaves nothing behind
     message = await request.state["store"].add_user_message(_id(request), **fields)
-    return JSONResponse(_message(message), status_code=201)
+    return await _started(request, None) if wants_reply else JSONResponse(_message(message), status_code=201)
 
 
 async def list_messages(request: Request) -> Response:
@@ -167,20 +149,15 @@ async def stream_reply(request: Request) -> Response:
     if last_event_id:
         return await _resumed(request, last_event_id)
     model = request.query_params.get("model") or None
-    if complaint := _model(nullable=True).complaint(model):
-        raise _unprocessable([{"field": "model", "message": complaint}])
-    reply = await request.state["replies"].start(_id(request), model, request.headers.get("traceparent"))
-    return _event_stream(reply, 0)
+    if complaint := OPTIONAL_MODEL.complaint(model):
+        raise unprocessable([{"field": "model", "message": complaint}])
+    return await _started(request, model)
 
 
 async def stop_reply(request: Request) -> Response:
     await request.state["store"].conversation(_id(request))
     message = await request.state["replies"].stop(_id(request))
     return JSONResponse(_message(message)) if message else Response(status_code=204)
-
-
-async def openapi(request: Request) -> Response:
-    return Response(_OPENAPI, media_type="application/json")
 
 
 routes = [
@@ -198,6 +175,8 @@ routes = [
     Route("/conversations/{id}/stream", stream_reply),
     Route("/conversations/{id}/stream", stop_reply, methods=["DELETE"]),
     Route("/openapi.json", openapi),
+    Route("/docs", swagger_ui),
+    Route("/redoc", redoc),
 ]
 
 
@@ -219,7 +198,7 @@ def problem(
     """A problem response: https://www.rfc-editor.org/rfc/rfc9457"""
     body: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
     body |= {"detail": detail} | ({"errors": errors} if errors else {})
-    return JSONResponse(body, status, headers, "application/problem+json")
+    return Response(json.dumps(body, indent=2) + "\n", status, headers, "application/problem+json")
 
 
 async def problem_of(request: StarletteRequest, error: Exception) -> Response:
@@ -271,6 +250,11 @@ def _methods(route: Route, request: StarletteRequest) -> set[str]:
 _STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 
+async def _started(request: Request, model: str | None) -> Response:
+    reply = await request.state["replies"].start(_id(request), model, request.headers.get("traceparent"))
+    return _follow(request, reply, 0)
+
+
 async def _resumed(request: Request, last_event_id: str) -> Response:
     match = _EVENT_ID.fullmatch(last_event_id)
     if match is None:
@@ -281,16 +265,19 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
         return Response(status_code=204)
     if int(place) > reply.message.transcript.length:
         raise Rejected(400, "`Last-Event-ID` can't be right: the reply has fewer characters than it says.")
-    return _event_stream(reply, int(place))
+    return _follow(request, reply, int(place))
 
 
-def _event_stream(reply: Reply, position: int) -> Response:
+def _follow(request: Request, reply: Reply, position: int) -> Response:
     if reply.readers >= MAX_READERS:
         raise Unavailable(f"The reply has {MAX_READERS} readers, more than that is not served.", retry_after=5)
+    accepted = request.headers.get("accept", "")
+    is_plain = "text/plain" in accepted and "text/event-stream" not in accepted
     return EventSourceResponse(
-        _events(reply, position),
+        _text(reply, position) if is_plain else _events(reply, position),
         headers={**_STREAM_HEADERS, "X-Message-Id": reply.message.id, "X-Model": reply.message.model or ""},
-        ping=KEEP_ALIVE,
+        media_type="text/plain" if is_plain else "text/event-stream",
+        ping=0 if is_plain else KEEP_ALIVE,
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
         send_timeout=SEND_TIMEOUT,
         shutdown_grace_period=0.5,
@@ -309,6 +296,16 @@ async def _events(reply: Reply, position: int) -> AsyncGenerator[bytes, None]:
             # json.dumps escapes all but ASCII: clients exist that split lines at U+2028.
             yield f'{event}{id_line}{position}\ndata: {{"{kind}": {json.dumps(text)}}}\n\n'.encode()
     yield f"{id_line}end\ndata: {json.dumps(_last_event(reply.message))}\n\n".encode()
+
+
+async def _text(reply: Reply, position: int) -> AsyncGenerator[bytes, None]:
+    """The bare content, for a terminal; a failure is told in its last line."""
+    async with aclosing(reply.follow(position)) as runs:
+        async for kind, text in runs:
+            if kind == "content":
+                yield text.encode()
+    error = reply.message.error
+    yield f"\n[{error.message}]\n".encode() if error else b"\n"
 
 
 def _last_event(message: Message) -> dict[str, Any]:
@@ -349,113 +346,6 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _failure(failure: Failure) -> dict[str, Any]:
     return {name: getattr(failure, name) for name in Failure.__slots__}
-
-
-# What comes in.
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """What a string in a body must be."""
-
-    most: int  # characters
-    setting: str = ""  # that decides `most`
-    nullable: bool = True
-    printable: bool = False  # ASCII alone: it is sent in a header
-
-    def complaint(self, value: object) -> str | None:
-        if value is None and self.nullable:
-            return None
-        if not isinstance(value, str):
-            return f"must be a string{' or null' if self.nullable else ''}"
-        if not value.strip():
-            return "must not be blank"
-        if len(value) > self.most:
-            return f"must have at most {self.most} characters{f' ({self.setting})' if self.setting else ''}"
-        if self.printable and not (value.isascii() and value.isprintable()):
-            return "must be printable ASCII, such as openai/gpt-5-mini"
-        if _SURROGATE.search(value):
-            return "must be text that UTF-8 can carry: it has one half of a surrogate pair"
-        return None
-
-
-def _model(*, nullable: bool = False) -> _Text:
-    return _Text(200, nullable=nullable, printable=True)
-
-
-def _title() -> _Text:
-    return _Text(200)
-
-
-def _prompt(request: Request) -> _Text:
-    return _Text(request.state["bounds"].max_message_chars, "MAX_MESSAGE_CHARS")
-
-
-def _content(request: Request) -> _Text:
-    return _Text(request.state["bounds"].max_message_chars, "MAX_MESSAGE_CHARS", nullable=False)
-
-
-async def _read_fields(
-    request: Request, rules: Mapping[str, _Text], *, optional: bool = False, required: str | None = None
-) -> dict[str, Any]:
-    """The body's fields, each as its rule wants it. Raises `Rejected`."""
-    body = await _read_body(request)
-    if not body and optional:
-        return {}
-    media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    if body and (media_type.strip() != "application/json" or ("charset" in parameters and "utf-8" not in parameters)):
-        raise Rejected(415, "The body must be declared as JSON in UTF-8: `Content-Type: application/json`.")
-    fields = _parse(body)
-    if not isinstance(fields, dict):
-        raise _unprocessable([{"field": "", "message": "must be a JSON object"}])
-    errors = [{"field": _shown(name), "message": "is not a field here"} for name in fields if name not in rules][:20]
-    if required and required not in fields:
-        errors.append({"field": required, "message": "is required"})
-    complaints = {name: rule.complaint(fields[name]) for name, rule in rules.items() if name in fields}
-    errors += [{"field": name, "message": complaint} for name, complaint in complaints.items() if complaint]
-    if errors:
-        raise _unprocessable(errors)
-    return fields
-
-
-async def _read_body(request: Request) -> bytes:
-    most = request.state["bounds"].max_body_bytes
-    too_large = f"The body is larger than MAX_BODY_BYTES ({most} bytes) allows."
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > most:
-        raise Rejected(413, too_large)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise Rejected(413, too_large, close=True)
-    except TimeoutError:
-        raise Rejected(408, f"The body didn't arrive within {BODY_TIMEOUT:g} s.", close=True) from None
-    return bytes(body)
-
-
-def _parse(body: bytes) -> Any:
-    try:
-        return json.loads(body.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError:
-        raise Rejected(400, "The body isn't UTF-8.") from None
-    except (ValueError, RecursionError):
-        raise Rejected(400, 'The body isn\'t JSON, such as {"content": "Hello"}.') from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unprocessable(errors: list[dict[str, str]]) -> Rejected:
-    told = "; ".join(f"{error['field'] or 'the body'} {error['message']}" for error in errors)
-    return Rejected(422, f"The request can't be taken as it is: {told}.", errors)
-
-
-def _shown(name: str) -> str:
-    return name[:80].encode(errors="backslashreplace").decode()
 
 
 def _id(request: Request) -> str:

@@ -6,8 +6,6 @@ Knows nothing of what a conversation or an event looks like.
 import argparse
 import asyncio
 import contextlib
-import hmac
-import ipaddress
 import json
 import logging
 import math
@@ -16,11 +14,8 @@ import os
 import re
 import signal
 import sys
-import time
 import traceback
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from types import FrameType
 from typing import Any
@@ -28,26 +23,25 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from dotenv import dotenv_values
-from sse_starlette.sse import AppStatus, SendTimeoutError
+from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import demo
+from bodies import Bounds
+from middleware import Boundary, Connections, Cors, Envelope, Guard, is_loopback, request_id
 from openrouter import OpenRouter, Timers
 from replies import Replies, ReplyLimits
-from routes import Bounds, State, exception_handlers, problem, routes
+from routes import State, exception_handlers, routes
 from store import Limits, Store
 
 FLUSH_SECONDS = 0.5  # for readers to take their last event before the process exits
+HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head
+MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
 
 logger = logging.getLogger("server")
-
-_request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 # Settings
@@ -181,7 +175,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
             expose_headers=("Allow", "ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"),
         ),
         Middleware(Boundary),
-        Middleware(Guard, settings=settings),
+        Middleware(Guard, hosts=settings.allowed_hosts, origins=settings.cors_origins, token=settings.auth_token),
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=exception_handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
@@ -196,173 +190,12 @@ def _part(kind: Callable[..., Any], settings: Settings) -> Any:
 def _warn(settings: Settings, host: str) -> None:
     if not settings.openrouter_api_key:
         logger.warning("OPENROUTER_API_KEY is not set: everything works but replies")
-    if not settings.auth_token and not _is_loopback(host):
+    if not settings.auth_token and not is_loopback(host):
         logger.warning(
             "LISTENING ON %s WITHOUT A TOKEN: whoever reaches this port spends your credit. Set AUTH_TOKEN, or "
             "HOST=127.0.0.1",
             host,
         )
-
-
-# Middleware, from outside in: Envelope, Cors, Boundary, Guard. Pure ASGI: BaseHTTPMiddleware would hide disconnects.
-
-
-class Connections:
-    """The requests being answered, so that the last of them can be cut off."""
-
-    def __init__(self) -> None:
-        self.open: set[Receive] = set()
-
-    def abort(self) -> None:
-        """Drop what is still open, whatever its client does."""
-        for receive in list(self.open):
-            _abort(receive)
-
-
-class Envelope:
-    """What every response carries, and the end of those that can't be finished."""
-
-    def __init__(self, app: ASGIApp, connections: Connections) -> None:
-        self.app = app
-        self.connections = connections
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        request_id = Headers(scope=scope).get("x-request-id", "")
-        if not re.fullmatch(r"[\w.:-]{1,128}", request_id, re.ASCII):
-            request_id = uuid.uuid4().hex
-        _request_id.set(request_id)
-        started = time.perf_counter()
-
-        async def send_in_envelope(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Cross-Origin-Resource-Policy"] = "same-origin"
-                headers.setdefault("Cache-Control", "no-store")
-                taken = (time.perf_counter() - started) * 1000
-                logger.debug("%s %s %d %.1f ms", scope["method"], scope["path"], message["status"], taken)
-            await send(message)
-
-        self.connections.open.add(receive)
-        try:
-            await self.app(scope, receive, send_in_envelope)
-        except Exception as error:  # after the response's start: all that is left is to close the connection
-            if not isinstance(error, SendTimeoutError):
-                logger.exception("%s crashed in the middle of its response", scope["method"])
-            else:
-                logger.info("a reader was dropped: it left unread what was sent")
-            if not _abort(receive):
-                raise
-            await receive()  # until the server knows that the connection is gone
-        finally:
-            self.connections.open.discard(receive)
-
-
-def _abort(receive: Receive) -> bool:
-    """Drop the connection without waiting for its client to read; uvicorn's `receive` knows the transport."""
-    transport = getattr(getattr(receive, "__self__", None), "transport", None)
-    if transport is not None:
-        transport.abort()
-    return transport is not None
-
-
-class Cors(CORSMiddleware):
-    """Starlette's, with a problem response to a preflight that fails."""
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        """Raises nothing; what isn't allowed is told."""
-        response = super().preflight_response(request_headers)
-        if response.status_code < 400:
-            return response
-        del response.headers["content-length"], response.headers["content-type"]
-        refused = response.body.decode() if isinstance(response.body, bytes) else ""
-        return problem(403, f"{refused}: origins are allowed by CORS_ORIGINS.", headers=response.headers)
-
-
-class Boundary:
-    """Turns a crash into a problem response that says nothing of the code; inside Cors, for its headers."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def noting_send(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noting_send)
-        except Exception:
-            if started or scope["type"] != "http":
-                raise
-            logger.exception("%s %s crashed", scope["method"], scope["path"])
-            response = problem(500, "The service failed; its log says where, under this response's X-Request-ID.")
-            await response(scope, receive, send)
-
-
-class Guard:
-    """Who may call: the right `Host`, no page of elsewhere, the token."""
-
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app = app
-        self.hosts = {_bare_host(host) for host in settings.allowed_hosts}
-        self.origins = {origin.lower() for origin in settings.cors_origins}
-        self.token = settings.auth_token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope["path"], Headers(scope=scope)) if scope["type"] == "http" else None
-        await (refusal or self.app)(scope, receive, send)
-
-    def _refusal(self, path: str, headers: Headers) -> Response | None:
-        is_probe = path == "/health"  # a kubelet sends the pod's address, and no token
-        if not is_probe and not self._is_host_allowed(headers.getlist("host")):
-            return problem(403, "The `Host` isn't allowed: it must be a loopback name or stand in ALLOWED_HOSTS.")
-        if not self._is_page_allowed(path, headers):
-            return problem(403, "Pages of this origin aren't allowed: CORS_ORIGINS must list it.")
-        if not is_probe and not self._is_token_right(headers.get("authorization", "")):
-            detail = "The token is missing or wrong: send the value of AUTH_TOKEN as `Authorization: Bearer <token>`."
-            return problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
-        return None
-
-    def _is_host_allowed(self, hosts: list[str]) -> bool:
-        return "*" in self.hosts or (
-            len(hosts) == 1 and bool(host := _bare_host(hosts[0])) and (host in self.hosts or _is_loopback(host))
-        )
-
-    def _is_page_allowed(self, path: str, headers: Headers) -> bool:
-        origin = headers.get("origin")
-        if origin is None:
-            # An <img> or a link sends no Origin; pages without effect may be linked to.
-            is_foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
-            return not is_foreign or path in ("/", "/docs", "/redoc", "/openapi.json", "/health")
-        own = re.sub("^https?://", "", origin.lower()) == headers.get("host", "").lower()
-        return own or origin.lower() in self.origins or "*" in self.origins
-
-    def _is_token_right(self, authorization: str) -> bool:
-        scheme, _, token = authorization.partition(" ")
-        is_right = hmac.compare_digest(token.strip().encode(), self.token)
-        return not self.token or (scheme.lower() == "bearer" and is_right)
-
-
-def _bare_host(host: str) -> str:
-    """The name in a Host header in lower case, without port, brackets and a last dot; empty if it isn't one."""
-    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\s\[\]:/?#@,\\]+?)\.?)(?::\d{0,5})?", host.lower())
-    return (match[1] or match[2]) if match else ""
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # Shutdown
@@ -433,8 +266,8 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        request_id = _request_id.get()
-        return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")
+        this_id = request_id.get()
+        return super().formatMessage(record) + (f" [{this_id}]" if this_id else "")
 
     def formatException(self, ei: Any) -> str:
         return outline(ei[1])
@@ -449,7 +282,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            "request_id": _request_id.get() or None,
+            "request_id": request_id.get() or None,
             "traceback": outline(record.exc_info[1]) if record.exc_info else None,
         }
         return json.dumps({name: value for name, value in entry.items() if value is not None})
@@ -466,6 +299,37 @@ def outline(error: BaseException | None) -> str:
 
 
 # Start
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, which closes a connection that takes longer than `HEAD_TIMEOUT` to send a request's head."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._wait_for_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def load_settings() -> Settings:
@@ -487,12 +351,15 @@ def refuse_workers() -> None:
 def serve(settings: Settings) -> None:
     """Run until a signal."""
     configure_logging(settings)
+    _raise_file_limit()
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
         workers=1,
+        http=Protocol,
         ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -501,6 +368,17 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before the lifespan, where the drain takes over
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()
+
+
+def _raise_file_limit() -> None:
+    """As many descriptors as the system grants: a stream takes two, and shells often start with 1,024."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def main() -> None:
