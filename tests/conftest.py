@@ -7,11 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.relay import Relay, serving
 from tests.upstream import ScriptedUpstream
 
 LONGEST_TEST = 30.0
+
+settings.register_profile("relay", settings(), deadline=None)  # an example may start a server
+settings.load_profile("relay")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

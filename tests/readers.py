@@ -61,7 +61,7 @@ class Transcript:
 
 
 class Reader:
-    """A connection that reads an event stream. Every wait is bounded to 5 s a block."""
+    """A connection that reads an event stream. Every wait for a block is bounded."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
@@ -75,7 +75,7 @@ class Reader:
             try:
                 block = await bounded(anext(self._blocks))
             except StopAsyncIteration:
-                raise EOFError("the stream has ended") from None
+                raise EOFError(f"the stream has ended; its content: {self.transcript.content!r}") from None
             self.transcript.add(block)
             if not block.is_comment:
                 return block

@@ -12,6 +12,7 @@ from sse_starlette.sse import AppStatus
 
 from openrouter import Timers
 from server import Settings, create_app
+from tests.connections import Connections
 from tests.readers import Reader, Transcript
 from tests.upstream import ScriptedUpstream
 from tests.waiting import bounded, eventually
@@ -103,7 +104,7 @@ def _granted(response: httpx.Response, status: int = 200) -> dict[str, Any]:
 
 def client(url: str) -> httpx.AsyncClient:
     """A client without proxies, and without a limit to the connections it may have."""
-    return httpx.AsyncClient(base_url=url, timeout=10, trust_env=False, limits=httpx.Limits(max_connections=None))
+    return httpx.AsyncClient(base_url=url, timeout=10, trust_env=False, transport=Connections())
 
 
 @contextlib.asynccontextmanager

@@ -1,73 +1,18 @@
-"""The harness does what it says: the scripted upstream, the parser of event streams, the relay's runners."""
+"""The harness does what it says: the scripted upstream, and the ways to run the service."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from itertools import pairwise
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.problems import assert_problem
 from tests.process import process
-from tests.readers import Transcript
 from tests.relay import Relay, serving
-from tests.sse import Block, Parser
 from tests.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
 from tests.waiting import bounded, eventually
-
-STREAM = ": hello\nevent: start\nid: 1\nretry: 1000\ndata:{}\n\n: ping\n\ndata: é\u2028\x85\ndata\ndata:  b\nid\n\n"
-BLOCKS = [
-    Block("start", "1", 1000, "{}", (" hello",)),
-    Block(comments=(" ping",)),
-    Block(id="", data="é\u2028\x85\n\n b"),
-]
-
-
-def parsed(pieces: list[bytes]) -> list[Block]:
-    parser = Parser()
-    blocks = [block for piece in pieces for block in parser.feed(piece)]
-    assert not parser.inside_a_block
-    return [Block(block.event, block.id, block.retry, block.data, block.comments) for block in blocks]
-
-
-@given(st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.lists(st.integers(0, 120)))
-def test_the_parser_finds_the_same_blocks_however_the_bytes_are_cut(end: str, bom: bool, cuts: list[int]) -> None:
-    octets = ("\ufeff" * bom + STREAM.replace("\n", end)).encode()
-    bounds = [0, *sorted(min(cut, len(octets)) for cut in cuts), len(octets)]
-    assert parsed([octets[start:stop] for start, stop in pairwise(bounds)]) == BLOCKS
-
-
-def test_the_parser_keeps_the_bytes_of_a_block() -> None:
-    parser = Parser()
-    assert [block.raw for block in parser.feed(b"id: 1\n\n: 2\r\n\r\n")] == [b"id: 1\n\n", b": 2\r\n\r\n"]
-
-
-def test_the_parser_ignores_what_the_standard_ignores() -> None:
-    assert parsed([b"id: a\0b\nretry: 1s\nevent\ndata: x\n\n"]) == [Block(data="x")]
-
-
-@pytest.mark.parametrize("wrong", [b"evnt: x\n\n", b"data: \xff\n\n"])
-def test_the_parser_refuses_what_the_service_must_not_send(wrong: bytes) -> None:
-    with pytest.raises(ValueError):
-        Parser().feed(wrong)
-
-
-@pytest.mark.parametrize("cut", [b"data", b"data: x\n", b"data: x\n\n\xef"])
-def test_the_parser_knows_that_it_is_inside_a_block(cut: bytes) -> None:
-    parser = Parser()
-    parser.feed(cut)
-    assert parser.inside_a_block
-
-
-def test_a_transcript_refuses_a_stream_that_goes_on_after_its_last_event() -> None:
-    done, text = Block(data='{"done": true}'), Block(data='{"content": "x"}')
-    assert Transcript([text, done]).last == {"done": True}
-    for blocks in ([], [text], [done, text], [done, done]):
-        with pytest.raises(AssertionError):
-            assert Transcript(blocks).last
 
 
 @asynccontextmanager
@@ -188,6 +133,40 @@ async def test_the_service_answers_through_the_harness(upstream: ScriptedUpstrea
     transcript = await relay.read(conversation_id)
     assert (transcript.content, transcript.last["done"]) == (ANSWER, True)
     assert len(upstream.requests) == 1
+
+
+async def test_a_reader_that_drops_can_be_followed_by_one_that_resumes(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "one ", "two ", "three"))
+    conversation_id = await relay.ask()
+    async with relay.stream(conversation_id) as reader:
+        gate.open()
+        seen = await reader.until("one ")
+    async with relay.stream(conversation_id, seen.last_id) as reader:
+        assert (await reader.next()).event == "start"
+        gate.open_wide()
+        assert (await reader.rest()).content == (await reader.whole()).content == "two three"
+    async with relay.stream(conversation_id) as reader:
+        assert_problem(reader.response, 409)
+    assert len(upstream.requests) == 1
+
+
+async def test_many_streams_at_once_are_quick(upstream: ScriptedUpstream, relay: Relay) -> None:
+    asked = await asyncio.gather(*[relay.ask(str(number)) for number in range(100)])
+    transcripts = await asyncio.gather(*[relay.read(conversation_id) for conversation_id in asked])
+    assert {transcript.content for transcript in transcripts} == {ANSWER}
+
+
+def test_a_relay_can_be_driven_from_a_test_that_is_not_async() -> None:
+    """As Hypothesis's state machines have to."""
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        upstream = runner.run(stack.enter_async_context(ScriptedUpstream()))
+        relay = runner.run(stack.enter_async_context(serving(upstream)))
+        assert runner.run(relay.read(runner.run(relay.ask()))).content == ANSWER
+        runner.run(stack.aclose())
 
 
 async def test_a_relay_stops_though_a_reply_is_in_progress(upstream: ScriptedUpstream) -> None:

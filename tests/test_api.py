@@ -1,0 +1,702 @@
+"""The JSON API from outside, row by row of its table, and what every response carries."""
+
+import asyncio
+import json
+import re
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from openrouter import Timers
+from tests.problems import assert_problem
+from tests.process import ROOT
+from tests.relay import Relay, serving
+from tests.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, answer, gated, status
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z")
+NOWHERE = "00000000-0000-4000-8000-000000000000"
+VITE = "http://localhost:5173"
+EXPOSED = {"ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"}
+
+TEXTS = [
+    "Grüße an 你好, שלום und 𠮷",
+    "👋🏽 👩‍👩‍👧‍👦 e\u0301",
+    "line\u2028paragraph\u2029next\x85vertical\x0bform\x0cend",
+    "nul\x00 escape\x1b delete\x7f bom\ufeff",
+    'tab\t"quotes" \\ /slash\r\nsecond line\n',
+    "data: no event\n\nid: none\n\n",
+    "\ue000\ufffe\uffff\U0010ffff",
+]
+
+
+async def conversations(relay: Relay, **params: Any) -> tuple[list[dict[str, Any]], str | None]:
+    response = await relay.client.get("/conversations", params=params)
+    assert response.status_code == 200, response.text
+    page = response.json()
+    assert set(page) == {"conversations", "next_cursor"}
+    return page["conversations"], page["next_cursor"]
+
+
+async def titles(relay: Relay, **params: Any) -> list[str]:
+    return [entry["title"] for entry in (await conversations(relay, **params))[0]]
+
+
+async def conversation(relay: Relay, conversation_id: str) -> dict[str, Any]:
+    response = await relay.client.get(f"/conversations/{conversation_id}")
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def patched(relay: Relay, conversation_id: str, **changes: Any) -> dict[str, Any]:
+    response = await relay.client.patch(f"/conversations/{conversation_id}", json=changes)
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def is_uuid4(text: str) -> bool:
+    return str(UUID(text)) == text and UUID(text).version == 4
+
+
+# GET /, /health, /openapi.json, /docs, /redoc
+
+
+async def test_the_index_says_where_everything_is(relay: Relay) -> None:
+    response = await relay.client.get("/")
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    assert response.json() == {
+        "name": "chat-relay",
+        "version": "0.1.0",
+        "docs": "/docs",
+        "openapi": "/openapi.json",
+        "health": "/health",
+        "models": "/models",
+    }
+
+
+async def test_health_counts_conversations_messages_and_replies_in_progress(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "Hello"))
+    assert await relay.health() == {"status": "ok", "conversations": 0, "messages": 0, "replies_in_progress": 0}
+    conversation_id = await relay.ask()
+    await relay.ask()
+    assert await relay.health() == {"status": "ok", "conversations": 2, "messages": 2, "replies_in_progress": 0}
+    async with relay.stream(conversation_id) as reader:
+        await reader.next()
+        assert await relay.health() == {"status": "ok", "conversations": 2, "messages": 3, "replies_in_progress": 1}
+        gate.open_wide()
+        await reader.whole()
+    assert await relay.health() == {"status": "ok", "conversations": 2, "messages": 3, "replies_in_progress": 0}
+    await relay.client.delete(f"/conversations/{conversation_id}")
+    assert await relay.health() == {"status": "ok", "conversations": 1, "messages": 1, "replies_in_progress": 0}
+
+
+async def test_the_contract_is_served_as_it_is(relay: Relay) -> None:
+    response = await relay.client.get("/openapi.json")
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    assert response.json() == json.loads((ROOT / "openapi.json").read_bytes())
+
+
+@pytest.mark.parametrize(("path", "word"), [("/docs", "swagger-ui"), ("/redoc", "redoc")])
+async def test_the_contract_can_be_read_in_a_browser(relay: Relay, path: str, word: str) -> None:
+    response = await relay.client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert word in response.text and "/openapi.json" in response.text
+
+
+# GET /models
+
+
+async def test_the_models_list_is_upstreams_as_it_is(upstream: ScriptedUpstream, relay: Relay) -> None:
+    upstream.models = [
+        {"id": "test/ünï", "pricing": {"prompt": "0.0000001"}, "score": 1e-07, "created": 2**70, "note": None},
+        {"id": "test/two", "name": "line\u2028sep 👋🏽", "nested": [{"deep": [1, 2.5, True]}]},
+    ]
+    response = await relay.client.get("/models")
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    body = response.json()
+    assert body == {"models": upstream.models, "cached": False, "stale": False, "fetched_at": body["fetched_at"]}
+    assert TIME.fullmatch(body["fetched_at"])
+
+
+async def test_the_models_list_is_fetched_once_however_many_ask(upstream: ScriptedUpstream, relay: Relay) -> None:
+    responses = await asyncio.gather(*(relay.client.get("/models") for _ in range(20)))
+    again = (await relay.client.get("/models")).json()
+    assert len(upstream.models_requests) == 1
+    assert {response.json()["fetched_at"] for response in responses} == {again["fetched_at"]}
+    assert (again["models"], again["cached"], again["stale"]) == (upstream.models, True, False)
+
+
+async def test_the_old_models_list_is_served_as_stale_while_upstream_fails(upstream: ScriptedUpstream) -> None:
+    async with serving(upstream, timers=Timers(models=0, models_retry=0)) as relay:
+        first = (await relay.client.get("/models")).json()
+        upstream.models = status(500)
+        assert (await relay.client.get("/models")).json() == first | {"cached": True, "stale": True}
+        upstream.models = [{"id": "test/new"}]
+        fresh = (await relay.client.get("/models")).json()
+    assert (fresh["models"], fresh["cached"], fresh["stale"]) == ([{"id": "test/new"}], False, False)
+
+
+@pytest.mark.parametrize("shape", ["{}", "W/{}", '"other", {}', 'W/"other",W/{}', "*"])
+async def test_a_client_that_has_the_models_list_gets_304(relay: Relay, shape: str) -> None:
+    response = await relay.client.get("/models")
+    tag = response.headers["etag"].removeprefix("W/")
+    again = await relay.client.get("/models", headers={"If-None-Match": shape.format(tag), "Origin": VITE})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == response.headers["etag"]
+    assert again.headers["access-control-allow-origin"] == VITE
+
+
+async def test_a_client_that_has_another_models_list_gets_the_new_one(upstream: ScriptedUpstream) -> None:
+    async with serving(upstream, timers=Timers(models=0)) as relay:
+        old = (await relay.client.get("/models")).headers["etag"]
+        upstream.models = [{"id": "test/new"}]
+        response = await relay.client.get("/models", headers={"If-None-Match": old})
+        assert response.status_code == 200 and response.headers["etag"] != old
+        assert response.json()["models"] == [{"id": "test/new"}]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("br, gzip;q=0.8", "gzip"),
+        ("gzip;q=0", None),
+        ("gzip; q=0.0, br", None),
+        ("identity", None),
+        ("br", None),
+    ],
+)
+async def test_the_models_list_is_gzipped_for_whom_takes_it(
+    upstream: ScriptedUpstream, relay: Relay, accepted: str, encoding: str | None
+) -> None:
+    upstream.models = [{"id": f"test/{number}", "description": "the same words"} for number in range(100)]
+    response = await relay.client.get("/models", headers={"Accept-Encoding": accepted})
+    assert response.headers.get("content-encoding") == encoding
+    assert response.json()["models"] == upstream.models
+    assert (response.num_bytes_downloaded < len(response.content) / 2) == (encoding == "gzip")
+    assert int(response.headers["content-length"]) == response.num_bytes_downloaded
+    assert "accept-encoding" in response.headers["vary"].lower()
+
+
+# POST /conversations, GET and DELETE /conversations/{id}
+
+
+async def test_a_new_conversation_has_these_fields_and_is_where_location_says(relay: Relay) -> None:
+    response = await relay.client.post("/conversations")
+    assert (response.status_code, response.headers["content-type"]) == (201, "application/json")
+    body = response.json()
+    assert body == {
+        "id": body["id"],
+        "title": None,
+        "system_prompt": None,
+        "default_model": "openrouter/auto",
+        "created_at": body["created_at"],
+        "updated_at": body["created_at"],
+        "message_count": 0,
+    }
+    assert is_uuid4(body["id"]) and TIME.fullmatch(body["created_at"])
+    assert response.headers["location"] == f"/conversations/{body['id']}"
+    there = await relay.client.get(response.headers["location"])
+    assert (there.status_code, there.json()) == (200, body)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b' {"title": null, "system_prompt": null, "default_model": null}\r\n'])
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=UTF-8"])
+async def test_a_conversation_needs_nothing_to_be_made(
+    upstream: ScriptedUpstream, content: bytes, content_type: str
+) -> None:
+    async with serving(upstream, model_name="test/default") as relay:
+        headers = {"Content-Type": content_type}
+        response = await relay.client.post("/conversations", content=content, headers=headers)
+    body = response.json()
+    assert response.status_code == 201
+    assert (body["title"], body["system_prompt"], body["default_model"]) == (None, None, "test/default")
+
+
+async def test_a_conversation_is_made_with_all_that_it_is_given(relay: Relay) -> None:
+    given = {"title": "A title", "system_prompt": "Be brief.\n", "default_model": "test/one:free"}
+    body = await relay.conversation(**given)
+    assert body | given == body
+    assert await conversation(relay, body["id"]) == body
+
+
+async def test_a_deleted_conversation_is_gone_with_its_messages(relay: Relay) -> None:
+    conversation_id, other = await relay.ask(), await relay.ask()
+    response = await relay.client.delete(f"/conversations/{conversation_id}")
+    assert (response.status_code, response.content) == (204, b"")
+    assert "content-type" not in response.headers
+    for path in ("", "/messages", "/stream"):
+        assert_problem(await relay.client.get(f"/conversations/{conversation_id}{path}"), 404)
+    assert [entry["id"] for entry in (await conversations(relay))[0]] == [other]
+    assert_problem(await relay.client.delete(f"/conversations/{conversation_id}"), 404)
+
+
+# GET /conversations
+
+
+async def test_an_empty_list_has_no_next_page(relay: Relay) -> None:
+    assert await conversations(relay) == ([], None)
+
+
+async def test_the_list_shows_conversations_as_they_are_elsewhere(relay: Relay) -> None:
+    conversation_id = await relay.ask("Hi")
+    assert (await conversations(relay))[0] == [await conversation(relay, conversation_id)]
+
+
+async def test_the_list_begins_with_what_changed_last(relay: Relay) -> None:
+    ids = {title: (await relay.conversation(title=title))["id"] for title in "abcd"}
+    assert await titles(relay) == ["d", "c", "b", "a"]
+    await relay.say(ids["a"])
+    assert await titles(relay) == ["a", "d", "c", "b"]
+    await patched(relay, ids["c"])
+    assert await titles(relay) == ["c", "a", "d", "b"]
+    await relay.read(ids["a"])
+    assert await titles(relay) == ["a", "c", "d", "b"]
+    await relay.client.delete(f"/conversations/{ids['c']}/messages/{NOWHERE}")
+    assert await titles(relay) == ["a", "c", "d", "b"]
+    shown = [entry["updated_at"] for entry in (await conversations(relay))[0]]
+    assert shown == sorted(set(shown), reverse=True)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
+async def test_page_follows_page_until_there_is_no_next_one(relay: Relay, limit: int) -> None:
+    for number in range(7):
+        await relay.conversation(title=str(number))
+    pages: list[list[str]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page, cursor = await conversations(relay, limit=limit, cursor=cursor)
+        pages.append([entry["title"] for entry in page])
+    assert [title for page in pages for title in page] == ["6", "5", "4", "3", "2", "1", "0"]
+    assert all(len(page) == limit for page in pages[:-1]) and 1 <= len(pages[-1]) <= limit
+
+
+async def test_a_page_has_50_entries_unless_told_and_200_at_the_most(relay: Relay) -> None:
+    await asyncio.gather(*(relay.conversation() for _ in range(201)))
+    for params, length in [({}, 50), ({"limit": 1}, 1), ({"limit": 200}, 200)]:
+        page, cursor = await conversations(relay, **params)
+        assert (len(page), isinstance(cursor, str)) == (length, True)
+        rest, cursor = await conversations(relay, limit=200, cursor=cursor)
+        assert (len(rest), cursor is None) == (min(200, 201 - length), length > 1)
+
+
+async def test_what_does_not_change_comes_exactly_once_while_the_rest_changes(relay: Relay) -> None:
+    ids = {str(number): (await relay.conversation(title=str(number)))["id"] for number in range(12)}
+    seen: list[str] = []
+    page, cursor = await conversations(relay, limit=3)
+    seen += [entry["title"] for entry in page]  # 11, 10, 9
+    await relay.client.delete(f"/conversations/{ids['9']}")  # the one that the cursor stands at
+    await patched(relay, ids["11"])  # seen already
+    await patched(relay, ids["5"])  # not seen yet: it moves to the top
+    await relay.conversation(title="new")
+    page, cursor = await conversations(relay, limit=3, cursor=cursor)
+    seen += [entry["title"] for entry in page]  # 8, 7, 6
+    await relay.client.delete(f"/conversations/{ids['3']}")
+    await relay.say(ids["6"])
+    page, cursor = await conversations(relay, limit=9, cursor=cursor)
+    seen += [entry["title"] for entry in page]
+    assert (seen, cursor) == (["11", "10", "9", "8", "7", "6", "4", "2", "1", "0"], None)
+    assert (await titles(relay))[:4] == ["6", "new", "5", "11"]
+
+
+async def test_a_cursor_that_stands_at_the_end_of_what_was_deleted_gives_an_empty_page(relay: Relay) -> None:
+    old = (await relay.conversation())["id"]
+    await relay.conversation()
+    _, cursor = await conversations(relay, limit=1)
+    await relay.client.delete(f"/conversations/{old}")
+    assert await conversations(relay, cursor=cursor) == ([], None)
+
+
+# PATCH /conversations/{id}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"title": "New"},
+        {"title": None},
+        {"system_prompt": "New"},
+        {"system_prompt": None},
+        {"default_model": "test/new"},
+        {"title": "New", "system_prompt": None, "default_model": "test/new"},
+        {},
+    ],
+)
+async def test_a_patch_changes_what_it_names_and_moves_updated_at(relay: Relay, changes: dict[str, Any]) -> None:
+    before = await relay.conversation(title="Old", system_prompt="Old", default_model="test/old")
+    after = await patched(relay, before["id"], **changes)
+    assert after == before | changes | {"updated_at": after["updated_at"]}
+    assert after["updated_at"] > before["updated_at"]
+    assert await conversation(relay, before["id"]) == after
+
+
+async def test_a_patch_works_while_a_reply_is_in_progress_and_leaves_it_alone(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "one ", "two"))
+    conversation_id = await relay.ask()
+    async with relay.stream(conversation_id) as reader:
+        await reader.next()
+        await patched(relay, conversation_id, default_model="test/new", system_prompt="New")
+        gate.open_wide()
+        transcript = await reader.whole()
+    assert (transcript.content, transcript.last["model"]) == ("one two", "openrouter/auto")
+
+
+async def test_updated_at_moves_with_a_message_and_with_a_reply_that_starts_or_ends(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "Hello"))
+    made = await relay.conversation()
+    moments = [made["updated_at"]]
+
+    async def moved() -> bool:
+        moments.append((await conversation(relay, made["id"]))["updated_at"])
+        return moments[-1] > moments[-2]
+
+    assert not await moved()
+    await relay.say(made["id"])
+    assert await moved()
+    async with relay.stream(made["id"]) as reader:
+        await reader.next()
+        assert await moved()
+        gate.open()
+        await reader.next()
+        assert not await moved()
+        gate.open()
+        await reader.whole()
+    assert await moved()
+    after = await conversation(relay, made["id"])
+    assert (after["created_at"], after["message_count"]) == (made["created_at"], 2)
+
+
+# Titles
+
+
+@pytest.mark.parametrize(
+    ("content", "title"),
+    [
+        ("What is rain?", "What is rain?"),
+        ("  \n\n\t Second line first \n and more", "Second line first"),
+        ("one\r\ntwo", "one"),
+        ("x" * 81, "x" * 80),
+        ("👋" * 200, "👋" * 80),
+        ("\ufeffBOM", "\ufeffBOM"),
+    ],
+)
+async def test_a_title_that_was_never_set_is_the_first_line_of_the_first_question(
+    relay: Relay, content: str, title: str
+) -> None:
+    conversation_id = await relay.ask(content)
+    assert (await conversation(relay, conversation_id))["title"] == title
+    await relay.read(conversation_id)
+    await relay.say(conversation_id, "Another question")
+    assert (await conversation(relay, conversation_id))["title"] == title
+
+
+async def test_a_title_that_was_set_stays_until_it_is_set_to_null(relay: Relay) -> None:
+    made = await relay.conversation(title="  Mine ")
+    question = await relay.say(made["id"], "A question")
+    assert (await conversation(relay, made["id"]))["title"] == "  Mine "
+    assert (await patched(relay, made["id"], title=None))["title"] == "A question"
+    assert (await patched(relay, made["id"], title="Ours"))["title"] == "Ours"
+    await relay.client.delete(f"/conversations/{made['id']}/messages/{question['id']}")
+    assert (await conversation(relay, made["id"]))["title"] == "Ours"
+    assert (await patched(relay, made["id"], title=None))["title"] is None
+
+
+async def test_an_automatic_title_follows_the_first_question_when_it_is_edited(relay: Relay) -> None:
+    made = await relay.conversation()
+    question = await relay.say(made["id"], "First wording")
+    await relay.client.delete(f"/conversations/{made['id']}/messages/{question['id']}")
+    assert (await conversation(relay, made["id"]))["title"] is None
+    await relay.say(made["id"], "Second wording")
+    assert (await conversation(relay, made["id"]))["title"] == "Second wording"
+
+
+# Messages
+
+
+async def test_a_question_has_all_fields_of_a_message(relay: Relay) -> None:
+    conversation_id = (await relay.conversation())["id"]
+    path = f"/conversations/{conversation_id}/messages"
+    for model in (None, "test/other"):
+        response = await relay.client.post(path, json={"content": " Hi\n", "model": model})
+        assert (response.status_code, response.headers["content-type"]) == (201, "application/json")
+        body = response.json()
+        assert body == {
+            "id": body["id"],
+            "role": "user",
+            "content": " Hi\n",
+            "model": model,
+            "timestamp": body["timestamp"],
+            "status": "complete",
+            "finish_reason": None,
+            "reasoning": None,
+            "usage": None,
+            "error": None,
+            "generation_id": None,
+        }
+        assert is_uuid4(body["id"]) and TIME.fullmatch(body["timestamp"])
+        assert (await relay.messages(conversation_id))[-1] == body
+    assert (await conversation(relay, conversation_id))["message_count"] == 2
+
+
+async def test_a_reply_has_all_fields_of_a_message(upstream: ScriptedUpstream, relay: Relay) -> None:
+    upstream.play(answer("The answer.", reasoning="Some thoughts."))
+    conversation_id = await relay.ask(model="test/asked")
+    transcript = await relay.read(conversation_id)
+    question, reply = await relay.messages(conversation_id)
+    assert reply == {
+        "id": transcript.start["message_id"],
+        "role": "assistant",
+        "content": "The answer.",
+        "model": "test/asked",
+        "timestamp": reply["timestamp"],
+        "status": "complete",
+        "finish_reason": "stop",
+        "reasoning": "Some thoughts.",
+        "usage": USAGE,
+        "error": None,
+        "generation_id": (await upstream.called()).generation_id,
+    }
+    assert is_uuid4(reply["id"]) and TIME.fullmatch(reply["timestamp"])
+    assert question["timestamp"] < reply["timestamp"]
+
+
+async def test_a_failed_reply_says_why(upstream: ScriptedUpstream, relay: Relay) -> None:
+    upstream.play(status(404, {"error": {"code": 404, "message": "No such model"}}))
+    conversation_id = await relay.ask()
+    error = (await relay.read(conversation_id)).last["error"]
+    _, reply = await relay.messages(conversation_id)
+    assert reply["error"] == error
+    assert error == {"code": 404, "message": error["message"], "retryable": False, "retry_after": None}
+    assert (reply["status"], reply["content"], reply["finish_reason"], reply["usage"]) == ("failed", "", None, None)
+
+
+async def test_a_reply_in_progress_is_listed_as_far_as_it_has_come(upstream: ScriptedUpstream, relay: Relay) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "one ", "two "))
+    conversation_id = await relay.ask()
+    async with relay.stream(conversation_id) as reader:
+        for content in ("", "one ", "one two "):
+            await reader.until(content)
+            _, reply = await relay.messages(conversation_id)
+            assert (reply["status"], reply["content"]) == ("streaming", content)
+            assert (reply["finish_reason"], reply["usage"], reply["error"]) == (None, None, None)
+            gate.open()
+        await reader.whole()
+    assert [message["status"] for message in await relay.messages(conversation_id)] == ["complete", "complete"]
+
+
+async def test_messages_are_listed_from_the_oldest_on(relay: Relay) -> None:
+    conversation_id = (await relay.conversation())["id"]
+    assert await relay.messages(conversation_id) == []
+    for content in ("one", "two", "three"):
+        await relay.say(conversation_id, content)
+    await relay.read(conversation_id)
+    listed = await relay.messages(conversation_id)
+    assert [message["content"] for message in listed] == ["one", "two", "three", ANSWER]
+    timestamps = [message["timestamp"] for message in listed]
+    assert timestamps == sorted(set(timestamps))
+
+
+async def test_a_deleted_message_takes_every_later_one_along(relay: Relay) -> None:
+    conversation_id, other = await relay.ask("one"), await relay.ask("other")
+    messages = [await relay.say(conversation_id, content) for content in ("two", "three")]
+    before = await conversation(relay, conversation_id)
+    response = await relay.client.delete(f"/conversations/{conversation_id}/messages/{messages[0]['id']}")
+    assert (response.status_code, response.content) == (204, b"")
+    after = await conversation(relay, conversation_id)
+    assert [message["content"] for message in await relay.messages(conversation_id)] == ["one"]
+    assert (after["message_count"], after["updated_at"] > before["updated_at"]) == (1, True)
+    assert len(await relay.messages(other)) == 1
+
+
+async def test_usage_is_what_upstream_reported(upstream: ScriptedUpstream, relay: Relay) -> None:
+    usage = {"prompt_tokens": 2**70, "cost": 1e-08, "nested": {"a": {"b": 1}}, "free": True, "none": None}
+    upstream.play(answer(usage=usage))
+    conversation_id = await relay.ask()
+    assert (await relay.read(conversation_id)).last["usage"] == usage
+    assert (await relay.messages(conversation_id))[1]["usage"] == usage
+
+
+# Text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+async def test_text_comes_back_as_it_went_in(upstream: ScriptedUpstream, relay: Relay, text: str) -> None:
+    upstream.play(answer(text, pieces=100, reasoning=text))
+    made = await relay.conversation(title=text, system_prompt=text)
+    assert (made["title"], made["system_prompt"]) == (text, text)
+    assert (await relay.say(made["id"], text))["content"] == text
+    transcript = await relay.read(made["id"])
+    assert (transcript.content, transcript.reasoning) == (text, text)
+    question, reply = await relay.messages(made["id"])
+    assert (question["content"], reply["content"], reply["reasoning"]) == (text, text, text)
+    turns = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+    assert (await upstream.called()).body["messages"] == turns
+
+
+@pytest.mark.parametrize("encoded", [json.dumps, lambda text: json.dumps(text, ensure_ascii=False)])
+@pytest.mark.parametrize("text", TEXTS)
+async def test_escapes_in_a_body_mean_what_json_says(relay: Relay, text: str, encoded: Any) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = f' {{ "content" : {encoded(text)} }} '.encode()
+    conversation_id = (await relay.conversation())["id"]
+    path = f"/conversations/{conversation_id}/messages"
+    response = await relay.client.post(path, content=body, headers=headers)
+    assert (response.status_code, response.json()["content"]) == (201, text)
+
+
+# HEAD
+
+
+async def test_head_has_the_headers_of_get_and_no_body(relay: Relay) -> None:
+    conversation_id = await relay.ask()
+    await relay.client.get("/models")  # the next answer comes from the cache and is shorter
+    paths = ["/", "/health", "/models", "/openapi.json", "/docs", "/redoc", "/conversations"]
+    paths += [f"/conversations/{conversation_id}", f"/conversations/{conversation_id}/messages"]
+    for path in paths:
+        get, head = await relay.client.get(path), await relay.client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        for name in ("content-type", "content-length", "content-encoding", "etag", "vary"):
+            assert (name, head.headers.get(name)) == (name, get.headers.get(name)), path
+
+
+async def test_head_of_what_is_not_there_is_a_404_without_body(relay: Relay) -> None:
+    for path in ("/nowhere", *(f"/conversations/{NOWHERE}{part}" for part in ("", "/messages", "/stream"))):
+        response = await relay.client.head(path)
+        assert (response.status_code, response.content) == (404, b""), path
+        assert response.headers["content-type"] == "application/problem+json", path
+
+
+# X-Request-ID
+
+
+@pytest.mark.parametrize("request_id", ["7", "a-b_c.d:e", "x" * 128, "01J9ZK3V5T", "A1b2-" * 20])
+async def test_a_sane_request_id_is_taken(relay: Relay, request_id: str) -> None:
+    for path in ("/", "/nowhere"):
+        response = await relay.client.get(path, headers={"X-Request-ID": request_id})
+        assert response.headers.get_list("x-request-id") == [request_id]
+
+
+@pytest.mark.parametrize("request_id", ["", " ", "a b", "x" * 129, "a\tb", "<script>", "é", '"quoted"', "a,b", "a=b"])
+async def test_another_request_id_is_replaced(relay: Relay, request_id: str) -> None:
+    headers = {"X-Request-ID": request_id.encode()}
+    made = {(await relay.client.get("/", headers=headers)).headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3 and all(re.fullmatch(r"[\w.:-]{1,128}", id, re.ASCII) for id in made)
+
+
+async def test_every_response_has_a_request_id(relay: Relay) -> None:
+    conversation_id = await relay.ask()
+    path = f"/conversations/{conversation_id}"
+    asking = {"Origin": VITE, "Access-Control-Request-Method": "GET"}
+    etag = (await relay.client.get("/models")).headers["etag"]
+    responses = [
+        await relay.client.get("/models", headers={"If-None-Match": etag}),
+        await relay.client.post("/conversations"),
+        await relay.client.get(f"{path}/stream"),
+        await relay.client.get(f"{path}/stream"),
+        await relay.client.head(f"{path}/stream"),
+        await relay.client.put(path),
+        await relay.client.options(path, headers=asking),
+        await relay.client.options(path, headers=asking | {"Origin": "https://elsewhere.example"}),
+        await relay.client.get(path, headers={"Origin": "https://elsewhere.example"}),
+        await relay.client.delete(path),
+        await relay.client.get(path),
+    ]
+    assert [response.status_code for response in responses] == [304, 201, 200, 409, 200, 405, 200, 403, 403, 204, 404]
+    ids = [response.headers["x-request-id"] for response in responses]
+    assert len(set(ids)) == len(ids)
+
+
+# CORS
+
+
+def exposed(response: httpx.Response) -> set[str]:
+    return {name.strip() for name in response.headers["access-control-expose-headers"].split(",")}
+
+
+@pytest.mark.parametrize("origin", [VITE, "http://localhost:3000"])
+async def test_pages_of_the_development_servers_may_read_every_response(relay: Relay, origin: str) -> None:
+    conversation_id = (await relay.conversation())["id"]
+    path = f"/conversations/{conversation_id}"
+    requests = [
+        ("GET", "/", None, 200),
+        ("GET", "/models", None, 200),
+        ("POST", "/conversations", None, 201),
+        ("POST", "/conversations", b"[]", 422),
+        ("POST", "/conversations", b"{", 400),
+        ("POST", f"{path}/messages", b'{"content": "Hi"}', 201),
+        ("GET", f"{path}/stream", None, 200),
+        ("GET", f"{path}/stream", None, 409),
+        ("PATCH", path, b"{}", 200),
+        ("GET", "/nowhere", None, 404),
+        ("PUT", path, b"", 405),
+        ("DELETE", f"{path}/stream", None, 204),
+        ("DELETE", path, None, 204),
+    ]
+    for method, target, content, expected in requests:
+        headers = {"Origin": origin, "Content-Type": "application/json"}
+        response = await relay.client.request(method, target, content=content, headers=headers)
+        assert response.status_code == expected, (method, target, response.text)
+        assert response.headers["access-control-allow-origin"] == origin, (method, target)
+        assert exposed(response) >= EXPOSED, (method, target)
+        assert "Origin" in response.headers["vary"], (method, target)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PATCH", "DELETE"])
+async def test_a_preflight_allows_what_the_api_takes(relay: Relay, method: str) -> None:
+    for name in ("content-type", "last-event-id", "authorization", "content-type, last-event-id"):
+        headers = {"Origin": VITE, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": name}
+        response = await relay.client.options(f"/conversations/{NOWHERE}/stream", headers=headers)
+        assert response.status_code == 200, response.text
+        assert response.headers["access-control-allow-origin"] == VITE
+        assert method in response.headers["access-control-allow-methods"].split(", ")
+        allowed = response.headers["access-control-allow-headers"].lower().split(", ")
+        assert set(name.split(", ")) <= set(allowed)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "GET"},
+        {"Origin": "null", "Access-Control-Request-Method": "GET"},
+        {"Origin": VITE, "Access-Control-Request-Method": "PUT"},
+        {"Origin": VITE, "Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "X-Other"},
+    ],
+)
+async def test_a_preflight_for_anything_else_is_a_problem(relay: Relay, headers: dict[str, str]) -> None:
+    response = await relay.client.options("/conversations", headers=headers)
+    assert_problem(response, 403)
+    allowed = {VITE} if headers["Origin"] == VITE else set()
+    assert set(response.headers.get_list("access-control-allow-origin")) <= allowed
+
+
+async def test_a_refused_preflight_names_the_setting(relay: Relay) -> None:
+    headers = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "GET"}
+    assert_problem(await relay.client.options("/conversations", headers=headers), 403, "CORS_ORIGINS")
+
+
+async def test_origins_are_those_of_the_setting(upstream: ScriptedUpstream) -> None:
+    async with serving(upstream, cors_origins=("https://app.example",)) as relay:
+        listed = await relay.client.get("/", headers={"Origin": "https://app.example"})
+        assert listed.headers["access-control-allow-origin"] == "https://app.example"
+        own = await relay.client.get("/", headers={"Origin": relay.url})
+        assert own.status_code == 200
+        assert_problem(await relay.client.get("/", headers={"Origin": VITE}), 403, "CORS_ORIGINS")
+
+
+async def test_without_an_origin_there_are_no_cors_headers(relay: Relay) -> None:
+    response = await relay.client.get("/")
+    assert not [name for name in response.headers if name.startswith("access-control-allow")]

@@ -1,0 +1,701 @@
+"""OpenRouter's wire protocol without a network: events at every split, chunks in every shape, what errors say.
+
+The recorded chunks are those of OpenRouter's streams of May 2026; the shapes of errors are those of its documentation
+and of other OpenAI-compatible servers.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import pairwise
+from typing import Any, Literal
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.sse import Parser
+from wire import (
+    Completion,
+    Delta,
+    EventParser,
+    Finish,
+    Generation,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamRefused,
+    encodable,
+    error_in,
+    parse_object,
+    plain_usage,
+    redacted,
+    refusal,
+    retry_after_seconds,
+)
+
+KEY = "sk-or-v1-0123456789abcdef"
+GENERATION = "gen-1778452651-woYjQ50l"
+USAGE: dict[str, Any] = {
+    "prompt_tokens": 18,
+    "completion_tokens": 204,
+    "total_tokens": 222,
+    "cost": 0.00020652,
+    "is_byok": False,
+    "prompt_tokens_details": {"cached_tokens": 0},
+    "cost_details": {"upstream_inference_cost": 0.00020652},
+    "completion_tokens_details": {"reasoning_tokens": 187},
+}
+
+Kind = Literal["content", "reasoning"]
+
+
+# Events
+
+
+def parsed(pieces: Iterable[bytes]) -> list[bytes]:
+    parser = EventParser()
+    return [data for piece in pieces for data in parser.feed(piece)] + [*parser.close()]
+
+
+def pieces_of(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
+    bounds = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
+    return [stream[start:end] for start, end in pairwise(bounds)]
+
+
+STREAMS: dict[str, tuple[bytes, list[bytes]]] = {
+    "LF": (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
+    "CRLF": (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
+    "CR": (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+    "mixed line ends": (b"data: a\r\n\rdata: b\n\r\ndata: c\r\ndata: d\r\n\n", [b"a", b"b", b"c\nd"]),
+    "a BOM": (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
+    "a BOM before a line end": (b"\xef\xbb\xbf\r\ndata: a\n\n", [b"a"]),
+    "a BOM that isn't at the start": (b"data: a\n\n\xef\xbb\xbfdata: b\n\ndata: c\n\n", [b"a", b"c"]),
+    "comments": (b": OPENROUTER PROCESSING\n\n:\n\n:data: x\n\ndata: a\n:in the middle\ndata: b\n\n", [b"a\nb"]),
+    "several data lines": (b'data: {"a":\ndata: 1}\n\n', [b'{"a":\n1}']),
+    "no space after the colon": (b"data:a\n\ndata:  b\n\n", [b"a", b" b"]),
+    "data without a colon": (b"data: a\ndata\ndata: b\n\n", [b"a\n\nb"]),
+    "events without text": (b"data\n\ndata:\n\ndata: \n\ndata: a\n\n", [b"a"]),
+    "other fields": (b"event: message\nid: 1\nretry: 5\ndata: a\ndatas: x\n data: y\nDATA: z\n\n", [b"a"]),
+    "a last event without its blank line": (b"data: a\n\ndata: b\n", [b"a", b"b"]),
+    "a last event without its line end": (b"data: a\r\n\r\ndata: b", [b"a", b"b"]),
+    "a last event that ends with a CR": (b"data: a\r\rdata: b\r", [b"a", b"b"]),
+    "line separators of other worlds": (
+        'data: {"a": "1\u20282\u20293\x854\x0b5\x0c6\x1c7"}\n\n'.encode(),
+        ['{"a": "1\u20282\u20293\x854\x0b5\x0c6\x1c7"}'.encode()],
+    ),
+    "characters of many bytes": ("data: é€😀\r\n\r\ndata: 中文\n\n".encode(), ["é€😀".encode(), "中文".encode()]),
+    "nothing": (b"", []),
+    "nothing but line ends": (b"\r\n\n\r\r\n", []),
+}
+
+
+@pytest.mark.parametrize(("stream", "events"), STREAMS.values(), ids=STREAMS)
+def test_events_come_out_the_same_wherever_the_bytes_are_cut_in_two_or_one_by_one(
+    stream: bytes, events: list[bytes]
+) -> None:
+    assert parsed([stream]) == events
+    assert parsed(stream[i : i + 1] for i in range(len(stream))) == events
+    for cut in range(len(stream) + 1):
+        assert parsed([stream[:cut], stream[cut:]]) == events, f"cut at {cut}"
+
+
+@given(st.sampled_from([*STREAMS.values()]), st.lists(st.integers(0, 200)))
+@example((b"data: a\r\ndata: b\n\n", [b"a\nb"]), [8, 8])
+def test_events_come_out_the_same_at_every_split(case: tuple[bytes, list[bytes]], cuts: list[int]) -> None:
+    stream, events = case
+    assert parsed(pieces_of(stream, cuts)) == events
+
+
+LINES = st.one_of(
+    st.sampled_from([b"", b"", b":", b": ping", b"data", b"data:", b"data: ", b"event: x", b"id: 1", b"retry: 10"]),
+    st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=6).map(lambda s: f"data:{s}".encode()),
+    st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=6).map(lambda s: f":{s}".encode()),
+)
+
+
+@given(
+    st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    st.lists(st.tuples(LINES, st.sampled_from([b"\n", b"\r\n", b"\r"])), max_size=20),
+    st.lists(st.integers(0, 400)),
+)
+def test_an_independent_parser_finds_the_same_events(
+    bom: bytes, lines: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
+    stream = bom + b"".join(line + end for line, end in lines) + b"\n\n"
+    blocks = Parser().feed(stream)
+    events = [block.data.encode() for block in blocks if block.data and block.data.encode().strip()]
+    assert parsed(pieces_of(stream, cuts)) == events
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_any_bytes_are_parsed_the_same_however_they_are_cut(pieces: list[bytes]) -> None:
+    assert parsed(pieces) == parsed([b"".join(pieces)])
+
+
+def test_an_event_is_there_as_soon_as_its_blank_line_has_come() -> None:
+    parser = EventParser()
+    assert [*parser.feed(b"data: a\r\n\r")] == [b"a"]
+    assert [*parser.feed(b"\ndata: b\n")] == []
+    assert [*parser.feed(b"\n")] == [b"b"]
+
+
+@pytest.fixture
+def cap(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most bytes of an event, made small."""
+    monkeypatch.setattr("wire.MAX_EVENT_BYTES", 100)
+    return 100
+
+
+ENDLESS = {
+    "a line": b"data: " + b"x" * 20,
+    "a comment": b": still" + b"." * 20,
+    "one of many lines": b"data: xxxxxxxx\n",
+    "one of many lines without text": b"data:\n",
+}
+
+
+@pytest.mark.parametrize("piece", ENDLESS.values(), ids=ENDLESS)
+def test_an_event_without_end_is_refused_at_the_cap(cap: int, piece: bytes) -> None:
+    parser = EventParser()
+    with pytest.raises(UpstreamBroken, match="more than 100 bytes") as caught:
+        for _ in range(cap):
+            assert not [*parser.feed(piece)]
+    assert caught.value.retryable and caught.value.code == 502
+
+
+def test_only_a_single_event_counts_against_the_cap(cap: int) -> None:
+    parser = EventParser()
+    event = b"data: " + b"x" * (cap - 20) + b"\n\n"
+    assert [*parser.feed(event[:10]), *parser.feed(event[10:])] == [b"x" * (cap - 20)]
+    for _ in range(cap):
+        assert [*parser.feed(event)] == [b"x" * (cap - 20)]
+        assert not [*parser.feed(b": OPENROUTER PROCESSING\n\n")]
+
+
+# Completions
+
+
+def chunk(delta: object = None, finish_reason: object = None, **more: object) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return json.dumps({"id": GENERATION, "choices": [choice], **more}).encode()
+
+
+def raw(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+class Taken:
+    """What a completion made of these events."""
+
+    def __init__(self, *events: bytes) -> None:
+        self.completion = Completion(KEY)
+        self.values = [value for event in events for value in self.completion.take(event)]
+        self.deltas = [(value.kind, value.text) for value in self.values if isinstance(value, Delta)]
+
+    def text(self, kind: Kind) -> str:
+        return "".join(text for of, text in self.deltas if of == kind)
+
+
+def refused(*events: bytes) -> UpstreamRefused:
+    with pytest.raises(UpstreamRefused) as caught:
+        Taken(*events)
+    return caught.value
+
+
+def recorded(delta: dict[str, Any], finish_reason: str | None = None, **more: object) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "native_finish_reason": finish_reason}
+    return {
+        "id": GENERATION,
+        "object": "chat.completion.chunk",
+        "created": 1778452651,
+        "model": "qwen/qwen3.5-35b-a3b-20260224",
+        "provider": "DeepInfra",
+        "choices": [choice],
+        **more,
+    }
+
+
+THOUGHT = {"type": "reasoning.text", "text": "Thinking", "format": "unknown", "index": 0}
+RECORDED = [
+    recorded({"content": "", "role": "assistant", "reasoning": "Thinking", "reasoning_details": [THOUGHT]}),
+    recorded({"content": "Hello", "role": "assistant"}),
+    recorded({"content": "", "role": "assistant", "reasoning": None}, "stop"),
+    recorded({"content": "", "role": "assistant"}, "stop", usage=USAGE),
+]
+
+
+@given(st.lists(st.integers(0, 5000), max_size=30))
+def test_a_recorded_stream_is_a_generation_its_thought_its_answer_and_its_usage(cuts: list[int]) -> None:
+    comment = b": OPENROUTER PROCESSING\n\n"
+    stream = comment + b"".join(b"data: %b\n\n%b" % (raw(entry), comment) for entry in RECORDED) + b"data: [DONE]\n\n"
+    taken = Taken(*parsed(pieces_of(stream, cuts)))
+    assert taken.values == [Generation(GENERATION), Delta("reasoning", "Thinking"), Delta("content", "Hello")]
+    assert taken.completion.done
+    assert taken.completion.finish() == Finish("stop", USAGE)
+
+
+NOTHING = [
+    {},
+    {"id": None, "choices": None, "usage": None, "error": None},
+    {"choices": []},
+    {"choices": {}},
+    {"choices": [None]},
+    {"choices": [[]]},
+    {"choices": [{}]},
+    {"choices": [{"delta": None, "finish_reason": None}]},
+    {"choices": [{"delta": [], "finish_reason": ""}]},
+    {"choices": [{"delta": {}}]},
+    {"choices": [{"delta": {"content": None, "reasoning": None, "reasoning_content": None, "role": None}}]},
+    {"choices": [{"delta": {"content": 7, "reasoning": ["x"], "tool_calls": [{"index": 0}]}, "finish_reason": 1}]},
+    {"id": 5, "usage": [], "error": {}},
+    {"id": "gen with a line end\n"},
+    {"id": "gén"},
+    {"id": ""},
+]
+
+
+@pytest.mark.parametrize("empty", NOTHING, ids=str)
+def test_what_is_null_missing_or_unknown_is_no_value(empty: dict[str, Any]) -> None:
+    taken = Taken(raw(empty))
+    assert taken.values == [] and not taken.completion.whole
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"reasoning": "Hm"},
+        {"reasoning_content": "Hm"},
+        {"reasoning": "Hm", "reasoning_content": "Hm"},
+        {"reasoning": None, "reasoning_content": "Hm"},
+        {"reasoning": "Hm", "reasoning_details": [THOUGHT | {"text": "Hm"}]},
+    ],
+    ids=str,
+)
+def test_reasoning_is_taken_once_under_either_name(delta: dict[str, Any]) -> None:
+    assert Taken(chunk(delta)).deltas == [("reasoning", "Hm")]
+
+
+def test_reasoning_comes_before_the_content_of_the_same_chunk() -> None:
+    assert Taken(chunk({"content": "b", "reasoning": "a"})).deltas == [("reasoning", "a"), ("content", "b")]
+
+
+def test_the_generation_id_is_told_once_and_the_first_one_counts() -> None:
+    taken = Taken(chunk({"content": "a"}), chunk({"content": "b"}, id="gen-2"))
+    assert taken.values[0] == Generation(GENERATION) and len(taken.values) == 3
+    assert taken.completion.generation_id == GENERATION
+
+
+def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
+    taken = Taken(chunk({}, "length"), chunk({"content": "more"}, "stop"))
+    assert taken.deltas == [("content", "more")]
+    assert taken.completion.finish() == Finish("length", None)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [chunk({}, "stop", usage=USAGE)],
+        [chunk({}, "stop"), raw({"choices": [], "usage": USAGE})],
+        [chunk({}, "stop"), raw({"usage": USAGE})],
+        [chunk({}, "stop", usage=None), chunk({}, "stop", usage=USAGE), raw({"choices": [], "usage": None})],
+    ],
+    ids=["with the finish reason", "without choices", "alone", "null around it"],
+)
+def test_usage_is_found_wherever_it_comes(events: list[bytes]) -> None:
+    assert Taken(*events).completion.finish() == Finish("stop", USAGE)
+
+
+def test_usage_that_is_repeated_is_not_added_up() -> None:
+    events = [chunk({"content": "a"}, usage={"total_tokens": n}) for n in (1, 2, 3)]
+    assert Taken(*events, chunk({}, "stop")).completion.finish() == Finish("stop", {"total_tokens": 3})
+
+
+@pytest.mark.parametrize("end", [b"[DONE]", b" [DONE] ", b"[DONE]\n"])
+def test_done_without_a_finish_reason_makes_the_answer_whole(end: bytes) -> None:
+    assert Taken(chunk({"content": "a"}), end).completion.finish() == Finish(None, None)
+
+
+def test_nothing_after_done_counts() -> None:
+    after = [chunk({"content": "b"}, "stop", usage=USAGE), raw({"error": "late"}), b"no JSON", b"[DONE]"]
+    taken = Taken(chunk({"content": "a"}), b"[DONE]", *after)
+    assert taken.deltas == [("content", "a")]
+    assert taken.completion.finish() == Finish(None, None)
+
+
+def test_an_answer_that_nobody_called_complete_is_broken() -> None:
+    taken = Taken(chunk({"content": "a"}, usage=USAGE), chunk({"content": "b"}))
+    with pytest.raises(UpstreamBroken, match="middle of the answer") as caught:
+        taken.completion.finish()
+    assert (caught.value.code, caught.value.retryable) == (502, True)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"null",
+        b"[]",
+        b'"text"',
+        b"17",
+        b"{",
+        b"<html>",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"a": %b}' % (b"9" * 9000),
+    ],
+    ids=lambda event: event[:8].decode(),
+)
+def test_what_is_no_json_object_is_broken(event: bytes) -> None:
+    with pytest.raises(UpstreamBroken):
+        Taken(event)
+
+
+def test_bytes_that_are_not_utf8_are_replaced() -> None:
+    assert Taken(b'{"choices": [{"delta": {"content": "a\xffb"}}]}').deltas == [("content", "a\ufffdb")]
+
+
+# Surrogates: OpenAI-compatible servers cut text by tokens, and JSON escapes carry half a pair.
+
+HALVES = st.sampled_from(["\ud83d", "\ude00", "a", "é", "😀"])
+KINDS: st.SearchStrategy[Kind] = st.sampled_from(["content", "reasoning"])
+
+
+def joined(text: str) -> str:
+    """Pairs as one character, halves replaced; independent of the product's way."""
+
+    def one(match: re.Match[str]) -> str:
+        high, low = map(ord, match.group())
+        return chr(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
+
+    return re.sub("[\ud800-\udfff]", "\ufffd", re.sub("[\ud800-\udbff][\udc00-\udfff]", one, text))
+
+
+@given(st.lists(st.tuples(KINDS, st.lists(HALVES, min_size=1, max_size=4).map("".join)), max_size=12))
+@example([("content", "\ud83d"), ("reasoning", "\ud83d"), ("content", "\ude00"), ("reasoning", "\ude00")])
+@example([("content", "\ud83d"), ("reasoning", "a"), ("content", "\ude00")])
+@example([("content", "\ud83d"), ("content", "\ud83d"), ("content", "\ude00")])
+def test_surrogate_pairs_split_over_deltas_are_joined_and_halves_replaced(deltas: list[tuple[Kind, str]]) -> None:
+    taken = Taken(*(chunk({kind: text}) for kind, text in deltas), b"[DONE]")
+    for kind in ("content", "reasoning"):
+        sent = "".join(text for of, text in deltas if of == kind)
+        assert taken.text(kind) == joined(sent)
+    for _, text in taken.deltas:
+        assert text and text.encode()
+
+
+def test_the_first_half_of_a_pair_waits_for_the_second() -> None:
+    taken = Taken(chunk({"content": "a\ud83d"}), chunk({"content": ""}), chunk({"content": "\ude00b"}))
+    assert taken.deltas == [("content", "a"), ("content", "😀b")]
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_any_text_is_made_encodable_and_good_text_stays(text: str) -> None:
+    assert encodable(text) == joined(text)
+
+
+# Errors inside the stream
+
+SHAPES: dict[str, tuple[dict[str, Any], int]] = {
+    "an int": ({"choices": [], "error": {"code": 429, "message": "Because"}}, 429),
+    "a numeric string": ({"choices": [], "error": {"code": "408", "message": "Because"}}, 408),
+    "a word": ({"choices": [], "error": {"code": "server_error", "message": "Because"}}, 502),
+    "a word with a meaning": ({"choices": [], "error": {"code": "rate_limit_exceeded", "message": "Because"}}, 429),
+    "null": ({"choices": [], "error": {"code": None, "message": "Because"}}, 502),
+    "missing": ({"choices": [], "error": {"message": "Because"}}, 502),
+    "true": ({"choices": [], "error": {"code": True, "message": "Because"}}, 502),
+    "no status": ({"choices": [], "error": {"code": 200, "message": "Because"}}, 502),
+    "a type": ({"error": {"type": "overloaded_error", "message": "Because"}}, 529),
+    "an error_type": ({"error": {"message": "Because", "metadata": {"error_type": "context_length_exceeded"}}}, 400),
+    "an unknown code and an error_type": (
+        {"error": {"code": "boom", "message": "Because", "metadata": {"error_type": "provider_overloaded"}}},
+        503,
+    ),
+    "no choices at all": ({"error": {"code": 502, "message": "Because"}}, 502),
+    "a choice that ended with an error": (
+        {
+            "choices": [{"delta": {"content": ""}, "finish_reason": "error"}],
+            "error": {"code": 503, "message": "Because"},
+        },
+        503,
+    ),
+    "inside the choice": ({"choices": [{"delta": {}, "error": {"code": 504, "message": "Because"}}]}, 504),
+    "a string": ({"error": "Because"}, 502),
+}
+
+
+@pytest.mark.parametrize(("event", "code"), SHAPES.values(), ids=SHAPES)
+def test_an_error_in_any_shape_is_recognised(event: dict[str, Any], code: int) -> None:
+    error = refused(chunk({"content": "a"}), raw(event))
+    assert error.code == code
+    assert error.message.endswith(" Upstream said: Because")
+
+
+@pytest.mark.parametrize("choice", [{"finish_reason": "error"}, {"finish_reason": "error", "error": {}, "delta": None}])
+def test_a_finish_reason_of_error_without_an_object_is_an_error(choice: dict[str, Any]) -> None:
+    error = refused(raw({"choices": [choice]}))
+    assert (error.code, error.retryable, error.retry_after) == (502, True, None)
+    assert error.message == "Upstream failed with status 502: try again in a moment."
+
+
+def test_an_error_after_the_finish_reason_is_one() -> None:
+    assert refused(chunk({}, "stop"), raw({"error": {"code": 500, "message": "Because"}})).code == 500
+
+
+def test_text_that_comes_in_the_chunk_of_the_error_has_arrived() -> None:
+    """A failure keeps the text that had arrived; the generation id is for looking its charge up."""
+    completion = Completion(KEY)
+    values: list[Generation | Delta] = []
+    with pytest.raises(UpstreamRefused):
+        for value in completion.take(chunk({"content": "last words"}, "error", error={"code": 502, "message": "m"})):
+            values.append(value)
+    assert values == [Generation(GENERATION), Delta("content", "last words")]
+
+
+def test_a_chunk_without_an_error_has_none() -> None:
+    assert error_in({"choices": [{"finish_reason": "stop"}], "error": None}, KEY) is None
+
+
+WORDS = {
+    "authentication_error": 401,
+    "content_policy_violation": 403,
+    "context_length_exceeded": 400,
+    "insufficient_quota": 402,
+    "invalid_request_error": 400,
+    "not_found_error": 404,
+    "permission_error": 403,
+    "provider_overloaded": 503,
+    "rate_limit_exceeded": 429,
+    "timeout": 408,
+    "something_new": 502,
+}
+
+
+@pytest.mark.parametrize(("word", "code"), WORDS.items())
+def test_a_word_stands_for_a_status_in_code_type_and_metadata(word: str, code: int) -> None:
+    for fields in ({"code": word}, {"type": word}, {"metadata": {"error_type": word}}):
+        assert refusal(None, {"error": fields}, None, KEY).code == code
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("code", range(400, 600))
+def test_the_message_agrees_with_whether_trying_again_makes_sense(code: int) -> None:
+    """Errors of the request itself (400 to 404, 413, 422, ...) stay; 408, 429 and 5xx pass."""
+    error = refusal(code, {}, None, KEY)
+    assert (error.code, error.retryable) == (code, code in (408, 429) or code >= 500)
+    assert error.retryable or "try again" not in error.message
+
+
+def test_a_402_is_retryable_only_for_a_budget_in_flight() -> None:
+    def said(source: str) -> dict[str, Any]:
+        return {"error": {"code": 402, "message": "m", "metadata": {"limit_source": source}}}
+
+    in_flight = refusal(402, said("openrouter_in_flight_budget"), 3.0, KEY)
+    assert (in_flight.retryable, in_flight.retry_after) == (True, 3.0)
+    assert not refusal(402, said("key_limit"), None, KEY).retryable
+
+
+def test_the_status_of_the_response_counts_more_than_the_code_in_its_body() -> None:
+    assert refusal(503, {"error": {"code": 400, "message": "m"}}, None, KEY).code == 503
+
+
+@pytest.mark.parametrize("body", [{}, {"error": None}, {"error": 5}, {"error": []}, {"error": {"message": None}}])
+def test_a_refusal_without_words_has_the_services_own(body: dict[str, Any]) -> None:
+    assert refusal(401, body, None, KEY).message == "Upstream doesn't accept the API key: check OPENROUTER_API_KEY."
+
+
+def test_upstreams_words_are_one_line_of_300_characters_at_the_most() -> None:
+    said = refusal(500, {"error": {"message": "word\r\n\t " * 200}}, None, KEY).message.partition("said: ")[2]
+    assert said == ("word " * 60)[:300]
+
+
+def secretive(message: str) -> str:
+    """What a person gets to read of a refusal that names private things in all places."""
+    metadata = {"raw": "Acme account 4711", "flagged_input": "my diary", "provider_name": "Acme"}
+    body = {"error": {"code": 403, "message": message, "metadata": metadata}, "user_id": "user_2abcDEF"}
+    return refusal(403, body, None, KEY).message
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        KEY,
+        "user_2abcDEF",
+        "Acme account 4711",
+        "my diary",
+        "sk-proj-aBcDeF_123456",
+        "sk-ab12******89yz",
+        "org-abc123def",
+    ],
+)
+def test_keys_and_what_upstream_says_of_an_account_are_redacted(secret: str) -> None:
+    message = secretive(f"No: '{secret}' isn't allowed ({secret}).")
+    assert message.endswith("Upstream said: No: '[redacted]' isn't allowed ([redacted]).")
+
+
+def test_nothing_private_shows_that_upstream_did_not_say_in_its_message() -> None:
+    assert "Acme account" not in secretive("Provider returned error") and "diary" not in secretive("Flagged")
+
+
+@pytest.mark.parametrize("inner", ["user_id", "key"])
+def test_a_secret_inside_a_secret_does_not_uncover_the_rest(inner: str) -> None:
+    name = {"user_id": "u77", "key": KEY}[inner]
+    quoted = f"{name} wrote: my diary"
+    body = {"error": {"message": f"Refused: {quoted}", "metadata": {"raw": quoted}}, "user_id": "u77"}
+    assert "diary" not in refusal(403, body, None, KEY).message
+
+
+def test_private_fields_are_found_at_the_top_and_in_the_error_and_its_metadata() -> None:
+    for body in (
+        {"error": {"message": "a b7"}, "user_id": "b7"},
+        {"error": {"message": "a b7", "user_id": "b7"}},
+        {"error": {"message": "a b7", "metadata": {"user_id": "b7"}}},
+        {"error": "a b7", "user_id": "b7"},
+    ):
+        assert refusal(400, body, None, KEY).message.endswith("said: a [redacted]")
+
+
+@pytest.mark.parametrize("message", [None, 5, ["x"], {"a": 1}, "", " \n"])
+def test_what_is_no_text_says_nothing(message: object) -> None:
+    assert redacted(message, [KEY]) == ""
+
+
+@given(st.text(st.characters(exclude_categories=())), st.lists(st.text(max_size=3)))
+def test_redacted_words_can_be_sent(message: str, secrets: list[str]) -> None:
+    said = redacted(message, secrets)
+    assert len(said) <= 300 and said.encode() is not None
+
+
+# Retry-After: https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        ("12", 12.0),
+        (" 12 ", 12.0),
+        ("1.5", 1.5),
+        ("-3", 0.0),
+        ("86400", 86400.0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
+        (None, None),
+        ("", None),
+        (" ", None),
+        ("soon", None),
+        ("12 s", None),
+        ("nan", None),
+        ("inf", None),
+        ("-inf", None),
+        ("1e999", None),
+        ("Sun, 99 Nov 2094 08:49:37 GMT", None),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Mon, 01 Jan 2030 00:00:00 +99999999999999999999", None),
+    ],
+)
+def test_retry_after_is_seconds_from_now_or_nothing(value: str | None, seconds: float | None) -> None:
+    assert retry_after_seconds(value) == seconds
+
+
+def test_a_retry_after_of_many_digits_is_long_or_nothing() -> None:
+    assert retry_after_seconds("9" * 30) == 1e30
+    assert retry_after_seconds("9" * 5000) is None
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S -0000"],
+    ids=["IMF-fixdate", "RFC 850", "asctime", "no zone"],
+)
+def test_a_retry_after_date_in_any_http_form_is_seconds_from_now(form: str) -> None:
+    seconds = retry_after_seconds((datetime.now(UTC) + timedelta(seconds=90)).strftime(form))
+    assert seconds is not None and 80 < seconds <= 90
+
+
+@pytest.mark.parametrize("digits", ["\u0661\u0662", "1_0"])
+def test_a_retry_after_that_only_python_calls_a_number_harms_nobody(digits: str) -> None:
+    assert retry_after_seconds(digits) in (None, 12.0, 10.0)
+
+
+DATES = st.datetimes(timezones=st.just(UTC)).map(format_datetime)
+SCRAPS = st.lists(
+    st.sampled_from(["Mon,", "1", "Jan", "2030", "99999999999", "00:00:00", "+9999", "GMT", ":", "-", "+"])
+)
+
+
+@given(st.text() | DATES | SCRAPS.map(" ".join) | st.floats().map(str) | st.integers().map(str))
+def test_no_retry_after_raises(value: str) -> None:
+    seconds = retry_after_seconds(value)
+    assert seconds is None or 0 <= seconds < float("inf")
+
+
+# Usage
+
+
+def test_usage_keeps_figures_and_short_words_alone() -> None:
+    usage = parse_object(
+        b'{"a": 1, "b": 0.5, "c": true, "d": "free", "e": null, "f": NaN, "g": 1e999, "h": -Infinity, "i": [1],'
+        b' "j": {"k": {"l": {"m": 1}}}, "n": 123456789012345678901234567890, "o": "\\ud83d"}'
+    )
+    kept = {"a": 1, "b": 0.5, "c": True, "d": "free", "j": {"k": {"l": None}}, "n": 123456789012345678901234567890}
+    assert plain_usage(usage) == dict.fromkeys("abcdefghijno") | kept | {"o": "\ufffd"}
+
+
+def test_usage_is_cut_to_a_size_that_can_be_kept() -> None:
+    usage = plain_usage({f"{n:03}{'x' * 100}": "y" * 1000 for n in range(500)})
+    assert len(usage) == 64
+    assert {len(key) for key in usage} == {len(value) for value in usage.values()} == {64}
+
+
+# Anything at all
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=8)
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """An object with some of these fields, each right or anything."""
+    return st.fixed_dictionaries({}, optional={name: value | JSON for name, value in fields.items()})
+
+
+CODES = st.integers(0, 700) | st.sampled_from([*WORDS]) | st.integers(0, 700).map(str)
+METADATA = some(raw=TEXTS, flagged_input=TEXTS, error_type=CODES, limit_source=TEXTS)
+ERRORS = some(code=CODES, message=TEXTS, type=CODES, metadata=METADATA, user_id=TEXTS)
+DELTAS = some(content=TEXTS, reasoning=TEXTS, reasoning_content=TEXTS)
+CHOICES = st.lists(some(delta=DELTAS, finish_reason=TEXTS | st.just("error"), error=ERRORS), max_size=2)
+CHUNKS = some(id=TEXTS, choices=CHOICES, usage=some(total_tokens=JSON, details=some(cost=JSON)), user_id=TEXTS)
+BAD_CHUNKS = some(id=TEXTS, choices=CHOICES, error=ERRORS, user_id=TEXTS)
+
+
+def assert_bears(events: Iterable[bytes]) -> None:
+    """Assert that these events end in nothing worse than an error of upstream's, and that all of it can be sent."""
+    completion = Completion(KEY)
+    try:
+        for event in events:
+            for value in completion.take(event):
+                assert (value.text if isinstance(value, Delta) else value.id).encode()
+        end = completion.finish()
+        assert json.dumps([end.finish_reason, end.usage], allow_nan=False, ensure_ascii=False).encode()
+    except UpstreamError as error:
+        assert error.message.encode() and 400 <= error.code <= 599
+        assert KEY not in error.message
+
+
+@given(st.lists((CHUNKS | BAD_CHUNKS | JSON).map(raw) | st.just(b"[DONE]"), max_size=6))
+def test_no_chunk_raises_anything_but_an_upstream_error(events: list[bytes]) -> None:
+    assert_bears(events)
+
+
+FRAGMENTS = st.sampled_from([b"data: ", b"data:", b"\n", b"\r\n", b"\r", b"\n\n", b"[DONE]", b"\xef\xbb\xbf", b":"])
+SCRAP_BYTES = st.lists(FRAGMENTS | st.binary(max_size=8) | CHUNKS.map(raw) | BAD_CHUNKS.map(raw), max_size=12)
+
+
+@given(SCRAP_BYTES.map(b"".join), st.lists(st.integers(0, 10_000), max_size=6))
+def test_no_bytes_raise_anything_but_an_upstream_error(stream: bytes, cuts: list[int]) -> None:
+    assert_bears(parsed(pieces_of(stream, cuts)))
