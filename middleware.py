@@ -11,7 +11,6 @@ import re
 import time
 import uuid
 from collections.abc import Iterable
-from contextvars import ContextVar
 
 from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,11 +18,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from logs import outline, request_id
 from routes import problem
 
 WITHOUT_EFFECT = ("/", "/docs", "/redoc", "/openapi.json", "/health")  # pages of elsewhere may link to these
-
-request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 logger = logging.getLogger("server")
 
@@ -64,7 +62,7 @@ class Envelope:
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
                 headers.setdefault("Cache-Control", "no-store")
                 taken = (time.perf_counter() - started) * 1000
-                logger.debug("%s %s %d %.1f ms", scope["method"], scope["path"], message["status"], taken)
+                logger.debug("%s %r %d %.1f ms", scope["method"], scope["path"], message["status"], taken)
             await send(message)
 
         self.connections.open.add(receive)
@@ -72,7 +70,7 @@ class Envelope:
             await self.app(scope, receive, send_in_envelope)
         except Exception as error:  # after the response's start: all that is left is to close the connection
             if not isinstance(error, SendTimeoutError):
-                logger.exception("%s crashed in the middle of its response", scope["method"])
+                logger.error("%s crashed in the middle of its response\n%s", scope["method"], outline(error))
             else:
                 logger.info("a reader was dropped: it left unread what was sent")
             if not _abort(receive):
@@ -100,7 +98,9 @@ class Cors(CORSMiddleware):
             return response
         del response.headers["content-length"], response.headers["content-type"]
         refused = response.body.decode() if isinstance(response.body, bytes) else ""
-        return problem(403, f"{refused}: origins are allowed by CORS_ORIGINS.", headers=response.headers)
+        return problem(
+            403, f"{refused}. CORS_ORIGINS lists the origins, /openapi.json the methods.", headers=response.headers
+        )
 
 
 class Boundary:
@@ -119,10 +119,10 @@ class Boundary:
 
         try:
             await self.app(scope, receive, noting_send)
-        except Exception:
+        except Exception as error:
             if started or scope["type"] != "http":
                 raise
-            logger.exception("%s %s crashed", scope["method"], scope["path"])
+            logger.error("%s %r crashed\n%s", scope["method"], scope["path"], outline(error))
             response = problem(500, "The service failed; its log says where, under this response's X-Request-ID.")
             await response(scope, receive, send)
 

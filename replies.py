@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from logs import outline
 from openrouter import Delta, Generation, OpenRouter, UpstreamError
 from store import Ending, Failure, Kind, Message, NotFound, OwedReply, Store, StoreFull, ended
 
@@ -287,7 +288,7 @@ class Replies:
             case _TooLong():
                 most = self._limits.max_reply_chars
                 return _failed(502, f"The reply is longer than MAX_REPLY_CHARS ({most}) and was cut off there.")
-        logger.error("reply %s crashed", running.message.id, exc_info=error)
+        logger.error("reply %s crashed\n%s", running.message.id, outline(error))
         return _failed(500, "The service failed; its log says where.")
 
     async def _finish(self, running: _Running, ending: Ending) -> None:
@@ -295,8 +296,8 @@ class Replies:
         message = None
         try:
             message = await self._store.finish_reply(running.conversation_id, running.message.id, ending)
-        except Exception:
-            logger.exception("reply %s could not be stored", running.message.id)
+        except Exception as error:
+            logger.error("reply %s could not be stored\n%s", running.message.id, outline(error))
         if self._running.get(running.conversation_id) is running:
             del self._running[running.conversation_id]
         running.end(message or ended(running.message, ending))

@@ -6,7 +6,6 @@ Knows nothing of what a conversation or an event looks like.
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import multiprocessing
@@ -14,7 +13,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import FrameType
@@ -29,8 +27,9 @@ from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import demo
+import logs
 from bodies import Bounds
-from middleware import Boundary, Connections, Cors, Envelope, Guard, is_loopback, request_id
+from middleware import Boundary, Connections, Cors, Envelope, Guard, is_loopback
 from openrouter import OpenRouter, Timers
 from replies import Replies, ReplyLimits
 from routes import State, exception_handlers, routes
@@ -115,6 +114,8 @@ def _is_host(host: str) -> bool:
     return bool(re.fullmatch(r"\*|[^\s/?#@:\[\]]+|\[?[0-9a-fA-F:.]+\]?", host))
 
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 _Rule = tuple[Callable[[Any], bool], str]
 _RULES: dict[str, _Rule] = {
     "openrouter_api_key": (lambda v: v.isascii() and (not v or v.isprintable()), "printable ASCII"),
@@ -124,8 +125,11 @@ _RULES: dict[str, _Rule] = {
     "port": (lambda v: 0 <= v <= 65535, "a port from 0 to 65535"),
     "cors_origins": (lambda v: all(map(_is_origin, v)), "origins such as http://localhost:5173, with commas between"),
     "allowed_hosts": (lambda v: all(map(_is_host, v)), "names of hosts without a port, with commas between"),
-    "log_level": (lambda v: v in logging.getLevelNamesMapping(), "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
-    "log_format": (lambda v: v in ("text", "json"), "text or json"),
+    "log_level": (
+        lambda v: v.upper() in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+        "DEBUG, INFO, WARNING, ERROR or CRITICAL",
+    ),
+    "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
     "shutdown_grace": (lambda v: 0 <= v < math.inf, "a number of seconds, 0 or more"),
 }
 _RULE_OF_TYPE: dict[type, _Rule] = {
@@ -141,10 +145,11 @@ _RULE_OF_TYPE: dict[type, _Rule] = {
 def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette:
     """The ASGI app. Nothing is shared between two apps in one process but the log."""
     connections = Connections()
+    origins = [origin.lower() for origin in settings.cors_origins]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
-        configure_logging(settings)
+        logs.configure(settings.log_level.upper(), settings.log_format.lower())
         AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
         store = Store(settings.model_name, _part(Limits, settings))
         openrouter = OpenRouter(
@@ -168,14 +173,14 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
         Middleware(Envelope, connections=connections),
         Middleware(
             Cors,
-            allow_origins=settings.cors_origins,
+            allow_origins=origins,
             allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
             allow_headers=("Authorization", "If-None-Match", "Last-Event-ID", "X-Request-ID", "traceparent"),
             allow_private_network=True,
             expose_headers=("Allow", "ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"),
         ),
         Middleware(Boundary),
-        Middleware(Guard, hosts=settings.allowed_hosts, origins=settings.cors_origins, token=settings.auth_token),
+        Middleware(Guard, hosts=settings.allowed_hosts, origins=origins, token=settings.auth_token),
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=exception_handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
@@ -244,60 +249,6 @@ def _drain_at_signals(
             signal.signal(number, handler)
 
 
-# Logging
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log to standard error. Third parties log headers and bodies below WARNING: they stay above."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler])
-    for name in ("server", "routes", "replies", "store", "openrouter"):
-        logging.getLogger(name).setLevel(settings.log_level)
-    for name in ("httpx", "httpcore", "sse_starlette"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("uvicorn").setLevel(logging.INFO)
-
-
-class TextFormatter(logging.Formatter):
-    """A line a record, with the request's id at its end; a traceback without the exceptions' texts."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        this_id = request_id.get()
-        return super().formatMessage(record) + (f" [{this_id}]" if this_id else "")
-
-    def formatException(self, ei: Any) -> str:
-        return outline(ei[1])
-
-
-class JsonFormatter(logging.Formatter):
-    """A JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": self.formatTime(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-            "request_id": request_id.get() or None,
-            "traceback": outline(record.exc_info[1]) if record.exc_info else None,
-        }
-        return json.dumps({name: value for name, value in entry.items() if value is not None})
-
-
-def outline(error: BaseException | None) -> str:
-    """Where and with which exceptions it failed. Their texts are left out: they can quote messages and keys."""
-    parts: list[str] = []
-    while error is not None:
-        stack = traceback.StackSummary.from_list(traceback.extract_tb(error.__traceback__))
-        parts.insert(0, f"Traceback (most recent call last):\n{''.join(stack.format())}{type(error).__qualname__}")
-        error = error.__cause__ or error.__context__
-    return "\n\n".join(parts)
-
-
 # Start
 
 
@@ -350,7 +301,7 @@ def refuse_workers() -> None:
 
 def serve(settings: Settings) -> None:
     """Run until a signal."""
-    configure_logging(settings)
+    logs.configure(settings.log_level.upper(), settings.log_format.lower())
     _raise_file_limit()
     config = uvicorn.Config(
         create_app(settings),

@@ -1,0 +1,33 @@
+"""The running service against openapi.json under Schemathesis: good and bad data, and sequences of calls."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.process import ROOT, process
+
+PROGRAM = Path(sys.executable).with_name("schemathesis")
+
+
+@pytest.mark.bound(180)
+async def test_no_request_that_a_fuzzer_makes_gets_an_answer_that_the_contract_does_not_know(tmp_path: Path) -> None:
+    """Every check that Schemathesis has: status, content type, headers, schema, no 5xx, bad data refused."""
+    async with process("python", "server.py", "--demo", env={"LOG_LEVEL": "WARNING"}) as relay:
+        options = ["--url", relay.url, "--max-examples", "20", "--request-timeout", "10", "--no-color"]
+        fuzzer = await asyncio.create_subprocess_exec(
+            str(PROGRAM),
+            "run",
+            str(ROOT / "openapi.json"),
+            *options,
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await fuzzer.communicate()
+        told = "\n".join(line[:300] for line in output.decode().splitlines()[-200:])
+        assert fuzzer.returncode == 0, told
+        assert "Operations:       16 selected / 16 total" in told
+        assert "Traceback" not in relay.output
+        assert "crashed" not in relay.output
