@@ -26,9 +26,10 @@ def configure(level: str, form: str) -> None:
         logging.getLogger(name).setLevel(level)
     for name in THIRD_PARTIES:
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("uvicorn", "uvicorn.access"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+    for logger in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
+        if logger.handlers:  # uvicorn's own form; without them the logger has been turned off
+            logger.handlers.clear()
+            logger.propagate = True
     logging.getLogger("uvicorn").setLevel(logging.INFO)
 
 

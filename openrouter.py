@@ -140,8 +140,9 @@ class OpenRouter:
             await asyncio.sleep(pause)
 
     async def _try(self, request: httpx.Request) -> AsyncGenerator[Generation | Delta | Finish, None]:
+        patience_ends = asyncio.get_running_loop().time() + self._timers.delta
         with _translated():
-            response = await self._send(request)
+            response = await self._send(request, patience_ends)
         completion = Completion(self._api_key)
         chunks = response.aiter_bytes()
         try:
@@ -149,17 +150,17 @@ class OpenRouter:
             if generation := generation_in(response.headers.get("x-generation-id")):
                 completion.generation_id = generation.id
                 yield generation
-            async with aclosing(self._values(chunks, completion)) as values:
+            async with aclosing(self._values(chunks, completion, patience_ends)) as values:
                 async for value in values:
                     yield value
         finally:
             # After `[DONE]` the rest is read elsewhere, so that the connection can be used again.
-            if completion.done:
-                self._own(_read_out(response, chunks))
-            else:
-                await response.aclose()
+            # In a task of its own: closing, too, must not be cancelled half-way.
+            closing = self._own(_read_out(response, chunks) if completion.done else response.aclose())
+            if not completion.done:
+                await asyncio.shield(closing)
 
-    async def _send(self, request: httpx.Request) -> httpx.Response:
+    async def _send(self, request: httpx.Request, patience_ends: float) -> httpx.Response:
         # httpx leaks a pool slot when it is cancelled between connecting and sending. So it sends in a task of its
         # own, which `_give_up` cancels once the request is out; `trace` tells when.
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -169,17 +170,23 @@ class OpenRouter:
                 sent.set_result(None)
 
         request.extensions["trace"] = trace
-        sending = asyncio.create_task(self._client.send(request, stream=True))
+        sending = self._own(self._client.send(request, stream=True))
         try:
-            return await asyncio.shield(sending)
-        except asyncio.CancelledError:
+            async with asyncio.timeout_at(patience_ends):
+                return await asyncio.shield(sending)
+        except (asyncio.CancelledError, TimeoutError) as error:
             self._own(self._give_up(sending, sent))
+            if isinstance(error, TimeoutError):
+                raise self._silence() from error
             raise
 
     async def _give_up(self, sending: asyncio.Task[httpx.Response], sent: asyncio.Future[None]) -> None:
         first: set[asyncio.Future[Any]] = {sending, sent}
-        await asyncio.wait(first, timeout=self._timers.connect, return_when=asyncio.FIRST_COMPLETED)
-        sending.cancel()
+        try:
+            await asyncio.wait(first, timeout=self._timers.connect, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not sending.cancelling():
+                sending.cancel()
         [response] = await asyncio.gather(sending, return_exceptions=True)
         if isinstance(response, httpx.Response):
             await response.aclose()
@@ -212,40 +219,45 @@ class OpenRouter:
             return {}
 
     async def _values(
-        self, chunks: AsyncIterator[bytes], completion: Completion
+        self, chunks: AsyncIterator[bytes], completion: Completion, patience_ends: float
     ) -> AsyncGenerator[Generation | Delta | Finish, None]:
         parser = EventParser()
         loop = asyncio.get_running_loop()
-        last_delta = loop.time()
+        deadline = patience_ends
         while not completion.done:
-            chunk = await self._next(chunks, completion, last_delta + self._timers.delta)
+            was_whole = completion.whole
+            chunk = await self._next(chunks, completion, deadline)
             values, error = _take(completion, parser.feed(chunk) if chunk else parser.close())
             for value in values:
                 yield value
-            if error and (chunk or isinstance(error, UpstreamRefused)):
+            if isinstance(error, UpstreamRefused) or (error and chunk and not completion.whole):
                 raise error
-            if not chunk:
+            if error or not chunk:
                 break  # an event that was cut off here can't be read: `finish` says what that means
-            if values:
-                last_delta = loop.time()
-        yield completion.finish()
+            if not was_whole and (values or completion.whole):
+                deadline = loop.time() + (self._timers.tail if completion.whole else self._timers.delta)
+        end = completion.finish()
+        for delta in completion.leftover():
+            yield delta
+        yield end
 
-    async def _next(self, chunks: AsyncIterator[bytes], completion: Completion, patience_ends: float) -> bytes:
+    async def _next(self, chunks: AsyncIterator[bytes], completion: Completion, deadline: float) -> bytes:
         """The next bytes, empty at the end; a whole completion needs nothing more, so no error there either."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timers.tail if completion.whole else patience_ends
-        near = deadline - loop.time() < self._timers.read  # httpx's own timer is for everything further away
         try:
-            with _translated():
-                async with asyncio.timeout_at(deadline if near else None):
-                    return await anext(chunks, b"")
+            if deadline - asyncio.get_running_loop().time() > self._timers.read:  # httpx's own timer is the nearer one
+                return await anext(chunks, b"")
+            async with asyncio.timeout_at(deadline):
+                return await anext(chunks, b"")
         except TimeoutError:
-            error: UpstreamError = UpstreamTimeout(f"Upstream sent no text for {self._timers.delta:g} s.")
-        except UpstreamError as caught:
-            error = caught
+            error: UpstreamError = self._silence()
+        except httpx.HTTPError as caught:
+            error = _translation(caught)
         if completion.whole:
             return b""
         raise error
+
+    def _silence(self) -> UpstreamTimeout:
+        return UpstreamTimeout(f"Upstream sent no text for {self._timers.delta:g} s.")
 
     # The models list
 
@@ -353,17 +365,22 @@ def _encode_models(body: bytes) -> list[Models]:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """httpx's errors as this module's: the one place where they meet."""
     try:
         yield
-    except httpx.ConnectTimeout as error:
-        raise UpstreamTimeout("Upstream took too long to accept a connection.") from error
-    except httpx.TimeoutException as error:
-        raise UpstreamTimeout("Upstream was silent for too long.") from error
-    except (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-        raise UpstreamUnreachable from error
     except httpx.HTTPError as error:
-        raise UpstreamBroken("The connection to upstream broke, or what came can't be read.") from error
+        raise _translation(error) from error
+
+
+def _translation(error: httpx.HTTPError) -> UpstreamError:
+    """httpx's error as one of this module's: the one place where they meet."""
+    match error:
+        case httpx.ConnectTimeout():
+            return UpstreamTimeout("Upstream took too long to accept a connection.")
+        case httpx.TimeoutException():
+            return UpstreamTimeout("Upstream was silent for too long.")
+        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
+            return UpstreamUnreachable()
+    return UpstreamBroken("The connection to upstream broke, or what came can't be read.")
 
 
 def _is_loopback(url: str) -> bool:

@@ -28,6 +28,7 @@ VERSION = "0.1.0"
 
 KEEP_ALIVE = 15  # seconds between comments on a silent stream
 SEND_TIMEOUT = 30.0  # seconds that a reader may leave unread what was sent
+RETRY_AFTER = 5  # seconds, where nothing better is known
 RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
 
 _CURSOR = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -63,7 +64,9 @@ async def health(request: Request) -> Response:
         "messages": messages,
         "replies_in_progress": replies.in_progress,
     }
-    return JSONResponse(body, status_code=503 if replies.draining else 200)
+    if replies.draining:
+        return JSONResponse(body, status_code=503, headers={"Retry-After": str(RETRY_AFTER)})
+    return JSONResponse(body)
 
 
 async def list_models(request: Request) -> Response:
@@ -142,16 +145,14 @@ async def delete_messages(request: Request) -> Response:
 
 
 async def stream_reply(request: Request) -> Response:
+    await request.state["store"].conversation(_id(request))
     if request.method == "HEAD":
-        await request.state["store"].conversation(_id(request))
         return Response(headers=_STREAM_HEADERS, media_type="text/event-stream")
-    last_event_id = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
-    if last_event_id:
-        return await _resumed(request, last_event_id)
     model = request.query_params.get("model") or None
     if complaint := OPTIONAL_MODEL.complaint(model):
         raise unprocessable([{"field": "model", "message": complaint}])
-    return await _started(request, model)
+    last_event_id = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    return await (_resumed(request, last_event_id) if last_event_id else _started(request, model))
 
 
 async def stop_reply(request: Request) -> Response:
@@ -217,7 +218,8 @@ async def rejection(request: StarletteRequest, error: Exception) -> Response:
 async def upstream_problem(request: StarletteRequest, error: Exception) -> Response:
     """The response where upstream fails and nothing is cached: unreachable, timed out, or anything else."""
     assert isinstance(error, UpstreamError)
-    return problem(error.code if error.code in (503, 504) else 502, error.message)
+    status = error.code if error.code in (503, 504) else 502
+    return problem(status, error.message, headers={"Retry-After": str(RETRY_AFTER)} if status == 503 else None)
 
 
 async def routing_problem(request: StarletteRequest, error: Exception) -> Response:
@@ -270,7 +272,7 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
 
 def _follow(request: Request, reply: Reply, position: int) -> Response:
     if reply.readers >= MAX_READERS:
-        raise Unavailable(f"The reply has {MAX_READERS} readers, more than that is not served.", retry_after=5)
+        raise Unavailable(f"The reply has {MAX_READERS} readers, more than that is not served.", RETRY_AFTER)
     accepted = request.headers.get("accept", "")
     is_plain = "text/plain" in accepted and "text/event-stream" not in accepted
     return EventSourceResponse(

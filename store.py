@@ -307,10 +307,11 @@ class Store:
             raise NothingOwed(
                 "The last message is answered already: add a message, or delete the reply to have another one."
             )
+        replaced = last.transcript.size if last.role == "assistant" else 0
         self._check_room(thread, replaced=last.role == "assistant")
-        if self._size >= self._limits.max_store_bytes:
+        if self._size - replaced >= self._limits.max_store_bytes:
             raise self._full("max_store_bytes", "The store has no room for a reply", "conversations")
-        if last.status == "failed":
+        if last.role == "assistant":
             self._remove_messages(thread, [last.id])
         history = [m for m in thread.messages.values() if m.status != "failed" and m.transcript.content]
         model = model or _asked_model(thread) or thread.conversation.default_model

@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
+Kind = Literal["content", "reasoning"]
+
 MAX_EVENT_BYTES = 16 * 1024 * 1024  # images arrive as data URLs in one line
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -112,7 +114,7 @@ class Generation:
 class Delta:
     """Text to append; encodable as UTF-8."""
 
-    kind: Literal["content", "reasoning"]
+    kind: Kind
     text: str
 
 
@@ -129,30 +131,29 @@ class EventParser:
 
     def __init__(self) -> None:
         self._line: list[bytes] = []  # pieces of a line that hasn't ended
-        self._held = 0  # bytes in `_line` and `_data`
         self._data: list[bytes] = []  # the data lines of an event that hasn't ended
+        self._line_size = self._data_size = 0  # bytes
         self._first = True
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """The data of every event that ends in `chunk`. Raises `UpstreamBroken` for an endless one."""
+        if not chunk:
+            return
         if self._after_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]
         self._after_cr = chunk.endswith(b"\r")
-        if not chunk:
-            return
-        self._held += len(chunk)
-        if self._held > MAX_EVENT_BYTES:
-            raise UpstreamBroken(f"Upstream sent an event of more than {MAX_EVENT_BYTES} bytes.")
         self._line.append(chunk)
-        if b"\n" not in chunk and b"\r" not in chunk:
-            return
-        # Bytes, not text: str.splitlines() would also split at U+2028 and others, which are legal in JSON strings.
-        lines = b"".join(self._line).splitlines(keepends=True)
-        self._line = [] if lines[-1].endswith((b"\n", b"\r")) else [lines.pop()]
-        for line in lines:
-            yield from self._take(line.rstrip(b"\r\n"))
-        self._held = sum(map(len, self._line)) + sum(map(len, self._data))
+        self._line_size += len(chunk)
+        if b"\n" in chunk or b"\r" in chunk:
+            # Bytes, not text: str.splitlines() would also split at U+2028 and others, which are legal in JSON strings.
+            lines = b"".join(self._line).splitlines(keepends=True)
+            self._line = [] if lines[-1].endswith((b"\n", b"\r")) else [lines.pop()]
+            self._line_size = sum(map(len, self._line))
+            for line in lines:
+                yield from self._take(line.rstrip(b"\r\n"))
+        if self._line_size + self._data_size > MAX_EVENT_BYTES:
+            raise UpstreamBroken(f"Upstream sent an event of more than {MAX_EVENT_BYTES} bytes.")
 
     def close(self) -> Iterator[bytes]:
         """The data of a last event without its blank line, or even its line end."""
@@ -164,10 +165,12 @@ class EventParser:
         if self._first:
             self._first = False
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.startswith(b"data:"):
-            self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))
+            self._data_size += len(line) + 1
         elif not line and self._data:
-            data, self._data = b"\n".join(self._data), []
+            data, self._data, self._data_size = b"\n".join(self._data), [], 0
             if data.strip():
                 yield data
 
@@ -177,7 +180,7 @@ class Completion:
 
     def __init__(self, api_key: str) -> None:
         self._api_key = api_key
-        self._lone: dict[str, str] = {}  # by kind: the first half of a surrogate pair, until the next delta
+        self._lone: dict[Kind, str] = {}  # by kind: the first half of a surrogate pair, until the next delta
         self._usage: Mapping[str, Any] | None = None
         self._finish_reason: str | None = None
         self.generation_id: str | None = None
@@ -190,11 +193,9 @@ class Completion:
             return
         if data.strip() == b"[DONE]":
             self.whole = self.done = True
-            yield from self._halves()
+            yield from self.leftover()
             return
         chunk = parse_object(data)
-        if error := error_in(chunk, self._api_key):
-            raise error
         if self.generation_id is None and (generation := generation_in(chunk.get("id"))):
             self.generation_id = generation.id
             yield generation
@@ -202,10 +203,18 @@ class Completion:
             self._usage = plain_usage(usage)
         choice = first_choice(chunk)
         yield from self._deltas(choice.get("delta"))
+        if error := error_in(chunk, self._api_key):
+            raise error
         reason = choice.get("finish_reason")
         if self._finish_reason is None and isinstance(reason, str) and reason:
             self._finish_reason = encodable(reason[:64])
             self.whole = True
+
+    def leftover(self) -> Iterator[Delta]:
+        """What waited for its other half, which won't come any more."""
+        while self._lone:
+            kind, _ = self._lone.popitem()
+            yield Delta(kind, "\ufffd")
 
     def finish(self) -> Finish:
         """The end. Raises `UpstreamBroken` if upstream never said that it was one."""
@@ -224,7 +233,7 @@ class Completion:
         if isinstance(content, str) and content:
             yield from self._text("content", content)
 
-    def _text(self, kind: Literal["content", "reasoning"], text: str) -> Iterator[Delta]:
+    def _text(self, kind: Kind, text: str) -> Iterator[Delta]:
         if not text.isascii() or self._lone:
             text = self._lone.pop(kind, "") + text
             if "\ud800" <= text[-1] <= "\udbff":
@@ -233,12 +242,6 @@ class Completion:
             text = encodable(text)
         if text:
             yield Delta(kind, text)
-
-    def _halves(self) -> Iterator[Delta]:
-        if self._lone.pop("reasoning", None):
-            yield Delta("reasoning", "\ufffd")
-        if self._lone.pop("content", None):
-            yield Delta("content", "\ufffd")
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -284,7 +287,8 @@ def refusal(status: int | None, body: Mapping[str, Any], retry_after: float | No
     metadata = fields.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     code = status or _status_in(fields, metadata)
-    sentence = _SENTENCE_OF_STATUS.get(code, f"Upstream failed with status {code}: try again in a moment.")
+    otherwise = f"Upstream failed with status {code}{': try again in a moment' if code >= 500 else ''}."
+    sentence = _SENTENCE_OF_STATUS.get(code, otherwise)
     said = redacted(fields.get("message"), [api_key, *_private(body, fields, metadata)])
     in_flight = metadata.get("limit_source") == "openrouter_in_flight_budget"
     return UpstreamRefused(
@@ -299,7 +303,7 @@ def redacted(message: object, secrets: list[str]) -> str:
     """Upstream's own words, without keys, account ids and quoted input; at most 300 characters."""
     if not isinstance(message, str):
         return ""
-    for secret in filter(None, secrets):
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):  # a longer one may contain a shorter one
         message = message.replace(secret, "[redacted]")
     return encodable(" ".join(_CREDENTIAL.sub("[redacted]", message).split())[:300])
 
@@ -313,7 +317,7 @@ def retry_after_seconds(value: str | None) -> float | None:
     except ValueError:
         try:
             moment = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, round(seconds, 3)) if math.isfinite(seconds) else None
