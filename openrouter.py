@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+import accelerator
 from wire import (
     Completion,
     Delta,
@@ -41,6 +42,8 @@ __all__ = ["Delta", "Finish", "Generation", "Models", "OpenRouter", "Timers", "U
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER = 30.0  # seconds that a `Retry-After` is waited for
+
+_SILENCE = "Upstream was silent for too long."
 
 T = TypeVar("T")
 
@@ -87,10 +90,10 @@ class OpenRouter:
         headers = [(b"HTTP-Referer", app_url.encode()), (b"X-Title", title), (b"X-OpenRouter-Title", title)]
         if api_key:
             headers.append((b"Authorization", f"Bearer {api_key}".encode()))
-        self._client = httpx.AsyncClient(
+        self._client = accelerator.Client(
             headers=headers,
             timeout=httpx.Timeout(timers.read, connect=timers.connect, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            limits=httpx.Limits(max_connections=accelerator.UNLIMITED, max_keepalive_connections=100),
             trust_env=not _is_loopback(self._base_url),  # a proxy of the environment can't reach this machine
         )
         self._models: _ModelsCache | None = None
@@ -169,6 +172,8 @@ class OpenRouter:
             if event.endswith("send_request_body.complete") and not sent.done():
                 sent.set_result(None)
 
+        if accelerator.IS_ACTIVE:  # it can be cancelled at any time, and has no trace
+            sent.set_result(None)
         request.extensions["trace"] = trace
         sending = self._own(self._client.send(request, stream=True))
         try:
@@ -177,7 +182,7 @@ class OpenRouter:
         except (asyncio.CancelledError, TimeoutError) as error:
             self._own(self._give_up(sending, sent))
             if isinstance(error, TimeoutError):
-                raise self._silence() from error
+                raise UpstreamTimeout(_SILENCE) from error
             raise
 
     async def _give_up(self, sending: asyncio.Task[httpx.Response], sent: asyncio.Future[None]) -> None:
@@ -243,21 +248,19 @@ class OpenRouter:
 
     async def _next(self, chunks: AsyncIterator[bytes], completion: Completion, deadline: float) -> bytes:
         """The next bytes, empty at the end; a whole completion needs nothing more, so no error there either."""
+        now = asyncio.get_running_loop().time()
         try:
-            if deadline - asyncio.get_running_loop().time() > self._timers.read:  # httpx's own timer is the nearer one
-                return await anext(chunks, b"")
-            async with asyncio.timeout_at(deadline):
+            if deadline - now > self._timers.read and not accelerator.IS_ACTIVE:
+                return await anext(chunks, b"")  # httpx's own timer is the nearer one
+            async with asyncio.timeout_at(min(deadline, now + self._timers.read)):
                 return await anext(chunks, b"")
         except TimeoutError:
-            error: UpstreamError = self._silence()
-        except httpx.HTTPError as caught:
+            error: UpstreamError = UpstreamTimeout(_SILENCE)
+        except accelerator.ERRORS as caught:
             error = _translation(caught)
         if completion.whole:
             return b""
         raise error
-
-    def _silence(self) -> UpstreamTimeout:
-        return UpstreamTimeout(f"Upstream sent no text for {self._timers.delta:g} s.")
 
     # The models list
 
@@ -337,7 +340,7 @@ def _take(completion: Completion, events: Iterator[bytes]) -> tuple[list[Generat
 
 
 async def _read_out(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
-    with suppress(httpx.HTTPError, TimeoutError):  # the answer is whole; at worst the connection isn't used again
+    with suppress(*accelerator.ERRORS, TimeoutError):  # the answer is whole; at worst the connection isn't used again
         async with asyncio.timeout(1.0):
             async for _ in chunks:
                 pass
@@ -367,17 +370,17 @@ def _encode_models(body: bytes) -> list[Models]:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except httpx.HTTPError as error:
+    except accelerator.ERRORS as error:
         raise _translation(error) from error
 
 
-def _translation(error: httpx.HTTPError) -> UpstreamError:
+def _translation(error: Exception) -> UpstreamError:
     """httpx's error as one of this module's: the one place where they meet."""
-    match error:
+    match accelerator.as_httpx(error):
         case httpx.ConnectTimeout():
             return UpstreamTimeout("Upstream took too long to accept a connection.")
         case httpx.TimeoutException():
-            return UpstreamTimeout("Upstream was silent for too long.")
+            return UpstreamTimeout(_SILENCE)
         case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return UpstreamUnreachable()
     return UpstreamBroken("The connection to upstream broke, or what came can't be read.")
