@@ -343,7 +343,7 @@ def main() -> None:
         return
     with demo.running() as base_url:
         print(DEMO_HINT.format(port=settings.port), flush=True)
-        serve(replace(settings, openrouter_base_url=base_url, openrouter_api_key="demo", model_name="demo/echo"))
+        serve(replace(settings, openrouter_base_url=base_url, openrouter_api_key="sk-demo", model_name="demo/echo"))
 
 
 DEMO_HINT = r"""

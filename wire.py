@@ -147,32 +147,34 @@ class EventParser:
         self._line_size += len(chunk)
         if b"\n" in chunk or b"\r" in chunk:
             # Bytes, not text: str.splitlines() would also split at U+2028 and others, which are legal in JSON strings.
-            lines = b"".join(self._line).splitlines(keepends=True)
-            self._line = [] if lines[-1].endswith((b"\n", b"\r")) else [lines.pop()]
+            lines = b"".join(self._line).splitlines()
+            self._line = [] if chunk.endswith((b"\n", b"\r")) else [lines.pop()]
             self._line_size = sum(map(len, self._line))
-            for line in lines:
-                yield from self._take(line.rstrip(b"\r\n"))
+            yield from self._events(lines)
         if self._line_size + self._data_size > MAX_EVENT_BYTES:
             raise UpstreamBroken(f"Upstream sent an event of more than {MAX_EVENT_BYTES} bytes.")
 
     def close(self) -> Iterator[bytes]:
         """The data of a last event without its blank line, or even its line end."""
         line, self._line = b"".join(self._line), []
-        yield from self._take(line)
-        yield from self._take(b"")
+        yield from self._events([line, b""])
 
-    def _take(self, line: bytes) -> Iterator[bytes]:
-        if self._first:
+    def _events(self, lines: list[bytes]) -> Iterator[bytes]:
+        if self._first and lines:
             self._first = False
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            self._data.append(value.removeprefix(b" "))
-            self._data_size += len(line) + 1
-        elif not line and self._data:
-            data, self._data, self._data_size = b"\n".join(self._data), [], 0
-            if data.strip():
-                yield data
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._data.append(line[6:] if line.startswith(b" ", 5) else line[5:])
+                self._data_size += len(line)
+            elif line == b"data":
+                self._data.append(b"")
+                self._data_size += len(line)
+            elif not line and self._data:
+                data = b"\n".join(self._data)
+                self._data, self._data_size = [], 0
+                if data.strip():
+                    yield data
 
 
 class Completion:
@@ -199,13 +201,18 @@ class Completion:
         if self.generation_id is None and (generation := generation_in(chunk.get("id"))):
             self.generation_id = generation.id
             yield generation
+        choice = first_choice(chunk)
+        if isinstance(delta := choice.get("delta"), dict):
+            # Both names carry the same text where both are there, and so does `reasoning_details`: show one.
+            if text := self._whole_text("reasoning", delta.get("reasoning") or delta.get("reasoning_content")):
+                yield Delta("reasoning", text)
+            if text := self._whole_text("content", delta.get("content")):
+                yield Delta("content", text)
+        reason = choice.get("finish_reason")
+        if (error := chunk.get("error") or choice.get("error")) or reason == "error":
+            raise refusal(None, {**chunk, "error": error or {}}, None, self._api_key)
         if isinstance(usage := chunk.get("usage"), dict):
             self._usage = plain_usage(usage)
-        choice = first_choice(chunk)
-        yield from self._deltas(choice.get("delta"))
-        if error := error_in(chunk, self._api_key):
-            raise error
-        reason = choice.get("finish_reason")
         if self._finish_reason is None and isinstance(reason, str) and reason:
             self._finish_reason = encodable(reason[:64])
             self.whole = True
@@ -222,26 +229,16 @@ class Completion:
             raise UpstreamBroken("The connection to upstream ended in the middle of the answer.")
         return Finish(self._finish_reason, self._usage)
 
-    def _deltas(self, delta: object) -> Iterator[Delta]:
-        if not isinstance(delta, dict):
-            return
-        # Both names carry the same text where both are there, and so does `reasoning_details`: show one.
-        reasoning = delta.get("reasoning") or delta.get("reasoning_content")
-        if isinstance(reasoning, str) and reasoning:
-            yield from self._text("reasoning", reasoning)
-        content = delta.get("content")
-        if isinstance(content, str) and content:
-            yield from self._text("content", content)
-
-    def _text(self, kind: Kind, text: str) -> Iterator[Delta]:
-        if not text.isascii() or self._lone:
-            text = self._lone.pop(kind, "") + text
-            if "\ud800" <= text[-1] <= "\udbff":
-                self._lone[kind] = text[-1]
-                text = text[:-1]
-            text = encodable(text)
-        if text:
-            yield Delta(kind, text)
+    def _whole_text(self, kind: Kind, text: object) -> str:
+        if not isinstance(text, str) or not text:
+            return ""
+        if text.isascii() and not self._lone:
+            return text
+        text = self._lone.pop(kind, "") + text
+        if "\ud800" <= text[-1] <= "\udbff":
+            self._lone[kind] = text[-1]
+            text = text[:-1]
+        return encodable(text)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -271,17 +268,11 @@ def generation_in(value: object) -> Generation | None:
     )
 
 
-def error_in(chunk: Mapping[str, Any], api_key: str) -> UpstreamRefused | None:
-    """The error in a chunk, in any of the shapes that are in use: https://openrouter.ai/docs/api-reference/errors"""
-    choice = first_choice(chunk)
-    error = chunk.get("error") or choice.get("error")
-    if not error and choice.get("finish_reason") != "error":
-        return None
-    return refusal(None, {**chunk, "error": error or {}}, None, api_key)
-
-
 def refusal(status: int | None, body: Mapping[str, Any], retry_after: float | None, api_key: str) -> UpstreamRefused:
-    """What upstream's error means: `status` of the response (None inside a stream), its decoded body."""
+    """What upstream's error means: `status` of the response (None inside a stream), its decoded body.
+
+    The shapes that are in use: https://openrouter.ai/docs/api-reference/errors
+    """
     error = body.get("error")
     fields: Mapping[str, Any] = error if isinstance(error, dict) else {"message": error}
     metadata = fields.get("metadata")
@@ -289,7 +280,8 @@ def refusal(status: int | None, body: Mapping[str, Any], retry_after: float | No
     code = status or _status_in(fields, metadata)
     otherwise = f"Upstream failed with status {code}{': try again in a moment' if code >= 500 else ''}."
     sentence = _SENTENCE_OF_STATUS.get(code, otherwise)
-    said = redacted(fields.get("message"), [api_key, *_private(body, fields, metadata)])
+    key = api_key if len(api_key) > 5 else ""  # local servers take any word
+    said = redacted(fields.get("message"), [key, *_private(body, fields, metadata)])
     in_flight = metadata.get("limit_source") == "openrouter_in_flight_budget"
     return UpstreamRefused(
         code,

@@ -1,0 +1,55 @@
+import { isValidElement, memo, useDeferredValue, useRef, type ReactNode } from 'react'
+import ReactMarkdown, { type Components } from 'react-markdown'
+import remarkGfm from 'remark-gfm'
+import { CopyButton } from './CopyButton'
+
+/** Markdown without raw HTML; links keep to safe protocols. A long text may lag behind its stream, typing never does. */
+export function Markdown({ text }: { text: string }) {
+  return <Rendered text={useDeferredValue(text)} />
+}
+
+const Rendered = memo(function Rendered({ text }: { text: string }) {
+  return (
+    <div className="markdown" dir="auto">
+      <ReactMarkdown remarkPlugins={[remarkGfm]} components={components}>
+        {text}
+      </ReactMarkdown>
+    </div>
+  )
+})
+
+const components: Components = {
+  a: ({ href, children }) => (
+    <a href={href} target="_blank" rel="noopener noreferrer nofollow">
+      {children}
+    </a>
+  ),
+  // A picture is a request to wherever the model says, with whatever it puts into the address: the reader decides.
+  img: ({ src, alt }) => (
+    <a href={String(src)} target="_blank" rel="noopener noreferrer nofollow">
+      Picture: {alt || String(src)}
+    </a>
+  ),
+  pre: ({ children }) => <Code>{children}</Code>,
+  table: ({ children }) => (
+    <div className="wide" tabIndex={0} role="group" aria-label="Table">
+      <table>{children}</table>
+    </div>
+  ),
+}
+
+function Code({ children }: { children?: ReactNode }) {
+  const pre = useRef<HTMLPreElement>(null)
+  const { className } = isValidElement<{ className?: string }>(children) ? children.props : {}
+  return (
+    <figure className="code">
+      <figcaption>
+        {className?.replace('language-', '') ?? 'text'}
+        <CopyButton label="Copy the code" text={() => pre.current?.textContent ?? ''} />
+      </figcaption>
+      <pre ref={pre} tabIndex={0} dir="ltr">
+        {children}
+      </pre>
+    </figure>
+  )
+}

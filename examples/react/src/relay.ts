@@ -1,0 +1,52 @@
+import type { components } from './api'
+
+type Schemas = components['schemas']
+export type Conversation = Schemas['Conversation']
+export type Message = Schemas['Message']
+export type Model = Schemas['Model']
+export type StartEvent = Schemas['StartEvent']
+export type ReasoningEvent = Schemas['ReasoningEvent']
+export type ReplyEvent = Schemas['ReplyEvent']
+
+/** Where the relay is: its own address (CORS), or `/api` to go through Vite's proxy. */
+export const relayUrl: string = import.meta.env.VITE_RELAY_URL ?? 'http://localhost:8001'
+
+/** What the relay answered instead (problem+json); `status` is 0 if it can't be reached. `message` is for people. */
+export class Problem extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+  ) {
+    super(message)
+  }
+}
+
+/** The JSON of a success; a `Problem` if there is none. */
+export async function request<T = void>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
+  const headers = body && { 'Content-Type': 'application/json' }
+  const response = await fetch(relayUrl + path, { method, headers, body: body && JSON.stringify(body), signal }).catch(
+    () => Promise.reject(unreachable()),
+  )
+  if (!response.ok) throw await problemOf(response)
+  return response.status === 204 ? (undefined as T) : await response.json()
+}
+
+export const getModels = () => request<Schemas['ModelList']>('GET', '/models')
+
+export const getConversations = (signal: AbortSignal) =>
+  request<Schemas['ConversationList']>('GET', '/conversations?limit=200', undefined, signal)
+
+export const getMessages = (id: string, signal: AbortSignal) =>
+  request<Schemas['MessageList']>('GET', `/conversations/${id}/messages`, undefined, signal)
+
+async function problemOf(response: Response): Promise<Problem> {
+  // An answer that isn't the relay's own comes from a proxy that can't reach it.
+  if (!response.headers.get('Content-Type')?.startsWith('application/problem+json')) return unreachable()
+  const { status, detail }: Schemas['Problem'] = await response.json()
+  return new Problem(status, detail)
+}
+
+function unreachable(): Problem {
+  const address = new URL(relayUrl, location.href).href.replace(/\/$/, '')
+  return new Problem(0, `Can’t reach the relay at ${address}. Is it running?`)
+}

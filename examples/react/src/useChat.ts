@@ -1,0 +1,146 @@
+import { useCallback, useEffect, useState, useSyncExternalStore } from 'react'
+import { follow, isOwed, withReply } from './follow'
+import { getConversations, getMessages, getModels, Problem, request } from './relay'
+import type { Conversation, Message, Model } from './relay'
+
+const otherTabs = new BroadcastChannel('chat-relay')
+const nothing = { id: '', messages: [] as Message[], gone: false }
+
+/**
+ * A chat with the relay, for one page; the open conversation's id is the URL's hash.
+ *
+ * The relay holds the truth: every action changes it there, then all is read again, and the reply followed if one is
+ * owed. A reload, a second tab and a lost connection are no different: read, and follow. Nothing is ever asked twice,
+ * for the relay answers each question once, however often its answer is followed.
+ */
+export function useChat() {
+  const id = useSyncExternalStore(onHashChange, () => location.hash.slice(1))
+  const [conversations, setConversations] = useState<Conversation[]>([])
+  const [read, setRead] = useState(nothing)
+  const [models, setModels] = useState<Model[]>([])
+  const [picked, setPicked] = useState<string>()
+  const [trouble, setTrouble] = useState('') // with the connection; it goes by itself
+  const [problem, setProblem] = useState('') // with the last action
+  const [round, setRound] = useState(0)
+  const refresh = useCallback(() => setRound((round) => round + 1), [])
+
+  useEffect(() => {
+    const left = new AbortController()
+    let leave = () => {}
+    let timer = 0
+    const refreshSoon = (why: string) => {
+      setTrouble(`${why} Trying again …`)
+      timer = window.setTimeout(refresh, 1500)
+    }
+    const onReply = (reply: Message) => {
+      setTrouble('')
+      setRead((read) => ({ ...read, messages: withReply(read.messages, reply) }))
+      if (reply.status !== 'streaming') refresh()
+    }
+    const onTrouble = (over: boolean) => {
+      if (over) refreshSoon('The answer can’t be followed right now.')
+      else setTrouble('The connection is lost. The answer goes on as soon as it is back …')
+    }
+    const readAndFollow = async () => {
+      setConversations((await getConversations(left.signal)).conversations)
+      const { messages } = id ? await getMessages(id, left.signal) : nothing
+      setRead({ id, messages, gone: false })
+      if (isOwed(messages)) leave = follow(id, onReply, onTrouble)
+      else setTrouble('')
+    }
+    readAndFollow().catch((error: Problem) => {
+      if (left.signal.aborted) return
+      if (error.status !== 404) return refreshSoon(error.message)
+      setTrouble('')
+      setRead((read) => ({ id, messages: read.id === id ? read.messages : [], gone: true }))
+    })
+    return () => {
+      left.abort()
+      leave()
+      clearTimeout(timer)
+    }
+  }, [id, round, refresh])
+
+  useEffect(() => {
+    if (models.length === 0) getModels().then(({ models }) => setModels(models), () => {}) // an id can be typed
+  }, [models.length, round])
+
+  useEffect(() => {
+    const left = new AbortController()
+    const { signal } = left
+    otherTabs.addEventListener('message', refresh, { signal })
+    document.addEventListener('visibilitychange', () => document.hidden || refresh(), { signal })
+    addEventListener('online', refresh, { signal })
+    return () => left.abort()
+  }, [refresh])
+
+  /** Changes something at the relay, then reads it back; false if the relay refused. */
+  const act = async (change: () => Promise<unknown>): Promise<boolean> => {
+    setProblem('')
+    try {
+      await change()
+      return true
+    } catch (error) {
+      // 0: not reached; 404: not there any more. Reading will find out, and say it better.
+      if (!(error instanceof Problem)) throw error
+      if (error.status !== 0 && error.status !== 404) setProblem(error.message)
+      return false
+    } finally {
+      refresh()
+      otherTabs.postMessage('changed')
+    }
+  }
+
+  const { messages, gone } = read.id === id ? read : nothing
+  const conversation = conversations.find((conversation) => conversation.id === id)
+  const model = conversation?.default_model ?? picked ?? conversations[0]?.default_model
+  const path = `/conversations/${id}`
+  const create = async () => {
+    const { id } = await request<Conversation>('POST', '/conversations', { default_model: model })
+    location.hash = id
+    return id
+  }
+
+  return {
+    conversations,
+    conversation,
+    messages,
+    models,
+    model,
+    trouble,
+    problem,
+    /** The relay no longer has the open conversation; `messages` are what this page still knows. */
+    gone,
+    loading: read.id !== id,
+    /** A reply is in progress or owed. */
+    busy: !gone && isOwed(messages),
+    refresh,
+    /** Asks; in a new conversation if none is open, and in place of an earlier message and all that followed it. */
+    send: (content: string, inPlaceOf?: Message) =>
+      act(async () => {
+        if (inPlaceOf) await request('DELETE', `${path}/messages/${inPlaceOf.id}`)
+        const to = id && !gone ? id : await create()
+        await request('POST', `/conversations/${to}/messages`, { content })
+      }),
+    stop: () => act(() => request('DELETE', `${path}/stream`)),
+    /** Asks for another answer in place of this one, a failed one among them. */
+    regenerate: (answer: Message) => act(() => request('DELETE', `${path}/messages/${answer.id}`)),
+    rename: ({ id }: Conversation, title: string) =>
+      act(() => request('PATCH', `/conversations/${id}`, { title: title.trim() || null })),
+    remove: (conversation: Conversation) =>
+      act(async () => {
+        await request('DELETE', `/conversations/${conversation.id}`)
+        if (conversation.id === id) location.hash = ''
+      }),
+    /** The model of the next answers, in this conversation and in new ones. */
+    pickModel: (model: string) => {
+      setPicked(model)
+      return act(async () => conversation && request('PATCH', path, { default_model: model }))
+    },
+  }
+}
+
+function onHashChange(listener: () => void) {
+  addEventListener('hashchange', listener)
+  return () => removeEventListener('hashchange', listener)
+}
