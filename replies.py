@@ -215,8 +215,7 @@ class Replies:
     async def _begin(self, conversation_id: str, model: str | None, traceparent: str | None) -> Reply:
         running = self._running.get(conversation_id)
         if running is None or running.ended:
-            self.check_open()
-            self.check_room()
+            await self._check_free(conversation_id)
         owed = await self._store.begin_reply(conversation_id, model)
         if owed.history is None:
             return self._reply(conversation_id, owed.message)
@@ -229,6 +228,14 @@ class Replies:
             "streaming started: reply %s in conversation %s, model %s", message.id, conversation_id, message.model
         )
         return running
+
+    async def _check_free(self, conversation_id: str) -> None:
+        try:
+            self.check_open()
+            self.check_room()
+        except Unavailable:
+            await self._store.check_owed(conversation_id)  # whose answer doesn't depend on other conversations
+            raise
 
     def _reply(self, conversation_id: str, message: Message) -> Reply:
         running = self._running.get(conversation_id)

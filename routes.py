@@ -4,10 +4,11 @@ Knows nothing of httpx, upstream's JSON or the environment. Errors travel as exc
 (RFC 9457) in one table, `STATUS_OF`.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Any, TypedDict
 
@@ -17,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from bodies import MODEL, OPTIONAL_MODEL, TITLE, Bounds, Rejected, read_fields, unprocessable
 from docs import openapi, redoc, swagger_ui
@@ -28,6 +30,7 @@ VERSION = "0.1.0"
 
 KEEP_ALIVE = 15  # seconds between comments on a silent stream
 SEND_TIMEOUT = 30.0  # seconds that a reader may leave unread what was sent
+LINGER = 5.0  # seconds that a client has for the rest of a body that isn't taken
 RETRY_AFTER = 5  # seconds, where nothing better is known
 RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
 
@@ -147,7 +150,9 @@ async def delete_messages(request: Request) -> Response:
 async def stream_reply(request: Request) -> Response:
     await request.state["store"].conversation(_id(request))
     if request.method == "HEAD":
-        return Response(headers=_STREAM_HEADERS, media_type="text/event-stream")
+        response = Response(headers=_STREAM_HEADERS, media_type="text/event-stream")
+        del response.headers["content-length"]  # nobody knows it
+        return response
     model = request.query_params.get("model") or None
     if complaint := OPTIONAL_MODEL.complaint(model):
         raise unprocessable([{"field": "model", "message": complaint}])
@@ -212,7 +217,28 @@ async def rejection(request: StarletteRequest, error: Exception) -> Response:
     """The response to a request that can't be taken."""
     assert isinstance(error, Rejected)
     headers = {"Connection": "close"} if error.close else None
-    return problem(error.status, str(error), headers=headers, errors=error.errors)
+    response = problem(error.status, str(error), headers=headers, errors=error.errors)
+    return Lingering(response) if error.close and error.status == 413 else response
+
+
+class Lingering(Response):
+    """Sends `response` at once, but closes only when the client has sent its body, or after `LINGER` seconds.
+
+    A server that closes at once may reset the connection before its response is read (RFC 9112, 9.6).
+    """
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.body, response.status_code, response.headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send, read on without keeping anything, close."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):  # then the client has had its time
+            async with asyncio.timeout(LINGER):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body"})
 
 
 async def upstream_problem(request: StarletteRequest, error: Exception) -> Response:

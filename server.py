@@ -311,6 +311,7 @@ def serve(settings: Settings) -> None:
         http=Protocol,
         ws="none",
         limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=75,  # longer than clients and proxies keep idle connections, so that they close first
         log_config=None,
         access_log=False,
         server_header=False,

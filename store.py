@@ -292,25 +292,20 @@ class Store:
         logger.info("%d messages deleted from conversation %s", len(removed), conversation_id)
         return in_progress
 
+    async def check_owed(self, conversation_id: str) -> None:
+        """Raises what `begin_reply` raises of the conversation itself: `NotFound`, `NothingOwed`."""
+        _check_owed(self._thread(conversation_id))
+
     async def begin_reply(self, conversation_id: str, model: str | None = None) -> OwedReply:
         """Begin the reply that is owed, or tell which one is in progress. A failed one is replaced.
 
         Raises `NotFound`, `NothingOwed`, `StoreFull`.
         """
         thread = self._thread(conversation_id)
-        last = next(reversed(thread.messages.values()), None)
-        if last is None:
-            raise NothingOwed("The conversation is empty: add a message first, then stream the reply.")
+        last = _check_owed(thread)
         if last.status == "streaming":
             return OwedReply(last)
-        if last.role == "assistant" and last.status != "failed":
-            raise NothingOwed(
-                "The last message is answered already: add a message, or delete the reply to have another one."
-            )
-        replaced = last.transcript.size if last.role == "assistant" else 0
-        self._check_room(thread, replaced=last.role == "assistant")
-        if self._size - replaced >= self._limits.max_store_bytes:
-            raise self._full("max_store_bytes", "The store has no room for a reply", "conversations")
+        self._check_room_for_reply(thread, last)
         if last.role == "assistant":
             self._remove_messages(thread, [last.id])
         history = [m for m in thread.messages.values() if m.status != "failed" and m.transcript.content]
@@ -374,9 +369,15 @@ class Store:
         moment = _EPOCH + timedelta(microseconds=self._clock)
         return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
-    def _check_room(self, thread: _Thread, *, replaced: bool = False) -> None:
+    def _check_room(self, thread: _Thread, replaced: int = 0) -> None:
         if len(thread.messages) - replaced >= self._limits.max_messages:
             raise self._full("max_messages", "The conversation has no room for another message", "messages")
+
+    def _check_room_for_reply(self, thread: _Thread, last: Message) -> None:
+        is_replaced = last.role == "assistant"
+        self._check_room(thread, int(is_replaced))
+        if self._size - (last.transcript.size if is_replaced else 0) >= self._limits.max_store_bytes:
+            raise self._full("max_store_bytes", "The store has no room for a reply", "conversations")
 
     def _claim(self, size: int) -> None:
         if size > 0 and self._size + size > self._limits.max_store_bytes:
@@ -407,6 +408,17 @@ def byte_size(text: str | None) -> int:
     if text is None:
         return 0
     return len(text) if text.isascii() else len(text.encode())
+
+
+def _check_owed(thread: _Thread) -> Message:
+    last = next(reversed(thread.messages.values()), None)
+    if last is None:
+        raise NothingOwed("The conversation is empty: add a message first, then stream the reply.")
+    if last.role == "assistant" and last.status in ("complete", "stopped"):
+        raise NothingOwed(
+            "The last message is answered already: add a message, or delete the reply to have another one."
+        )
+    return last
 
 
 def _last_status(thread: _Thread) -> Status | None:

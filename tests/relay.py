@@ -124,7 +124,15 @@ async def serving(
     } | settings
     app = create_app(Settings(**chosen), timers=timers or Timers())
     server = _Server(
-        uvicorn.Config(app, lifespan="on", log_config=None, ws="none", access_log=False, server_header=False)
+        uvicorn.Config(
+            app,
+            lifespan="on",
+            log_config=None,
+            ws="none",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=60,
+        )
     )
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
         base = f"http://127.0.0.1:{listening.getsockname()[1]}"
