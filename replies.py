@@ -50,13 +50,13 @@ class Reply:
         logger.debug("reply %s: a reader joins at %d", self.message.id, position)
         try:
             while True:
-                changed, ended = self._changed, self.ended
+                changed, is_over = self._changed, self.ended
                 for kind, text in self.message.transcript.read(position, SLICE_CHARS):
                     position += len(text)
                     yield kind, text
                 if position < self.message.transcript.length:
                     continue
-                if ended:
+                if is_over:
                     return
                 await changed.wait()
         finally:
