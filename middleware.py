@@ -4,13 +4,15 @@ Knows nothing of conversations, events or the environment. Pure ASGI: Starlette'
 disconnects.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,7 +21,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logs import outline, request_id
-from routes import problem
+from routes import SEND_TIMEOUT, problem
+
+PIECE = 256 * 1024  # bytes of a body that are sent at once
 
 WITHOUT_EFFECT = ("/", "/docs", "/redoc", "/openapi.json", "/health")  # pages of elsewhere may link to these
 
@@ -30,12 +34,21 @@ class Connections:
     """The requests being answered, so that the last of them can be cut off."""
 
     def __init__(self) -> None:
-        self.open: set[Receive] = set()
+        self._open: set[asyncio.Timeout] = set()
+
+    @contextmanager
+    def holding(self, answering: asyncio.Timeout) -> Iterator[None]:
+        """While the request is answered, within this timeout."""
+        self._open.add(answering)
+        try:
+            yield
+        finally:
+            self._open.discard(answering)
 
     def abort(self) -> None:
-        """Drop what is still open, whatever its client does."""
-        for receive in list(self.open):
-            _abort(receive)
+        """Give up what is still open, whatever its client or upstream does."""
+        for answering in self._open:
+            answering.reschedule(0)
 
 
 class Envelope:
@@ -63,21 +76,33 @@ class Envelope:
                 headers.setdefault("Cache-Control", "no-store")
                 taken = (time.perf_counter() - started) * 1000
                 logger.debug("%s %r %d %.1f ms", scope["method"], scope["path"], message["status"], taken)
-            await send(message)
+            await (_send_in_pieces(send, message) if len(message.get("body", b"")) > PIECE else send(message))
 
-        self.connections.open.add(receive)
         try:
-            await self.app(scope, receive, send_in_envelope)
-        except Exception as error:  # after the response's start: all that is left is to close the connection
-            if not isinstance(error, SendTimeoutError):
-                logger.error("%s crashed in the middle of its response\n%s", scope["method"], outline(error))
-            else:
+            async with asyncio.timeout(None) as answering:
+                with self.connections.holding(answering):
+                    await self.app(scope, receive, send_in_envelope)
+        except Exception as error:  # after the response's start, or given up: the connection can only be dropped
+            if isinstance(error, SendTimeoutError):
                 logger.info("a reader was dropped: it left unread what was sent")
+            elif not answering.expired():
+                logger.error("%s crashed in the middle of its response\n%s", scope["method"], outline(error))
             if not _abort(receive):
                 raise
-            await receive()  # until the server knows that the connection is gone
-        finally:
-            self.connections.open.discard(receive)
+            while (await receive())["type"] != "http.disconnect":
+                pass  # until the server, too, knows that the connection is gone
+
+
+async def _send_in_pieces(send: Send, message: Message) -> None:
+    """A large body no faster than its client reads it, so that a frozen one doesn't hold all of it in a buffer."""
+    body = memoryview(message["body"])
+    for start in range(0, len(body), PIECE):
+        more = start + PIECE < len(body) or message.get("more_body", False)
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await send({**message, "body": bytes(body[start : start + PIECE]), "more_body": more})
+        except TimeoutError:
+            raise SendTimeoutError from None
 
 
 def _abort(receive: Receive) -> bool:
@@ -157,13 +182,14 @@ class Guard:
         )
 
     def _is_page_allowed(self, path: str, headers: Headers) -> bool:
-        origin = headers.get("origin")
-        if origin is None:
+        origins = headers.getlist("origin")
+        if not origins:
             # An <img> or a link sends no Origin; pages without effect may be linked to.
             is_foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
             return not is_foreign or path in WITHOUT_EFFECT
-        own = re.sub("^https?://", "", origin.lower()) == headers.get("host", "").lower()
-        return own or origin.lower() in self.origins or "*" in self.origins
+        origin = origins[0].lower()
+        is_own = re.sub("^https?://", "", origin) == headers.get("host", "").lower()
+        return len(origins) == 1 and (is_own or origin in self.origins or "*" in self.origins)
 
     def _is_token_right(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")

@@ -101,9 +101,9 @@ class OpenRouter:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def aclose(self) -> None:
-        """Close every connection, those of given-up requests too, within about a second."""
+        """Close every connection, those of given-up requests too, in less than a second."""
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=1.0)
+            _, late = await asyncio.wait(self._tasks, timeout=0.3)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

@@ -126,8 +126,10 @@ class Replies:
         self._store = store
         self._openrouter = openrouter
         self._limits = limits
-        self._running: dict[str, _Running] = {}  # by conversation
+        self._running: dict[str, _Running] = {}  # by message
+        self._latest: dict[str, _Running] = {}  # of those, by conversation
         self._beginning: dict[str, asyncio.Task[Reply]] = {}  # by conversation
+        self._admitted = 0  # that the store is being asked to begin
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining_for: int | None = None  # seconds
 
@@ -148,7 +150,7 @@ class Replies:
 
     def check_room(self) -> None:
         """Raises `Unavailable` when as many replies are in progress as there may be."""
-        if len(self._running) >= self._limits.max_replies:
+        if len(self._running) + self._admitted >= self._limits.max_replies:
             raise Unavailable(
                 f"Too many replies are in progress (MAX_REPLIES is {self._limits.max_replies}): "
                 "try again when one has ended, or raise MAX_REPLIES.",
@@ -170,14 +172,15 @@ class Replies:
 
     async def find(self, conversation_id: str, message_id: str) -> Reply | None:
         """The reply with this message, in progress or not; None if there is none. Raises `NotFound`."""
+        if running := self._running.get(message_id):
+            return running if running.conversation_id == conversation_id else None
         message = await self._store.message(conversation_id, message_id)
-        if message is None or message.role != "assistant":
-            return None
-        return self._reply(conversation_id, message)
+        return Reply(message) if message is not None and message.role == "assistant" else None
 
     async def stop(self, conversation_id: str) -> Message | None:
         """Stop the reply in progress and keep its text; None if there is none."""
-        running = await self._current(conversation_id)
+        await self._begun(conversation_id)
+        running = self._latest.get(conversation_id)
         if running is None:
             return None
         running.interrupt(Ending("stopped"))
@@ -185,8 +188,8 @@ class Replies:
 
     async def forget(self, conversation_id: str, message_id: str) -> None:
         """End the reply whose message was deleted; its readers see it stopped."""
-        running = await self._current(conversation_id)
-        if running is not None and running.message.id == message_id:
+        await self._begun(conversation_id)
+        if running := self._running.get(message_id):
             running.interrupt(Ending("stopped"))
             await running.wait()
 
@@ -207,39 +210,45 @@ class Replies:
         while self._tasks and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=left)
 
-    async def _current(self, conversation_id: str) -> _Running | None:
+    async def _begun(self, conversation_id: str) -> None:
         if beginning := self._beginning.get(conversation_id):
             await asyncio.wait({beginning})
-        return self._running.get(conversation_id)
 
     async def _begin(self, conversation_id: str, model: str | None, traceparent: str | None) -> Reply:
-        running = self._running.get(conversation_id)
-        if running is None or running.ended:
-            await self._check_free(conversation_id)
-        owed = await self._store.begin_reply(conversation_id, model)
-        if owed.history is None:
-            return self._reply(conversation_id, owed.message)
-        running = _Running(conversation_id, owed.message)
-        self._running[conversation_id] = running
-        running.task = self._own(self._make(running, owed, traceparent))
-        running.task.add_done_callback(partial(self._made, running))
-        message = running.message
-        logger.info(
-            "streaming started: reply %s in conversation %s, model %s", message.id, conversation_id, message.model
-        )
-        return running
+        while True:
+            owed = await self._ask_store(conversation_id, model)
+            if owed.history is not None:
+                return self._run(conversation_id, owed, traceparent)
+            if reply := await self.find(conversation_id, owed.message.id):
+                return reply
+            # It was deleted after the store had told of it: look again what is owed.
 
-    async def _check_free(self, conversation_id: str) -> None:
+    async def _ask_store(self, conversation_id: str, model: str | None) -> OwedReply:
+        latest = self._latest.get(conversation_id)
+        if latest is not None and not latest.ended:
+            return await self._store.begin_reply(conversation_id, model)
         try:
             self.check_open()
             self.check_room()
         except Unavailable:
             await self._store.check_owed(conversation_id)  # whose answer doesn't depend on other conversations
             raise
+        self._admitted += 1
+        try:
+            return await self._store.begin_reply(conversation_id, model)
+        finally:
+            self._admitted -= 1
 
-    def _reply(self, conversation_id: str, message: Message) -> Reply:
-        running = self._running.get(conversation_id)
-        return running if running is not None and running.message.id == message.id else Reply(message)
+    def _run(self, conversation_id: str, owed: OwedReply, traceparent: str | None) -> Reply:
+        message = owed.message
+        running = _Running(conversation_id, message)
+        self._running[message.id] = self._latest[conversation_id] = running
+        running.task = self._own(self._make(running, owed, traceparent))
+        running.task.add_done_callback(partial(self._made, running))
+        logger.info(
+            "streaming started: reply %s in conversation %s, model %s", message.id, conversation_id, message.model
+        )
+        return running
 
     async def _make(self, running: _Running, owed: OwedReply, traceparent: str | None) -> Ending:
         expiry = asyncio.get_running_loop().call_later(self._limits.reply_timeout, self._expire, running)
@@ -305,8 +314,9 @@ class Replies:
             message = await self._store.finish_reply(running.conversation_id, running.message.id, ending)
         except Exception as error:
             logger.error("reply %s could not be stored\n%s", running.message.id, outline(error))
-        if self._running.get(running.conversation_id) is running:
-            del self._running[running.conversation_id]
+        del self._running[running.message.id]
+        if self._latest.get(running.conversation_id) is running:
+            del self._latest[running.conversation_id]
         running.end(message or ended(running.message, ending))
         _log_end(running)
 

@@ -6,6 +6,7 @@ Knows nothing of what a conversation or an event looks like.
 import argparse
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import math
 import multiprocessing
@@ -35,7 +36,7 @@ from replies import Replies, ReplyLimits
 from routes import State, exception_handlers, routes
 from store import Limits, Store
 
-FLUSH_SECONDS = 0.5  # for readers to take their last event before the process exits
+FLUSH_SECONDS = 0.3  # for readers to take their last event before the process exits
 HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head
 MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
@@ -102,8 +103,12 @@ def _value(variable: str, text: str, kind: type) -> Any:
 
 
 def _is_base_url(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc and not parts.query
+    try:
+        parts, port = urlsplit(url), urlsplit(url).port
+    except ValueError:
+        return False
+    is_web = parts.scheme in ("http", "https") and not re.search(r"[\s?#@]", url) and port != 0
+    return is_web and _is_host(parts.hostname or "")
 
 
 def _is_origin(origin: str) -> bool:
@@ -111,7 +116,10 @@ def _is_origin(origin: str) -> bool:
 
 
 def _is_host(host: str) -> bool:
-    return bool(re.fullmatch(r"\*|[^\s/?#@:\[\]]+|\[?[0-9a-fA-F:.]+\]?", host))
+    try:
+        return bool(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        return bool(re.fullmatch(r"(?=.{1,253}$)(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?", host, re.ASCII))
 
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -121,10 +129,14 @@ _RULES: dict[str, _Rule] = {
     "openrouter_api_key": (lambda v: v.isascii() and (not v or v.isprintable()), "printable ASCII"),
     "auth_token": (lambda v: v.isascii() and (not v or v.isprintable()), "printable ASCII"),
     "openrouter_base_url": (_is_base_url, "an http:// or https:// URL without a user and a query"),
+    "host": (_is_host, "an address or a name to listen on, without a port"),
     "model_name": (lambda v: v.isascii() and v.isprintable() and 0 < len(v) <= 200, "a model's id in ASCII"),
     "port": (lambda v: 0 <= v <= 65535, "a port from 0 to 65535"),
     "cors_origins": (lambda v: all(map(_is_origin, v)), "origins such as http://localhost:5173, with commas between"),
-    "allowed_hosts": (lambda v: all(map(_is_host, v)), "names of hosts without a port, with commas between"),
+    "allowed_hosts": (
+        lambda v: all(host == "*" or _is_host(host) for host in v),
+        "names of hosts without a port, with commas between",
+    ),
     "log_level": (
         lambda v: v.upper() in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
         "DEBUG, INFO, WARNING, ERROR or CRITICAL",
@@ -226,8 +238,13 @@ def _drain_at_signals(
     loop = asyncio.get_running_loop()
     draining: list[asyncio.Task[None]] = []
 
+    def drop_the_rest() -> None:
+        connections.abort()
+        for protocol in list(server.server_state.connections):
+            protocol.transport.abort()
+
     def exit_now(_: asyncio.Task[None]) -> None:
-        loop.call_later(FLUSH_SECONDS, connections.abort)
+        loop.call_later(FLUSH_SECONDS, drop_the_rest)
         server.should_exit = True
 
     def begin_or_hurry() -> None:
