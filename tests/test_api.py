@@ -1,8 +1,10 @@
 """The JSON API from outside, row by row of its table, and what every response carries."""
 
 import asyncio
+import contextlib
 import json
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from openrouter import Timers
+from tests.contract import check_response
 from tests.problems import assert_problem
 from tests.process import ROOT
 from tests.relay import Relay, serving
@@ -29,6 +32,28 @@ TEXTS = [
     "data: no event\n\nid: none\n\n",
     "\ue000\ufffe\uffff\U0010ffff",
 ]
+
+
+@contextlib.asynccontextmanager
+async def checked(upstream: ScriptedUpstream, **settings: Any) -> AsyncIterator[Relay]:
+    """A relay of whose responses each is held against openapi.json."""
+    async with serving(upstream, **settings) as relay:
+        relay.client.event_hooks = {"response": [is_documented]}
+        yield relay
+
+
+@pytest.fixture
+async def relay(upstream: ScriptedUpstream) -> AsyncIterator[Relay]:
+    async with checked(upstream) as relay:
+        yield relay
+
+
+async def is_documented(response: httpx.Response) -> None:
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        await response.aread()
+    request = response.request
+    if not (request.method == "OPTIONS" and response.is_success):  # a preflight: the document doesn't speak of CORS
+        check_response(request.method, request.url.path, response)
 
 
 async def conversations(relay: Relay, **params: Any) -> tuple[list[dict[str, Any]], str | None]:
@@ -134,7 +159,7 @@ async def test_the_models_list_is_fetched_once_however_many_ask(upstream: Script
 
 
 async def test_the_old_models_list_is_served_as_stale_while_upstream_fails(upstream: ScriptedUpstream) -> None:
-    async with serving(upstream, timers=Timers(models=0, models_retry=0)) as relay:
+    async with checked(upstream, timers=Timers(models=0, models_retry=0)) as relay:
         first = (await relay.client.get("/models")).json()
         upstream.models = status(500)
         assert (await relay.client.get("/models")).json() == first | {"cached": True, "stale": True}
@@ -154,7 +179,7 @@ async def test_a_client_that_has_the_models_list_gets_304(relay: Relay, shape: s
 
 
 async def test_a_client_that_has_another_models_list_gets_the_new_one(upstream: ScriptedUpstream) -> None:
-    async with serving(upstream, timers=Timers(models=0)) as relay:
+    async with checked(upstream, timers=Timers(models=0)) as relay:
         old = (await relay.client.get("/models")).headers["etag"]
         upstream.models = [{"id": "test/new"}]
         response = await relay.client.get("/models", headers={"If-None-Match": old})
@@ -212,7 +237,7 @@ async def test_a_new_conversation_has_these_fields_and_is_where_location_says(re
 async def test_a_conversation_needs_nothing_to_be_made(
     upstream: ScriptedUpstream, content: bytes, content_type: str
 ) -> None:
-    async with serving(upstream, model_name="test/default") as relay:
+    async with checked(upstream, model_name="test/default") as relay:
         headers = {"Content-Type": content_type}
         response = await relay.client.post("/conversations", content=content, headers=headers)
     body = response.json()
@@ -284,7 +309,7 @@ async def test_a_page_has_50_entries_unless_told_and_200_at_the_most(relay: Rela
         page, cursor = await conversations(relay, **params)
         assert (len(page), isinstance(cursor, str)) == (length, True)
         rest, cursor = await conversations(relay, limit=200, cursor=cursor)
-        assert (len(rest), cursor is None) == (min(200, 201 - length), length > 1)
+        assert (len(rest), cursor) == (201 - length, None)
 
 
 async def test_what_does_not_change_comes_exactly_once_while_the_rest_changes(relay: Relay) -> None:
@@ -361,7 +386,7 @@ async def test_updated_at_moves_with_a_message_and_with_a_reply_that_starts_or_e
 
     async def moved() -> bool:
         moments.append((await conversation(relay, made["id"]))["updated_at"])
-        return moments[-1] > moments[-2]
+        return bool(moments[-1] > moments[-2])
 
     assert not await moved()
     await relay.say(made["id"])
@@ -590,9 +615,9 @@ async def test_a_sane_request_id_is_taken(relay: Relay, request_id: str) -> None
         assert response.headers.get_list("x-request-id") == [request_id]
 
 
-@pytest.mark.parametrize("request_id", ["", " ", "a b", "x" * 129, "a\tb", "<script>", "é", '"quoted"', "a,b", "a=b"])
+@pytest.mark.parametrize("request_id", ["", "a b", "x" * 129, "a\tb", "<script>", "é", '"quoted"', "a,b", "a=b"])
 async def test_another_request_id_is_replaced(relay: Relay, request_id: str) -> None:
-    headers = {"X-Request-ID": request_id.encode()}
+    headers = httpx.Headers({"X-Request-ID": request_id}, encoding="utf-8")
     made = {(await relay.client.get("/", headers=headers)).headers["x-request-id"] for _ in range(3)}
     assert len(made) == 3 and all(re.fullmatch(r"[\w.:-]{1,128}", id, re.ASCII) for id in made)
 
@@ -689,7 +714,7 @@ async def test_a_refused_preflight_names_the_setting(relay: Relay) -> None:
 
 
 async def test_origins_are_those_of_the_setting(upstream: ScriptedUpstream) -> None:
-    async with serving(upstream, cors_origins=("https://app.example",)) as relay:
+    async with checked(upstream, cors_origins=("https://app.example",)) as relay:
         listed = await relay.client.get("/", headers={"Origin": "https://app.example"})
         assert listed.headers["access-control-allow-origin"] == "https://app.example"
         own = await relay.client.get("/", headers={"Origin": relay.url})

@@ -8,11 +8,9 @@ import asyncio
 import contextlib
 import gzip
 import json
-import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -22,23 +20,13 @@ import pytest
 
 from openrouter import Timers
 from tests.relay import Relay, serving
-from tests.soak import Leftovers
+from tests.sockets import Leftovers
 from tests.upstream import ANSWER, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
 
 QUICK = Timers(retries=(0.01, 0.02))
 IMPATIENT = Timers(connect=0.4, read=0.4, delta=0.8, tail=0.3, retries=(0.01, 0.02))
 
 Step = Callable[[Wire], Awaitable[None] | None]
-Place = Callable[[ScriptedUpstream, pytest.MonkeyPatch], AbstractAsyncContextManager[str]]
-
-
-# Where upstream is. A place gives the base URL; `mended`, the same place gives good answers.
-
-
-@contextlib.asynccontextmanager
-async def there(upstream: ScriptedUpstream, _: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    """A port that answers."""
-    yield upstream.base_url
 
 
 @dataclass(frozen=True)
@@ -143,11 +131,16 @@ def erring(error: object, *, after: str = "", choices: object = (), done: bool =
     return steps(*text, event({k: v for k, v in chunk.items() if v is not None}), Wire.done if done else Wire.end)
 
 
-def refused(code: int, metadata: object = None, **headers: str) -> Script:
+def refused(code: int, metadata: object = None, retry_after: str | Callable[[], str] | None = None) -> Script:
     """A refusal before the stream, in OpenRouter's shape."""
     error = {"code": code, "message": "Provider returned error", "metadata": metadata}
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return status(code, {"error": error, "user_id": "user_2abcdefgh"}, fields)
+
+    async def script(_: UpstreamRequest, wire: Wire) -> None:
+        value = retry_after() if callable(retry_after) else retry_after
+        headers = {} if value is None else {"Retry-After": value}
+        await wire.respond(code, {"error": error, "user_id": "user_2abcdefgh"}, headers)
+
+    return script
 
 
 def failed_choice(**choice: object) -> list[dict[str, object]]:
@@ -173,7 +166,9 @@ CONNECTION = [
     Fault("closed before the headers", steps(Wire.close)),
     Fault("reset after the headers", steps(Wire.head, Wire.reset)),
     Fault("reset in the middle", steps(TEXT, Wire.reset), **CUT_OFF),
-    Fault("reset in the middle of a character", steps(TEXT, body(b'data: {"choices": ["\xf0\x9f'), Wire.reset), **CUT_OFF),
+    Fault(
+        "reset in the middle of a character", steps(TEXT, body(b'data: {"choices": ["\xf0\x9f'), Wire.reset), **CUT_OFF
+    ),
     Fault("reset after the finish reason", steps(TEXT, FINISH, Wire.reset), **COMPLETE, kept=HALF),
     Fault("early EOF, chunked", steps(TEXT, Wire.close), **CUT_OFF),
     Fault("early EOF, Content-Length", steps(head(content_length="9999"), TEXT, Wire.close), **CUT_OFF),
@@ -225,23 +220,41 @@ RESPONSES = [
     Fault("redirect", status(302, "", {"Location": "/api/v1/elsewhere"})),
     Fault("204", steps(raw(b"HTTP/1.1 204 No Content\r\n\r\n"), Wire.close)),
     Fault("101", steps(raw(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), Wire.close)),
-    Fault("100 and 103, then a good answer", steps(raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n"), TEXT, FINISH, Wire.done), **COMPLETE, kept=HALF),
+    Fault(
+        "100 and 103, then a good answer",
+        steps(raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n"), TEXT, FINISH, Wire.done),
+        **COMPLETE,
+        kept=HALF,
+    ),
     Fault("header flood", steps(raw(b"HTTP/1.1 200 OK\r\n" + b"X-Flood: x\r\n" * 20_000), Wire.hang)),
-    Fault("not HTTP", steps(raw(b"SSH-2.0-OpenSSH_9.6\r\n"), Wire.hang)),
+    Fault("not HTTP", steps(raw(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Wire.hang)),
     Fault("invalid chunked encoding", steps(Wire.head, raw(b"ZZ\r\n"), Wire.hang)),
     Fault("invalid chunked encoding in the middle", steps(TEXT, raw(b"-1\r\n"), Wire.hang), **CUT_OFF),
     Fault("gzip", gzipped(corrupt=False), **COMPLETE, kept="Hello gzip"),
     Fault("gzip, corrupt", gzipped(corrupt=True)),
 ]
 
+IN_FLIGHT = {"limit_source": "openrouter_in_flight_budget"}
+
 REFUSALS = [
     *(Fault(f"{code}", refused(code), code=code, **FOR_GOOD) for code in (400, 401, 402, 403, 404, 413, 422)),
     *(Fault(f"{code}", refused(code), code=code) for code in (408, 429, 500, 502, 503, 524, 529)),
-    Fault("402, in flight", refused(402, {"limit_source": "openrouter_in_flight_budget"}, retry_after="0"), code=402),
+    Fault("402, in flight", refused(402, IN_FLIGHT, retry_after="0"), code=402, retry_after=0.0),
     Fault("Retry-After in a moment", refused(429, retry_after="0.1"), code=429, retry_after=0.1),
     Fault("Retry-After of an hour", refused(429, retry_after="3600"), code=429, retry_after=3600.0, tries=1),
-    Fault("Retry-After as a date", refused(503, retry_after=in_seconds(86_400)), code=503, retry_after=86_400, tries=1),
-    Fault("Retry-After as a date that is past", refused(503, retry_after=in_seconds(-60)), code=503, retry_after=0.0),
+    Fault(
+        "Retry-After as a date",
+        refused(503, retry_after=lambda: in_seconds(86_400)),
+        code=503,
+        retry_after=86_400,
+        tries=1,
+    ),
+    Fault(
+        "Retry-After as a date that is past",
+        refused(503, retry_after=lambda: in_seconds(-60)),
+        code=503,
+        retry_after=0.0,
+    ),
     *(
         Fault(f"Retry-After of {garbage!r}", refused(429, retry_after=garbage), code=429)
         for garbage in ("soon", "nan", "inf", "1e999", "Mon, 99 Foo 2026 25:00:00 GMT", "Mon, 1 Jan 10000 00:00:00 GMT")
@@ -270,7 +283,9 @@ CONTENT = [
     ),
     Fault("endless line", steps(body(b"data: "), for_ever(body(b"x" * 1024 * 1024))), within=10.0),
     Fault("endless event", steps(for_ever(body(b"data: " + b"x" * 1024 * 1024 + b"\n"))), within=10.0),
-    Fault("endless reply", steps(for_ever(says("x" * 99))), kept="x" * 1000, tries=1, settings={"max_reply_chars": 1000}),
+    Fault(
+        "endless reply", steps(for_ever(says("x" * 99))), kept="x" * 1000, tries=1, settings={"max_reply_chars": 1000}
+    ),
     Fault(
         "endless reasoning",
         steps(for_ever(lambda wire: wire.reasoning("hm" * 50))),
@@ -280,15 +295,24 @@ CONTENT = [
     Fault("half a surrogate pair", steps(says("a\ud83d"), says("b"), FINISH, Wire.done), **COMPLETE, kept="a\ufffdb"),
     Fault("the other half alone", steps(says("a\ude00b"), FINISH, Wire.done), **COMPLETE, kept="a\ufffdb"),
     Fault("half a surrogate pair, last", steps(says("a\ud83d"), FINISH, Wire.done), **COMPLETE, kept="a\ufffd"),
-    Fault("half a surrogate pair, last, no [DONE]", steps(says("a\ud83d"), FINISH, Wire.end), **COMPLETE, kept="a\ufffd"),
-    Fault("a surrogate pair in two deltas", steps(says("\ud83d"), says("\ude00"), FINISH, Wire.done), **COMPLETE, kept="😀"),
+    Fault(
+        "half a surrogate pair, last, no [DONE]", steps(says("a\ud83d"), FINISH, Wire.end), **COMPLETE, kept="a\ufffd"
+    ),
+    Fault(
+        "a surrogate pair in two deltas",
+        steps(says("\ud83d"), says("\ude00"), FINISH, Wire.done),
+        **COMPLETE,
+        kept="😀",
+    ),
     Fault("two [DONE]s", steps(TEXT, FINISH, event("[DONE]"), Wire.done), **COMPLETE, kept=HALF),
     Fault("text after [DONE]", steps(TEXT, event("[DONE]"), says("more"), Wire.end), **COMPLETE, kept=HALF),
     Fault("text for ever after [DONE]", steps(TEXT, event("[DONE]"), for_ever(says("x"), 0.01)), **COMPLETE, kept=HALF),
     Fault("silence after [DONE]", steps(TEXT, event("[DONE]"), Wire.hang), **COMPLETE, kept=HALF),
     Fault("nothing but [DONE]", steps(Wire.done), **COMPLETE),
     *(
-        Fault(f"a chunk of a foreign shape: {chunk}", steps(event(chunk), TEXT, FINISH, Wire.done), **COMPLETE, kept=HALF)
+        Fault(
+            f"a chunk of a foreign shape: {chunk}", steps(event(chunk), TEXT, FINISH, Wire.done), **COMPLETE, kept=HALF
+        )
         for chunk in (
             {"choices": {"0": 1}},
             {"choices": [7]},
@@ -329,7 +353,9 @@ ERROR_CHUNKS = [
     Fault("error chunk: in the choice", erring(None, choices=failed_choice(error={"code": 503})), code=503),
     Fault("error chunk: then [DONE]", erring({"code": 500, "message": "bad"}, done=True), code=500),
     Fault("error chunk in the middle", erring({"code": 429}, after=HALF), code=429, **CUT_OFF),
-    Fault("error chunk in the middle, for good", erring({"code": 403}, after=HALF), code=403, retryable=False, **CUT_OFF),
+    Fault(
+        "error chunk in the middle, for good", erring({"code": 403}, after=HALF), code=403, retryable=False, **CUT_OFF
+    ),
     Fault("error chunk in the middle, then [DONE]", erring({"code": 502}, after=HALF, done=True), **CUT_OFF),
 ]
 
@@ -369,9 +395,7 @@ async def answers(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_a_fault_ends_as_the_table_says(
-    fault: Fault, relays: Relays, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_fault_ends_as_the_table_says(fault: Fault, relays: Relays, caplog: pytest.LogCaptureFixture) -> None:
     relay, upstream = await relays.relay_for(fault), relays.upstream
     before, asked = Leftovers.now(upstream), len(upstream.requests)
     upstream.play(fault.does)
@@ -405,3 +429,89 @@ def assert_error(error: dict[str, Any], fault: Fault) -> None:
     assert (error["code"], error["retryable"]) == (fault.code, fault.retryable)
     assert error["message"].strip() and len(error["message"]) < 600
     assert error["retry_after"] == (fault.retry_after and pytest.approx(fault.retry_after, abs=5))
+
+
+# What keeps upstream from being met at all. These have no script.
+
+UNREACHABLE = Fault("", steps(), code=503)
+
+
+async def assert_next_reply_works(relay: Relay, conversation_id: str) -> None:
+    assert (await relay.read(conversation_id)).content == ANSWER
+    await answers(relay)
+
+
+@contextlib.asynccontextmanager
+async def forwarding(port: socket.socket, upstream: ScriptedUpstream) -> AsyncIterator[None]:
+    """Whoever connects to `port` talks to `upstream`."""
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while octets := await reader.read(65536):
+            writer.write(octets)
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", upstream.port)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(pipe(reader, back), pipe(there, writer))
+
+    async with await asyncio.start_server(forward, sock=port):
+        yield
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> int:
+    """Tries that failed and were followed by another."""
+    return sum(record.getMessage().startswith("try ") for record in caplog.records)
+
+
+async def test_a_refused_connection_is_tried_again_and_the_reply_works_once_upstream_listens(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        async with serving(f"http://127.0.0.1:{port.getsockname()[1]}/api/v1", timers=QUICK) as relay:
+            conversation_id = await relay.ask()
+            await assert_outcome(relay, conversation_id, UNREACHABLE)
+            assert refusals(caplog) == 2
+            port.listen()
+            async with forwarding(port, upstream):
+                await assert_next_reply_works(relay, conversation_id)
+
+
+async def test_a_name_that_is_unknown_is_tried_again_and_the_reply_works_once_it_is_known(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    async with serving(f"http://nowhere.invalid:{upstream.port}/api/v1", timers=QUICK) as relay:
+        conversation_id = await relay.ask()
+        await assert_outcome(relay, conversation_id, UNREACHABLE)
+        assert refusals(caplog) == 2
+        resolve = socket.getaddrinfo
+        known = {"nowhere.invalid": "127.0.0.1", b"nowhere.invalid": "127.0.0.1"}
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda host, *rest, **more: resolve(known.get(host, host), *rest, **more)
+        )
+        await assert_next_reply_works(relay, conversation_id)
+
+
+async def test_tls_to_a_port_that_speaks_plain_text_is_an_upstream_that_cannot_be_reached(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def answer_in_plain_text(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer_in_plain_text, "127.0.0.1", 0) as port:
+        address = port.sockets[0].getsockname()
+        async with serving(f"https://127.0.0.1:{address[1]}/api/v1", timers=QUICK) as relay:
+            await assert_outcome(relay, await relay.ask(), UNREACHABLE)
+            assert refusals(caplog) == 2
+
+
+async def test_tls_to_a_port_that_never_answers_times_out(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(upstream.base_url.replace("http:", "https:"), timers=IMPATIENT) as relay:
+        await assert_outcome(relay, await relay.ask(), Fault("", steps(), **TIMED_OUT))
+        assert refusals(caplog) == 2

@@ -1,0 +1,103 @@
+"""Gets what the benchmark compares with, on demand, into `benchmarks/.cache`. Nothing is installed system-wide."""
+
+import contextlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.errors import NotInstalled
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CACHE = HERE / ".cache"
+
+LITELLM = "litellm[proxy]==1.106.2"
+SECONDS = 600
+"""The longest an installation may take."""
+
+
+def plain_python() -> Path:
+    """A Python with the five runtime packages, and without the accelerator: this one if it is such a one."""
+    if importlib.util.find_spec("httpx_aiohttp"):
+        return _venv("plain", "-r", str(_required(ROOT / "requirements.txt")))
+    return Path(sys.executable)
+
+
+def fast_python() -> Path:
+    """A Python with the five runtime packages and the accelerator."""
+    plain, fast = _required(ROOT / "requirements.txt"), _required(ROOT / "requirements-fast.txt")
+    return _venv("fast", "-r", str(plain), "-r", str(fast))
+
+
+def litellm_python() -> Path:
+    """A Python with LiteLLM's proxy."""
+    return _venv("litellm", LITELLM)
+
+
+def nginx_binary() -> Path:
+    """Debian's nginx: the installed one, else its package unpacked in the cache."""
+    if installed := shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"):
+        return Path(installed)
+    binary = CACHE / "nginx" / "usr" / "sbin" / "nginx"
+    with _once(CACHE / "nginx") as folder:
+        if folder:
+            _run(folder, "apt-get", "download", "nginx")
+            _run(folder, "dpkg-deb", "-x", str(next(folder.glob("nginx_*.deb"))), str(folder))
+    return _required(binary)
+
+
+def portkey_script() -> Path:
+    """The Portkey gateway's server, for node."""
+    if not shutil.which("node"):
+        raise NotInstalled("node isn't installed")
+    with _once(CACHE / "portkey") as folder:
+        if folder:
+            shutil.copy(HERE / "portkey.json", folder / "package.json")
+            _run(folder, "npm", "install", "--no-audit", "--no-fund", "--ignore-scripts")
+    return _required(CACHE / "portkey" / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js")
+
+
+def _venv(name: str, *packages: str) -> Path:
+    with _once(CACHE / name) as folder:
+        if folder:
+            _run(folder, sys.executable, "-m", "venv", str(folder))
+            _run(folder, str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages)
+    return CACHE / name / "bin" / "python"
+
+
+@contextlib.contextmanager
+def _once(folder: Path) -> Iterator[Path | None]:
+    """Yield the new folder to install in, or None if that has been done; what fails leaves nothing behind."""
+    done = folder / "installed"
+    if done.exists():
+        yield None
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    done.touch()
+
+
+def _run(folder: Path, *arguments: str) -> None:
+    try:
+        subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS)
+    except FileNotFoundError:
+        raise NotInstalled(f"{arguments[0]} isn't installed") from None
+    except subprocess.TimeoutExpired:
+        raise NotInstalled(f"{' '.join(arguments[:3])} took over {SECONDS} s") from None
+    except subprocess.CalledProcessError as failed:
+        lines = (failed.stderr or failed.stdout or "").strip().splitlines() or ["no output"]
+        raise NotInstalled(f"{' '.join(arguments[:3])} failed: {lines[-1][:200]}") from None
+
+
+def _required(path: Path) -> Path:
+    if not path.exists():
+        raise NotInstalled(f"{path.name} isn't there")
+    return path

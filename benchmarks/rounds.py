@@ -1,0 +1,83 @@
+"""The rounds: every measurement on every subject in turn, again and again: the machine's moods hit all alike."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from benchmarks import measure_requests, measure_streams
+from benchmarks.bench import Bench
+from benchmarks.errors import BenchmarkError, WrongText
+from benchmarks.measure_streams import Figures
+from benchmarks.results import Results
+from benchmarks.subjects import NAIVE, Subject
+
+LONGEST = 240
+"""Seconds after which a measurement of one subject is given up."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A function, whom it concerns, and whether it is so slow that the quick form does it less often."""
+
+    name: str
+    run: Callable[[Bench, Subject], Awaitable[Figures]]
+    concerns: Callable[[Subject], bool] = lambda subject: True
+    rare: bool = False
+
+
+def _service(subject: Subject) -> bool:
+    return subject.is_service
+
+
+def _relays(subject: Subject) -> bool:
+    return subject.is_service or subject.name == NAIVE
+
+
+MEASUREMENTS = (
+    Measurement("crowds", measure_streams.crowds),
+    Measurement("full-speed", measure_streams.full_speed),
+    Measurement("full-speed-single", measure_streams.full_speed_single, rare=True),
+    Measurement("light-load", measure_streams.light_load),
+    Measurement("large-crowds", measure_streams.large_crowds, rare=True),
+    Measurement("flatness", measure_streams.flatness, _service, rare=True),
+    Measurement("long-history", measure_streams.long_history, _service),
+    Measurement("store", measure_requests.store, _relays),
+    Measurement("models", measure_requests.models, _service),
+    Measurement("start", measure_requests.start),
+)
+
+
+async def run(bench: Bench, subjects: list[Subject], measurements: list[Measurement], results: Results) -> None:
+    """Fill in the results. A gateway that fails is left out, with the reason; a relay that fails ends the run."""
+    for number in range(bench.sizes.rounds):
+        for measurement in measurements:
+            if measurement.rare and number >= bench.sizes.rare_rounds:
+                continue
+            concerned = [subject for subject in subjects if measurement.concerns(subject)]
+            for subject in _turned(concerned, number):
+                await _measure(bench, subject, measurement, number, results)
+
+
+async def _measure(bench: Bench, subject: Subject, measurement: Measurement, number: int, results: Results) -> None:
+    if (subject.name, measurement.name) in results.failures:
+        return
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(LONGEST):
+            results.add(number, subject.name, await measurement.run(bench, subject))
+    except (BenchmarkError, OSError) as error:
+        reason = f"given up after {LONGEST} s" if isinstance(error, TimeoutError) else str(error)
+        if _relays(subject) or isinstance(error, WrongText):
+            raise BenchmarkError(f"{measurement.name} of {subject.name}: {reason}") from error
+        results.failures[subject.name, measurement.name] = reason
+    finally:
+        seconds = time.monotonic() - began
+        print(f"round {number + 1}: {measurement.name} of {subject.name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _turned(subjects: list[Subject], number: int) -> list[Subject]:
+    """Another one goes first in each round."""
+    first = number % len(subjects) if subjects else 0
+    return subjects[first:] + subjects[:first]

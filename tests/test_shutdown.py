@@ -1,0 +1,296 @@
+"""What happens at SIGTERM and Ctrl-C: probes see it, nobody's answer is cut off within the grace, and then it exits.
+
+The service is a process of its own here, started in both ways that the README names.
+"""
+
+import asyncio
+import contextlib
+import re
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from tests.problems import assert_problem
+from tests.process import RelayProcess, process
+from tests.readers import Transcript
+from tests.relay import Relay, client
+from tests.sockets import connected, request
+from tests.sse import Parser
+from tests.upstream import Gate, ScriptedUpstream, UpstreamRequest, Wire, gated, status
+from tests.waiting import bounded, eventually
+
+SERVER = ("python", "server.py")
+UVICORN = ("uvicorn", "server:app")
+HURRY = 2.0
+"""Seconds that an exit may take when nothing has to be waited for."""
+
+RESTARTING = {"code": 503, "retryable": True, "retry_after": None}
+
+either_command = pytest.mark.parametrize("command", [SERVER, UVICORN], ids=["python", "uvicorn"])
+either_signal = pytest.mark.parametrize("leave", [RelayProcess.terminate, RelayProcess.interrupt], ids=["TERM", "INT"])
+
+
+@contextlib.asynccontextmanager
+async def running(
+    upstream: ScriptedUpstream, command: tuple[str, ...] = SERVER, grace: int = 20, **settings: str
+) -> AsyncIterator[RelayProcess]:
+    """The service on that upstream; what it wrote must be without a traceback or a complaint of asyncio."""
+    env = {
+        "OPENROUTER_API_KEY": "test-key",
+        "OPENROUTER_BASE_URL": upstream.base_url,
+        "SHUTDOWN_GRACE": str(grace),
+    } | settings
+    async with process(*command, env=env) as relay:
+        yield relay
+        complaints = re.findall("Traceback|Task was destroyed|never retrieved|Exception|ERROR|CRITICAL", relay.output)
+        assert not complaints, relay.output
+
+
+async def begin(relay: Relay) -> str:
+    """The id of a conversation whose reply has been started and whose reader has left."""
+    conversation_id = await relay.ask()
+    async with relay.stream(conversation_id) as reader:
+        assert (await reader.next()).event == "start"
+    return conversation_id
+
+
+async def is_draining(relay: Relay) -> bool:
+    """As a probe sees it, over a connection of its own."""
+    async with client(relay.url) as probe:
+        response = await probe.get("/health")
+    return (response.status_code, response.json()["status"]) == (503, "draining")
+
+
+async def exited_cleanly(relay: RelayProcess, since: float, within: float) -> None:
+    """Exit code 0, at `within` seconds after `since` at the latest."""
+    assert await relay.exit(within + 5) == 0
+    assert time.monotonic() - since < within
+
+
+class Curl:
+    """`curl -N` on a stream."""
+
+    def __init__(self, child: Process) -> None:
+        assert child.stdout and child.stderr
+        self._child, self._out, self._errors = child, child.stdout, child.stderr
+        self._begun = b""
+
+    async def until(self, text: bytes) -> None:
+        """Return once it has printed this."""
+        self._begun += await bounded(self._out.readuntil(text))
+
+    async def transcript(self) -> Transcript:
+        """What it has printed when it has ended, which it must without an error."""
+        rest, errors = await bounded(self._child.communicate())
+        assert (self._child.returncode, errors) == (0, b"")
+        transcript = Transcript()
+        for block in Parser().feed(self._begun + rest):
+            transcript.add(block)
+        return transcript
+
+
+async def curl(relay: Relay, conversation_id: str) -> Curl:
+    url = f"{relay.url}/conversations/{conversation_id}/stream"
+    argv = ("curl", "-sSN", "--noproxy", "*", url)
+    return Curl(await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=PIPE))
+
+
+LOCAL = [("Host", "localhost")]
+SLOW_HEAD = b"POST /conversations HTTP/1.1\r\nHost: localh"
+SLOW_BODY = (
+    b"POST /conversations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\nContent-Type: application/json\r\n\r\n{"
+)
+
+
+async def hanging(_: UpstreamRequest, wire: Wire) -> None:
+    """Some text, and then nothing."""
+    await wire.delta("Half an ans")
+    await wire.hang()
+
+
+# Within the grace
+
+
+@either_command
+@either_signal
+async def test_replies_finish_within_the_grace_with_their_readers_attached(
+    upstream: ScriptedUpstream, command: tuple[str, ...], leave: Callable[[RelayProcess], None]
+) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "one ", "two"))
+    async with running(upstream, command) as relay, contextlib.AsyncExitStack() as stack:
+        conversation_id = await relay.ask()
+        first = await stack.enter_async_context(relay.stream(conversation_id))
+        gate.open()
+        last_id = (await first.until("one ")).last_id
+        leave(relay)
+        await eventually(lambda: is_draining(relay))
+        joined = await stack.enter_async_context(relay.stream(conversation_id))
+        resumed = await stack.enter_async_context(relay.stream(conversation_id, last_id))
+        printed = await curl(relay, conversation_id)
+        await printed.until(b"one ")
+        gate.open_wide()
+        since = time.monotonic()
+        assert [(await reader.whole()).content for reader in (first, joined, resumed)] == ["one two", "one two", "two"]
+        assert (await printed.transcript()).content == "one two"
+        await exited_cleanly(relay, since, HURRY)
+
+
+@either_command
+async def test_new_questions_are_refused_while_it_drains_and_the_rest_goes_on(
+    upstream: ScriptedUpstream, command: tuple[str, ...]
+) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "one"))
+    async with running(upstream, command, grace=9) as relay:
+        running_id, waiting_id, empty = await begin(relay), await relay.ask(), (await relay.conversation())["id"]
+        relay.terminate()
+        await eventually(lambda: is_draining(relay))
+        async with client(relay.url) as newcomer:
+            for response in (
+                await newcomer.get(f"/conversations/{waiting_id}/stream"),
+                await newcomer.post(f"/conversations/{empty}/messages", json={"content": "Hi"}),
+            ):
+                assert_problem(response, 503, "restarting")
+                assert response.headers["retry-after"] == "9"
+            assert_problem(await newcomer.get("/conversations/nowhere/stream"), 404)
+            assert (await newcomer.post("/conversations")).status_code == 201
+            assert (await newcomer.get("/conversations")).status_code == 200
+            assert (await newcomer.patch(f"/conversations/{empty}", json={"title": "x"})).status_code == 200
+            assert (await newcomer.delete(f"/conversations/{empty}")).status_code == 204
+            stopped = await newcomer.delete(f"/conversations/{running_id}/stream")
+        since = time.monotonic()
+        assert stopped.json()["status"] == "stopped"
+        await exited_cleanly(relay, since, HURRY)
+
+
+@either_command
+async def test_a_reply_without_readers_is_finished_too(upstream: ScriptedUpstream, command: tuple[str, ...]) -> None:
+    gate = Gate()
+    upstream.play(gated(gate, "one"))
+    async with running(upstream, command) as relay:
+        await begin(relay)
+        relay.terminate()
+        await eventually(lambda: is_draining(relay))
+        await gate.reached()
+        gate.open_wide()
+        await exited_cleanly(relay, time.monotonic(), HURRY)
+        assert re.search("streaming completed: .* status complete", relay.output)
+
+
+# At its end
+
+
+@either_command
+@either_signal
+async def test_what_is_left_at_the_end_of_the_grace_fails_with_an_error_that_says_so(
+    upstream: ScriptedUpstream, command: tuple[str, ...], leave: Callable[[RelayProcess], None]
+) -> None:
+    upstream.play(hanging)
+    async with running(upstream, command, grace=1) as relay:
+        conversation_id = await relay.ask()
+        async with relay.stream(conversation_id) as reader:
+            await reader.until("Half")
+            printed = await curl(relay, conversation_id)
+            await printed.until(b"Half")
+            joined = asyncio.create_task(relay.read(conversation_id))
+            await begin(relay)
+            since = time.monotonic()
+            leave(relay)
+            transcripts = [await reader.whole(), await joined, await printed.transcript()]
+        for transcript in transcripts:
+            assert transcript.content == "Half an ans"
+            error = transcript.last["error"]
+            assert "restarting" in error.pop("message")
+            assert error == RESTARTING
+        assert time.monotonic() - since > 1
+        await exited_cleanly(relay, since, 1 + HURRY)
+        assert len(re.findall("streaming completed: .* status failed, code 503", relay.output)) == 2
+
+
+@either_command
+async def test_clients_that_read_nothing_or_send_nothing_hold_nobody_up(
+    upstream: ScriptedUpstream, command: tuple[str, ...]
+) -> None:
+    async def long(_: UpstreamRequest, wire: Wire) -> None:
+        await wire.delta("x" * 900_000)
+        await wire.hang()
+
+    upstream.models = [{"id": "x" * 12_000_000}]
+    upstream.play(long)
+    async with running(upstream, command, grace=1) as relay, contextlib.AsyncExitStack() as stack:
+        conversation_id = await begin(relay)
+        assert len((await relay.client.get("/models")).content) > 12_000_000
+        for target in (f"/conversations/{conversation_id}/stream", "/models"):
+            stack.enter_context(connected(relay, sending=request("GET", target, LOCAL), receive_buffer=4096))
+        for start in (SLOW_HEAD, SLOW_BODY, b""):
+            stack.enter_context(connected(relay, sending=start))
+        async with relay.stream(conversation_id) as reader:
+            await reader.until("x")
+            since = time.monotonic()
+            relay.terminate()
+            transcript = await reader.whole()
+        assert (len(transcript.content), transcript.last["error"]["code"]) == (900_000, 503)
+        await exited_cleanly(relay, since, 1 + HURRY)
+
+
+# At once
+
+
+@either_command
+@either_signal
+async def test_it_exits_at_once_when_nothing_is_in_progress(
+    upstream: ScriptedUpstream, command: tuple[str, ...], leave: Callable[[RelayProcess], None]
+) -> None:
+    async with running(upstream, command) as relay:
+        assert (await relay.read(await relay.ask())).last["done"]
+        since = time.monotonic()
+        leave(relay)
+        await exited_cleanly(relay, since, HURRY)
+
+
+@either_command
+async def test_it_exits_at_once_though_connections_are_open_that_ask_for_nothing(
+    upstream: ScriptedUpstream, command: tuple[str, ...]
+) -> None:
+    upstream.models = lambda _, wire: wire.hang()
+    async with running(upstream, command) as relay, contextlib.AsyncExitStack() as stack:
+        for start in (SLOW_HEAD, SLOW_BODY, b"", request("GET", "/models", LOCAL)):
+            stack.enter_context(connected(relay, sending=start))
+        await eventually(lambda: upstream.models_requests)
+        since = time.monotonic()
+        relay.terminate()
+        await exited_cleanly(relay, since, HURRY)
+
+
+@either_command
+@either_signal
+async def test_it_exits_at_once_at_a_second_signal_and_readers_are_told(
+    upstream: ScriptedUpstream, command: tuple[str, ...], leave: Callable[[RelayProcess], None]
+) -> None:
+    upstream.play(hanging)
+    async with running(upstream, command) as relay:
+        async with relay.stream(await relay.ask()) as reader:
+            await reader.until("Half")
+            leave(relay)
+            await eventually(lambda: is_draining(relay))
+            since = time.monotonic()
+            leave(relay)
+            transcript = await reader.whole()
+        assert transcript.last["error"]["code"] == 503
+        await exited_cleanly(relay, since, HURRY)
+
+
+async def test_a_reply_that_waits_for_its_next_try_is_given_up_at_the_end_of_the_grace(
+    upstream: ScriptedUpstream,
+) -> None:
+    upstream.play(status(429, headers={"Retry-After": "25"}))
+    async with running(upstream, grace=1) as relay:
+        async with relay.stream(await relay.ask()) as reader:
+            await upstream.called()
+            since = time.monotonic()
+            relay.terminate()
+            assert (await reader.whole()).last["error"]["code"] == 503
+        await exited_cleanly(relay, since, 1 + HURRY)

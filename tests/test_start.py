@@ -1,0 +1,290 @@
+"""Starting and stopping: the commands, the settings, `.env`, signals, and curl as a user runs it."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from collections.abc import AsyncIterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from server import Settings, load_settings
+from tests.problems import assert_problem
+from tests.process import ROOT, RelayProcess, process
+from tests.relay import Relay
+from tests.sse import Block, Parser
+from tests.upstream import ANSWER, Gate, ScriptedUpstream, gated
+from tests.waiting import bounded
+
+COMMANDS = [("python", "server.py"), ("uvicorn", "server:app")]
+FROM_ANYWHERE = [("python", str(ROOT / "server.py")), ("uvicorn", "--app-dir", str(ROOT), "server:app")]
+NO_PROXY = {"PATH": os.environ["PATH"]}
+QUICKLY = 6.0
+"""Seconds, on a machine with more to do."""
+
+
+def children(relay: RelayProcess) -> list[str]:
+    return Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text().split()
+
+
+@contextlib.asynccontextmanager
+async def curl(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """curl with a pipe from its output; killed at the end."""
+    child = await asyncio.create_subprocess_exec(
+        "curl", "-sS", *arguments, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=NO_PROXY
+    )
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.communicate()
+
+
+async def output_of(*arguments: str) -> bytes:
+    """What curl prints; it must succeed."""
+    async with curl(*arguments) as child:
+        output, _ = await bounded(child.communicate())
+        assert child.returncode == 0, output
+        return output
+
+
+def blocks(octets: bytes) -> list[Block]:
+    """The whole blocks in what a reader got."""
+    return Parser().feed(octets)
+
+
+def content(octets: bytes) -> str:
+    return "".join(block.content for block in blocks(octets))
+
+
+# Start and stop
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_with_nothing_in_progress_ends_it_at_once_and_in_order(
+    upstream: ScriptedUpstream, command: tuple[str, ...], number: signal.Signals
+) -> None:
+    env = {"OPENROUTER_API_KEY": "test-key", "OPENROUTER_BASE_URL": upstream.base_url}
+    async with process(*command, env=env) as relay:
+        assert (await relay.read(await relay.ask())).content == ANSWER
+        (relay.terminate if number is signal.SIGTERM else relay.interrupt)()
+        assert await relay.exit(QUICKLY) == 0
+        for word in ("Traceback", "Error", "ERROR", "never awaited", "was destroyed"):
+            assert word not in relay.output
+
+
+@pytest.mark.parametrize("command", FROM_ANYWHERE)
+async def test_without_a_key_it_starts_and_says_what_is_missing(command: tuple[str, ...], tmp_path: Path) -> None:
+    async with process(*command, cwd=tmp_path) as relay:
+        assert (await relay.health())["status"] == "ok"
+        error = (await relay.read(await relay.ask())).last["error"]
+        assert "OPENROUTER_API_KEY" in error["message"] and "OPENROUTER_API_KEY" in relay.output
+
+
+async def test_a_port_in_use_is_told_in_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        env = {"PORT": str(taken.getsockname()[1])}
+        async with process("python", "server.py", env=env, listening=False) as relay:
+            assert await relay.exit() not in (0, -signal.SIGTERM)
+            assert "address already in use" in relay.output and env["PORT"] in relay.output
+            assert "Traceback" not in relay.output
+
+
+# One process
+
+
+async def test_python_starts_one_process_whatever_web_concurrency_says() -> None:
+    async with process("python", "server.py", env={"WEB_CONCURRENCY": "4"}) as relay:
+        ids = {(await relay.conversation())["id"] for _ in range(8)}
+        assert children(relay) == []
+        for _ in range(8):
+            listing = await output_of(f"{relay.url}/conversations")  # a connection of its own
+            assert all(id in listing.decode() for id in ids)
+
+
+async def test_uvicorn_with_several_processes_is_refused_with_the_reason() -> None:
+    async with process("uvicorn", "server:app", env={"WEB_CONCURRENCY": "4"}, listening=False) as relay:
+        await relay.exit(25)  # uvicorn's supervisor exits with 0 whatever its children say
+        assert "one process" in relay.output and "WEB_CONCURRENCY" in relay.output
+        assert "Traceback" not in relay.output
+
+
+# Settings
+
+
+URLS = ["localhost:1234", "ftp://host", "http://", "http://user@host", "http://host?x=1", "http://[bad"]
+WRONG = {
+    "OPENROUTER_API_KEY": ["clé", "a\nb", "a\x00b"],
+    "OPENROUTER_BASE_URL": [*URLS, "http://host:abc", "http://host:99999", "http://a b", "http://a\nb"],
+    "MODEL_NAME": ["modèle", "x" * 201, "a\nb"],
+    "APP_TITLE": ["a\nb", "\udcff"],
+    "APP_URL": ["http://a\r\nX-Injected: 1", "\udcff"],
+    "HOST": ["a\nb", "a..b", "127.0.0.1:8001", "http://127.0.0.1"],
+    "PORT": ["x", "-1", "65536", "1.5", "80 81"],
+    "CORS_ORIGINS": ["localhost:5173", "http://a, b", "http://a/path", "http://user@a"],
+    "ALLOWED_HOSTS": ["http://a", "relay.example:80", "10.0.0.1:8001", "a b", "a/b"],
+    "AUTH_TOKEN": ["tökën", "a\nb"],
+    "LOG_LEVEL": ["LOUD", "10", "NOTSET"],
+    "LOG_FORMAT": ["xml"],
+    "REPLY_TIMEOUT": ["0", "-1", "soon", "nan", "inf", "1 s"],
+    "SHUTDOWN_GRACE": ["-1", "soon", "nan", "inf"],
+} | {
+    f"MAX_{what}": ["0", "-1", "1.5", "many", "1e3", "inf", "1" * 5000]
+    for what in ("BODY_BYTES", "MESSAGE_CHARS", "MESSAGES", "CONVERSATIONS", "STORE_BYTES", "REPLIES", "REPLY_CHARS")
+}
+
+
+SECRETS = ("OPENROUTER_API_KEY", "AUTH_TOKEN")
+
+
+def test_every_setting_has_values_that_it_does_not_take() -> None:
+    assert set(WRONG) == {entry.name.upper() for entry in fields(Settings)}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [pytest.param(variable, value, id=f"{variable}={value[:20]!r}") for variable in WRONG for value in WRONG[variable]],
+)
+def test_a_value_that_cannot_be_read_stops_the_start_with_one_line_that_names_the_variable(
+    variable: str,
+    value: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", {variable: value})
+    with pytest.raises(SystemExit) as exit:
+        load_settings()
+    output, errors = capsys.readouterr()
+    assert (exit.value.code not in (None, 0), output) == (True, "")
+    assert re.fullmatch(rf"{variable} must be [^\n]+\.\n", errors)
+    assert variable not in SECRETS or value not in errors
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_the_process_prints_that_line_and_nothing_else(command: tuple[str, ...]) -> None:
+    async with process(*command, env={"MAX_REPLIES": "many"}, listening=False) as relay:
+        assert await relay.exit() != 0
+        assert re.fullmatch(r"MAX_REPLIES must be [^\n]+\.\n", relay.output)
+
+
+def test_a_value_that_is_empty_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", dict.fromkeys(WRONG, " "))
+    assert load_settings() == Settings()
+
+
+def test_a_list_is_read_with_spaces_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", {"CORS_ORIGINS": "http://a, http://b:1/ ,,", "ALLOWED_HOSTS": "a,b"})
+    settings = load_settings()
+    assert (settings.cors_origins, settings.allowed_hosts) == (("http://a", "http://b:1"), ("a", "b"))
+
+
+# .env
+
+
+@pytest.mark.parametrize("command", FROM_ANYWHERE)
+async def test_a_dotenv_file_of_the_current_directory_is_read_and_the_environment_wins(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("MODEL_NAME=test/file\nMAX_CONVERSATIONS=1\n# a comment\nexport APP_TITLE='Größe'\n")
+    async with process(*command, env={"MODEL_NAME": "test/environment"}, cwd=tmp_path) as relay:
+        assert (await relay.conversation())["default_model"] == "test/environment"
+        assert_problem(await relay.client.post("/conversations"), 507, "MAX_CONVERSATIONS", "1")
+
+
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dotenv: bytes) -> Settings:
+    (tmp_path / ".env").write_bytes(dotenv)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", {"MODEL_NAME": "test/environment"})
+    return load_settings()
+
+
+def test_a_dotenv_file_may_have_the_line_ends_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(tmp_path, monkeypatch, b"PORT=81\r\nMODEL_NAME=test/file\r\nAPP_TITLE=A title\r\n")
+    assert (settings.port, settings.model_name, settings.app_title) == (81, "test/environment", "A title")
+
+
+def test_a_dotenv_file_may_begin_with_a_byte_order_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Editors and shells of Windows write it; without care it becomes a part of the first name."""
+    assert loaded(tmp_path, monkeypatch, b"\xef\xbb\xbfPORT=81\n").port == 81
+
+
+def test_a_bad_value_in_a_dotenv_file_is_told_as_one_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        loaded(tmp_path, monkeypatch, b"PORT=abc\n")
+    assert re.fullmatch(r"PORT must be [^\n]+\.\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("dotenv", [b"APP_TITLE=Gr\xf6\xdfe\n", "PORT=81\n".encode("utf-16")])
+def test_a_dotenv_file_that_is_not_utf_8_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dotenv: bytes
+) -> None:
+    with pytest.raises(SystemExit):
+        loaded(tmp_path, monkeypatch, dotenv)
+    assert re.fullmatch(r"\.env [^\n]+\n", capsys.readouterr().err)
+
+
+# curl
+
+
+async def test_the_lines_that_the_demo_prints_stream_an_answer() -> None:
+    async with process("python", "server.py", "--demo") as relay:
+        lines = re.findall(r"^  (.*curl .*)$", relay.output, re.MULTILINE)
+        assert len(lines) == 3
+        shell = await asyncio.create_subprocess_exec(
+            "sh", "-c", "\n".join(["set -eu", *lines]), stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, env=NO_PROXY
+        )
+        assert shell.stdout is not None
+        question = await bounded(shell.stdout.readuntil(b"}"))
+        assert b'"content":"Why is the sky blue?"' in question
+        beginning = await bounded(shell.stdout.readuntil(b'{"content": "'))
+        assert beginning.startswith(b"event: start\n")
+        assert (await relay.health())["replies_in_progress"] == 1  # it streams: the end isn't there yet
+        rest = await bounded(shell.stdout.read(), 20)
+        assert await shell.wait() == 0
+        text = beginning + rest
+        assert content(text).startswith("You asked: Why is the sky blue?")
+        assert blocks(text)[-1].json["status"] == "complete"
+        relay.interrupt()
+        assert await relay.exit(QUICKLY) == 0
+        assert "Traceback" not in relay.output
+
+
+async def test_curl_cut_in_the_middle_is_taken_up_again_with_the_last_id(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    pieces = ["Grüße ", "👋🏽 ", "und\u2028mehr ", "bis ", "zum Ende"]
+    upstream.play(gated(gate := Gate(), *pieces))
+    url = f"{relay.url}/conversations/{await relay.ask()}/stream"
+    got = b""
+    async with curl("-N", url) as child:
+        assert child.stdout is not None
+        for piece in pieces[:2]:
+            gate.open()
+            while not content(got).endswith(piece):
+                got += await bounded(child.stdout.read(7))
+        child.kill()
+    last_id, seen = [block.id for block in blocks(got)][-1], content(got)
+    async with curl("-N", "-H", f"Last-Event-ID: {last_id}", url) as child:
+        assert child.stdout is not None
+        rest = await bounded(child.stdout.readuntil(b"\n\n"))
+        gate.open_wide()
+        rest += await bounded(child.stdout.read())
+        assert await child.wait() == 0
+    assert (seen, seen + content(rest)) == ("".join(pieces[:2]), "".join(pieces))
+    end = blocks(rest)[-1]
+    assert (end.json["status"], len(upstream.requests)) == ("complete", 1)
+    status = await output_of("-N", "-w", "%{http_code}", "-H", f"Last-Event-ID: {end.id}", url)
+    assert status == b"204"
