@@ -4,6 +4,8 @@ BIN := .venv/bin
 RUNTIME := .venv/runtime.stamp
 DEVELOPMENT := .venv/development.stamp
 FAST := .venv-fast/development.stamp
+CONTAINER := .venv/container.stamp
+DOCKER ?= docker
 PIP := pip install --quiet --disable-pip-version-check
 
 help:  ## this list
@@ -36,6 +38,21 @@ bench: $(RUNTIME)  ## measure it beside its alternatives; BENCH=--full for half 
 soak: $(DEVELOPMENT)  ## some minutes of load, and the memory before and after
 	$(BIN)/python -m tests.soak
 
+lock: $(CONTAINER)  ## write requirements.lock: everything that requirements.txt brings, with hashes
+	$(BIN)/uv pip compile requirements.txt --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file requirements.lock >/dev/null
+
+audit: $(CONTAINER)  ## known vulnerabilities of what is locked; fails, too, where no service can tell
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+
+image:  ## build the container image; DOCKER=podman for Podman
+	BUILDAH_FORMAT=docker $(DOCKER) build --tag chat-relay --build-arg REVISION="$$(git rev-parse HEAD)" .
+
+test-container: $(CONTAINER)  ## the image, compose.yaml, the manifests and the proxies, for real; Debian 12, as root
+	tests/container/install
+	$(BIN)/pytest tests/container
+
 clean:  ## forget the virtual environments and caches
 	rm -rf .venv .venv-fast .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -48,9 +65,13 @@ $(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
 	$(BIN)/$(PIP) -r requirements-dev.txt
 	@touch $@
 
+$(CONTAINER): tests/container/requirements.txt $(DEVELOPMENT)
+	$(BIN)/$(PIP) -r tests/container/requirements.txt
+	@touch $@
+
 $(FAST): requirements-dev.txt requirements-fast.txt
 	$(PYTHON) -m venv .venv-fast
 	.venv-fast/bin/$(PIP) -r requirements-dev.txt -r requirements-fast.txt
 	@touch $@
 
-.PHONY: help demo run test test-fast check format bench soak clean
+.PHONY: help demo run test test-fast check format bench soak lock audit image test-container clean
