@@ -172,10 +172,8 @@ class Replies:
 
     async def find(self, conversation_id: str, message_id: str) -> Reply | None:
         """The reply with this message, in progress or not; None if there is none. Raises `NotFound`."""
-        if running := self._running.get(message_id):
-            return running if running.conversation_id == conversation_id else None
-        message = await self._store.message(conversation_id, message_id)
-        return Reply(message) if message is not None and message.role == "assistant" else None
+        await self._begun(conversation_id)
+        return await self._find(conversation_id, message_id)
 
     async def stop(self, conversation_id: str) -> Message | None:
         """Stop the reply in progress and keep its text; None if there is none."""
@@ -214,12 +212,23 @@ class Replies:
         if beginning := self._beginning.get(conversation_id):
             await asyncio.wait({beginning})
 
+    async def _find(self, conversation_id: str, message_id: str) -> Reply | None:
+        message = await self._store.message(conversation_id, message_id)
+        if message is None or message.role != "assistant":
+            return None
+        if running := self._running.get(message_id):
+            return running
+        if message.status == "streaming":  # nobody makes it: the store couldn't be told how it had ended
+            failed = _failed(500, "The service failed; its log says where.")
+            message = await self._store.finish_reply(conversation_id, message_id, failed) or ended(message, failed)
+        return Reply(message)
+
     async def _begin(self, conversation_id: str, model: str | None, traceparent: str | None) -> Reply:
         while True:
             owed = await self._ask_store(conversation_id, model)
             if owed.history is not None:
                 return self._run(conversation_id, owed, traceparent)
-            if reply := await self.find(conversation_id, owed.message.id):
+            if reply := await self._find(conversation_id, owed.message.id):
                 return reply
             # It was deleted after the store had told of it: look again what is owed.
 

@@ -67,8 +67,8 @@ class Settings:
     auth_token: str = field(default="", repr=False)
     log_level: str = "INFO"
     log_format: str = "text"
-    reply_timeout: float = 900  # seconds
-    shutdown_grace: float = 20  # seconds
+    reply_timeout: float = 900.0  # seconds
+    shutdown_grace: float = 20.0  # seconds
     max_body_bytes: int = 1024 * 1024
     max_message_chars: int = 200_000
     max_messages: int = 2_000  # a conversation

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import server
-from store import Ending, Message, OwedReply, Store
+from store import Conversation, Ending, Message, OwedReply, Store
 from tests.problems import assert_problem
 from tests.readers import Transcript
 from tests.relay import Relay, serving
@@ -248,6 +248,11 @@ class GatedStore(Store):
         super().__init__(*args)
         GatedStore.gates = {}
 
+    async def conversation(self, conversation_id: str) -> Conversation:
+        answer = await super().conversation(conversation_id)
+        await self.passage("conversation")
+        return answer
+
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> str | None:
         answer = await super().delete_messages_from(conversation_id, message_id)
         await self.passage("delete_messages_from")
@@ -357,6 +362,27 @@ async def test_a_reply_that_ends_while_a_slow_store_joins_a_reader_ends_for_it_t
         begun.open_wide()
         whole = await bounded(joining)
     assert (whole.content, whole.last) == ("one two", last)
+
+
+@pytest.mark.usefixtures("_gated")
+async def test_a_reply_that_is_resumed_while_a_slow_store_begins_it_ends_for_that_reader_too(
+    upstream: ScriptedUpstream,
+) -> None:
+    async with serving(upstream) as relay:
+        conversation_id = await relay.ask()
+        begun = GatedStore.gates["begin_reply"] = Gate()
+        first = asyncio.create_task(relay.read(conversation_id))
+        await begun.reached()
+        known = (await relay.messages(conversation_id))[1]["id"]
+        asked = GatedStore.gates["conversation"] = Gate()
+        resuming = asyncio.create_task(relay.read(conversation_id, f"{known}:0"))
+        await asked.reached()
+        asked.open_wide()
+        await relay.health()
+        begun.open_wide()
+        transcripts = await bounded(asyncio.gather(first, resuming))
+    assert [(t.content, t.last["status"]) for t in transcripts] == [(ANSWER, "complete")] * 2
+    assert len(upstream.requests) == 1
 
 
 @pytest.mark.usefixtures("_gated")

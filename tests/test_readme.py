@@ -117,7 +117,9 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
 
 def written(value: object) -> str:
     """A default as the README writes it."""
-    return (",".join(value) if isinstance(value, tuple) else f"{value}") or "none"
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else f"{value}" or "none"
 
 
 @pytest.mark.parametrize("target", ["help", "demo", "run", "test", "check"])
