@@ -11,6 +11,7 @@ import pytest
 from routes import routes
 from server import Settings
 from tests.process import ROOT, process
+from tests.test_faults import FAULTS, Fault
 
 README = (ROOT / "README.md").read_text()
 
@@ -126,3 +127,14 @@ def written(value: object) -> str:
 def test_every_make_target_of_the_readme_exists(target: str) -> None:
     assert f"make {target}" in README
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_table_of_faults_is_that_of_the_campaign() -> None:
+    assert [row for row in rows("What upstream may do") if row[0] != "upstream"] == [told(fault) for fault in FAULTS]
+
+
+def told(fault: Fault) -> list[str]:
+    """A row of the campaign as the README tells it."""
+    outcome = fault.status if fault.code is None else f"{fault.status}, {fault.code}"
+    again = {True: "yes", False: "no", None: ""}[fault.retryable]
+    return [fault.name.replace("|", "&#124;"), outcome, again, f"{fault.tries}", "yes" if fault.kept else ""]
