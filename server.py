@@ -32,12 +32,12 @@ import logs
 from bodies import Bounds
 from middleware import Boundary, Connections, Cors, Envelope, Guard, is_loopback
 from openrouter import OpenRouter, Timers
+from protocol import Protocol
 from replies import Replies, ReplyLimits
 from routes import State, exception_handlers, routes
 from store import Limits, Store
 
 FLUSH_SECONDS = 0.3  # for readers to take their last event before the process exits
-HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head
 MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
 
@@ -163,6 +163,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         logs.configure(settings.log_level.upper(), settings.log_format.lower())
         AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
+        asyncio.get_running_loop().set_exception_handler(_log_unseen)
         store = Store(settings.model_name, _part(Limits, settings))
         openrouter = OpenRouter(
             settings.openrouter_base_url,
@@ -173,6 +174,8 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
         )
         replies = Replies(store, openrouter, _part(ReplyLimits, settings))
         server = _uvicorn_server()
+        if server and server.config.http_protocol_class is HttpToolsProtocol:  # `uvicorn server:app`
+            server.config.http_protocol_class = Protocol
         _warn(settings, server.config.host if server else settings.host)
         try:
             with _drain_at_signals(server, replies, settings.shutdown_grace, connections):
@@ -181,7 +184,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()
 
-    middleware = [
+    layers = [
         Middleware(Envelope, connections=connections),
         Middleware(
             Cors,
@@ -194,9 +197,14 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
         Middleware(Boundary),
         Middleware(Guard, hosts=settings.allowed_hosts, origins=origins, token=settings.auth_token),
     ]
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers=exception_handlers, lifespan=lifespan)
+    app = Starlette(routes=routes, middleware=layers, exception_handlers=exception_handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
+
+
+def _log_unseen(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody caught; asyncio's own line would quote the exception in the repr of its task."""
+    logger.error("%s\n%s", context["message"], logs.outline(context.get("exception")))
 
 
 def _part(kind: Callable[..., Any], settings: Settings) -> Any:
@@ -267,37 +275,6 @@ def _drain_at_signals(
 
 
 # Start
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP, which closes a connection that takes longer than `HEAD_TIMEOUT` to send a request's head."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait_for_head()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._wait_for_head()
-
-    def on_headers_complete(self) -> None:
-        self._stop_waiting()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _wait_for_head(self) -> None:
-        if self._timer is None:
-            self._timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.abort)
-
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 def load_settings() -> Settings:

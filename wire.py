@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 Kind = Literal["content", "reasoning"]
 
+MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300
 MAX_EVENT_BYTES = 16 * 1024 * 1024  # images arrive as data URLs in one line
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -212,7 +213,8 @@ class Completion:
         if (error := chunk.get("error") or choice.get("error")) or reason == "error":
             raise refusal(None, {**chunk, "error": error or {}}, None, self._api_key)
         if isinstance(usage := chunk.get("usage"), dict):
-            self._usage = plain_usage(usage)
+            figures = plain_usage(usage)
+            self._usage = figures if len(json.dumps(figures)) <= MAX_USAGE_BYTES else None
         if self._finish_reason is None and isinstance(reason, str) and reason:
             self._finish_reason = encodable(reason[:64])
             self.whole = True

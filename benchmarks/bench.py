@@ -17,7 +17,7 @@ from benchmarks.processes import Process
 from benchmarks.subjects import Subject
 from benchmarks.upstream import Upstream
 
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 @dataclass(frozen=True)

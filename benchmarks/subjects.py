@@ -1,6 +1,7 @@
 """What is compared: how each subject is started, asked, and known to be ready."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,9 +75,10 @@ def _portkey() -> Subject:
 
 
 def _litellm() -> Subject:
-    python, dialect = install.litellm_python(), Completions("/v1/chat/completions")
+    python, key = install.litellm_python(), f"sk-{secrets.token_hex(32)}"  # it doesn't start without a strong key
+    dialect = Completions("/v1/chat/completions", headers={"Authorization": f"Bearer {key}"})
     return Subject(
-        LITELLM, lambda url: dialect, "/health/liveliness", lambda port, url: _litellm_command(python, port, url)
+        LITELLM, lambda url: dialect, "/health/liveliness", lambda port, url: _litellm_command(python, key, port, url)
     )
 
 
@@ -96,10 +98,10 @@ def _nginx_command(binary: Path, port: int, upstream: str) -> Command:
     return Command((str(binary), "-e", "stderr", "-p", str(_folder("run")), "-c", str(configuration)), _environment())
 
 
-def _litellm_command(python: Path, port: int, upstream: str) -> Command:
+def _litellm_command(python: Path, key: str, port: int, upstream: str) -> Command:
     configuration = _filled("litellm.yaml", upstream=upstream)
     arguments = ("--config", str(configuration), "--host", "127.0.0.1", "--port", str(port))
-    environment = _environment(LITELLM_LOG="ERROR", LITELLM_LOCAL_MODEL_COST_MAP="True")
+    environment = _environment(LITELLM_MASTER_KEY=key, LITELLM_LOG="ERROR", LITELLM_LOCAL_MODEL_COST_MAP="True")
     return Command((str(python.parent / "litellm"), *arguments), environment, _folder("run"))
 
 

@@ -3,15 +3,13 @@
 import asyncio
 import contextlib
 import itertools
-import logging
 import resource
 import select
 import socket
 import struct
 import time
-import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
-from copy import deepcopy
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import uvicorn.protocols.http.auto
@@ -19,13 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bodies
+import middleware
+import protocol
 import routes
-import server
-from store import Ending, Limits, Store, StoreFull
 from tests.problems import assert_problem
+from tests.process import ROOT, process
 from tests.relay import Relay, client, serving
 from tests.sockets import Leftovers, address, connected, exchange, request, resident
-from tests.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, answer, gated
+from tests.upstream import ANSWER, Gate, ScriptedUpstream, answer, gated
 from tests.waiting import bounded, eventually
 
 LOCAL = [("Host", "localhost")]
@@ -38,7 +37,7 @@ SOON = 0.7
 """Seconds that stand in for the 30 s a client has."""
 
 
-class Narrow(server.Protocol):
+class Narrow(protocol.Protocol):
     """HTTP as `python server.py` speaks it, on sockets that hold little: a client that reads nothing is felt soon."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -60,9 +59,11 @@ async def ready(upstream: ScriptedUpstream, relay: Relay) -> AsyncIterator[Relay
 @pytest.fixture
 async def hurried(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relay]:
     """The same with a long reply allowed and clients' times cut short."""
-    monkeypatch.setattr(routes, "SEND_TIMEOUT", SOON)
+    for module in (routes, middleware):
+        monkeypatch.setattr(module, "SEND_TIMEOUT", SOON)
     monkeypatch.setattr(bodies, "BODY_TIMEOUT", SOON)
-    monkeypatch.setattr(server, "HEAD_TIMEOUT", SOON)
+    monkeypatch.setattr(protocol, "TAKE_TIMEOUT", SOON)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT", SOON)
     monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", Narrow)
     async with serving(upstream, max_reply_chars=len(LONG)) as relay:
         assert (await relay.read(await relay.ask())).content == ANSWER
@@ -73,6 +74,17 @@ async def hurried(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -
 
 def stream_of(conversation_id: str) -> bytes:
     return request("GET", f"/conversations/{conversation_id}/stream", LOCAL)
+
+
+@contextlib.contextmanager
+def many_descriptors() -> Iterator[None]:
+    """Room for thousands of sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 6000)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextlib.asynccontextmanager
@@ -138,14 +150,17 @@ async def test_a_client_that_does_not_read_a_long_response_is_dropped(
 
 
 async def test_a_reader_that_freezes_anywhere_is_dropped(upstream: ScriptedUpstream, hurried: Relay) -> None:
-    """With nothing left to send but what is in a buffer, too: each of these has another part of the reply left."""
-    upstream.play(answer(LONG[:MEGABYTE]))
+    """Each has another part of the reply left, so that one is full before the last event and one just after it."""
+    text = LONG[:160_000]
+    upstream.play(answer(text))
     conversation_id = await hurried.ask()
-    ids = [id or "" for id in (await hurried.read(conversation_id)).ids][:-1]
+    message_id = (await hurried.read(conversation_id)).start["message_id"]
     path = f"/conversations/{conversation_id}/stream"
+    ids = [f"{message_id}:{place}" for place in range(0, len(text), 400)]
     before = Leftovers.now(upstream).descriptors
-    async with frozen(hurried, [request("GET", path, [*LOCAL, ("Last-Event-ID", id)]) for id in ids]):
-        await eventually(lambda: Leftovers.now(upstream).descriptors <= before + len(ids))
+    with many_descriptors():
+        async with frozen(hurried, [request("GET", path, [*LOCAL, ("Last-Event-ID", id)]) for id in ids]):
+            await eventually(lambda: Leftovers.now(upstream).descriptors <= before + len(ids))
 
 
 # Readers that come and go
@@ -237,6 +252,28 @@ async def test_a_head_that_comes_too_slowly_is_not_waited_for(upstream: Scripted
         await asyncio.wait([dripping])
 
 
+HURRIED = """
+import protocol
+import server
+
+protocol.HEAD_TIMEOUT = 0.3
+app = server.app if __name__ != "__main__" else None
+if __name__ == "__main__":
+    server.main()
+"""
+
+
+@pytest.mark.parametrize("command", ["python", "uvicorn"])
+async def test_a_silent_connection_is_not_kept_however_the_service_was_started(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "hurried.py"
+    file.write_text(HURRIED)
+    argv = ("python", str(file)) if command == "python" else ("uvicorn", "hurried:app")
+    async with process(*argv, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as relay:
+        reader, writer = await asyncio.open_connection(*address(relay))
+        with contextlib.closing(writer), contextlib.suppress(ConnectionResetError):
+            assert await bounded(reader.read()) == b""
+
+
 async def test_a_second_request_on_a_connection_has_its_time_too(upstream: ScriptedUpstream, hurried: Relay) -> None:
     reader, writer = await asyncio.open_connection(*address(hurried))
     with contextlib.closing(writer):
@@ -263,7 +300,7 @@ async def test_slow_clients_take_nothing_from_others(upstream: ScriptedUpstream,
 async def test_a_head_without_end_is_cut_off_before_memory_is_used(
     upstream: ScriptedUpstream, hurried: Relay, monkeypatch: pytest.MonkeyPatch, head: bytes
 ) -> None:
-    monkeypatch.setattr(server, "HEAD_TIMEOUT", 30)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT", 30)
     more = b"X-Header: x\r\n" * 5000 if head.endswith(b"\n") else b"x" * 65_536
     assert await taken(hurried, head, more, 32 * MEGABYTE) < 16 * MEGABYTE
 
@@ -291,43 +328,6 @@ async def taken(relay: Relay, head: bytes, more: bytes, most: int) -> int:
             sent += len(more)
             await bounded(writer.drain())
     return sent
-
-
-# Much that is small
-
-SMALL_ROOM = Limits(max_store_bytes=MEGABYTE // 4)
-
-
-async def question(store: Store, conversation_id: str) -> None:
-    await store.add_user_message(conversation_id, "x", "test/" + "x" * 195)
-
-
-async def question_and_answer(store: Store, conversation_id: str) -> None:
-    await store.add_user_message(conversation_id, "x")
-    reply = (await store.begin_reply(conversation_id)).message
-    await store.extend_reply(conversation_id, reply.id, "content", "x")
-    await store.finish_reply(
-        conversation_id, reply.id, Ending("complete", "stop", deepcopy(USAGE), None, "gen-" + reply.id)
-    )
-
-
-@pytest.mark.parametrize("turn", [question, question_and_answer])
-async def test_many_small_messages_are_counted_as_what_they_keep(
-    turn: Callable[[Store, str], Awaitable[None]], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Not as the one character that each of them has: by MAX_STORE_BYTES a container's memory is planned."""
-    caplog.set_level(logging.CRITICAL, "store")  # pytest keeps every line
-    store = Store("test/one", SMALL_ROOM)
-    tracemalloc.start()
-    try:
-        with contextlib.suppress(StoreFull):
-            for number in range(2_000):
-                if not number % 50:
-                    conversation_id = (await store.create_conversation()).id
-                await turn(store, conversation_id)
-        assert tracemalloc.get_traced_memory()[0] < MEGABYTE // 2
-    finally:
-        tracemalloc.stop()
 
 
 # Connections of other kinds
@@ -385,11 +385,8 @@ async def test_a_half_closed_connection_is_ended_and_its_reply_goes_on(
 
 
 async def test_two_thousand_idle_connections_are_borne(upstream: ScriptedUpstream, ready: Relay) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 6000), hard))
     descriptors = Leftovers.now(upstream).descriptors
-    with contextlib.ExitStack() as stack:
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    with many_descriptors(), contextlib.ExitStack() as stack:
         for number in range(2000):
             stack.enter_context(connected(ready))
             if not number % 100:

@@ -250,6 +250,8 @@ async def test_a_request_cannot_write_a_log_line_of_its_own(upstream: ScriptedUp
 CRASHING = f'''
 """The service, with a mistake wherever the question says so."""
 
+import asyncio
+
 import server
 from openrouter import OpenRouter
 from store import Store
@@ -269,7 +271,18 @@ async def stream(self, model, turns, traceparent=None):
     yield
 
 
+async def unseen():
+    mistake()
+
+
+async def counts(self):
+    asyncio.get_running_loop().call_soon(mistake)
+    asyncio.create_task(unseen())
+    return 0, 0
+
+
 OpenRouter.stream = stream
+Store.counts = counts
 Store.list_conversations = mistake
 Store.delete_conversation = mistake
 app = server.app if __name__ != "__main__" else None
@@ -292,8 +305,8 @@ async def test_a_crash_says_where_and_not_with_which_words(
         assert (await relay.client.get("/conversations")).status_code == 500
         assert (await relay.client.delete(path)).status_code == 500
         assert '"code": 500' in (await relay.client.get(f"{path}/stream")).text
-        await eventually(lambda: relay.output.count("streaming completed") == 1)
-        assert relay.output.count("in mistake") == 6  # each crash has a cause
+        assert (await relay.client.get("/health")).status_code == 200
+        await eventually(lambda: relay.output.count("in mistake") == 10)  # each of five crashes has a cause
         relay.terminate()
         assert await relay.exit() == 0
         assert set(MARK.findall(relay.output)) == set()

@@ -5,6 +5,7 @@ The service is a process of its own here, started in both ways that the README n
 
 import asyncio
 import contextlib
+import os
 import re
 import time
 from asyncio.subprocess import PIPE, Process
@@ -23,8 +24,8 @@ from tests.waiting import bounded, eventually
 
 SERVER = ("python", "server.py")
 UVICORN = ("uvicorn", "server:app")
-HURRY = 2.0
-"""Seconds that an exit may take when nothing has to be waited for."""
+HURRY = 2.0 * max(1.0, os.getloadavg()[0] / 2 / (os.cpu_count() or 1))
+"""Seconds that an exit may take when nothing has to be waited for: 2, and more only where the machine is overloaded."""
 
 RESTARTING = {"code": 503, "retryable": True, "retry_after": None}
 

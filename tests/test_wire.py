@@ -356,7 +356,7 @@ def test_bytes_that_are_not_utf8_are_replaced() -> None:
 
 # Surrogates: OpenAI-compatible servers cut text by tokens, and JSON escapes carry half a pair.
 
-HALVES = st.sampled_from(["\ud83d", "\ude00", "a", "é", "😀"])
+HALVES = st.sampled_from(["\ud800", "\ud83d", "\udbff", "\udc00", "\ude00", "\udfff", "a", "é", "😀"])
 KINDS: st.SearchStrategy[Kind] = st.sampled_from(["content", "reasoning"])
 
 
@@ -403,6 +403,11 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
     "null": ({"choices": [], "error": {"code": None, "message": "Because"}}, 502),
     "missing": ({"choices": [], "error": {"message": "Because"}}, 502),
     "true": ({"choices": [], "error": {"code": True, "message": "Because"}}, 502),
+    "the first status": ({"choices": [], "error": {"code": 400, "message": "Because"}}, 400),
+    "the last status": ({"choices": [], "error": {"code": "599", "message": "Because"}}, 599),
+    "beyond the last": ({"choices": [], "error": {"code": 600, "message": "Because"}}, 502),
+    "a long number": ({"choices": [], "error": {"code": "9" * 5000, "message": "Because"}}, 502),
+    "a word of three letters": ({"choices": [], "error": {"code": "EOF", "message": "Because"}}, 502),
     "no status": ({"choices": [], "error": {"code": 200, "message": "Because"}}, 502),
     "a type": ({"error": {"type": "overloaded_error", "message": "Because"}}, 529),
     "an error_type": ({"error": {"message": "Because", "metadata": {"error_type": "context_length_exceeded"}}}, 400),
@@ -534,6 +539,12 @@ def secretive(message: str) -> str:
 def test_keys_and_what_upstream_says_of_an_account_are_redacted(secret: str) -> None:
     message = secretive(f"No: '{secret}' isn't allowed ({secret}).")
     assert message.endswith("Upstream said: No: '[redacted]' isn't allowed ([redacted]).")
+
+
+@pytest.mark.parametrize(("key", "said"), [("local", "no local model"), ("secret", "no [redacted] model")])
+def test_a_key_that_is_a_short_word_is_none(key: str, said: str) -> None:
+    """Local servers take any word."""
+    assert refusal(404, {"error": {"message": f"no {key} model"}}, None, key).message.endswith(f"said: {said}")
 
 
 def test_nothing_private_shows_that_upstream_did_not_say_in_its_message() -> None:
