@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNTIME := .venv/runtime.stamp
 DEVELOPMENT := .venv/development.stamp
+EXAMPLE := examples/react/node_modules/.package-lock.json
+BROWSER := tests/browser/node_modules/.package-lock.json
 FAST := .venv-fast/development.stamp
 CONTAINER := .venv/container.stamp
 DOCKER ?= docker
@@ -17,11 +19,18 @@ demo: $(RUNTIME)  ## run against the stand-in: no key, no network
 run: $(RUNTIME)  ## run with the settings of .env and the environment
 	@exec $(BIN)/python server.py
 
+react: $(EXAMPLE)  ## run the React example on http://localhost:5173, beside `make demo`
+	@exec npm run dev --prefix examples/react
+
 test: $(DEVELOPMENT)  ## all tests of the service
 	$(BIN)/pytest -n 4
 
 test-fast: $(FAST)  ## the same with the accelerator of requirements-fast.txt
 	.venv-fast/bin/pytest -n 4
+
+test-browser: $(RUNTIME) $(EXAMPLE) $(BROWSER)  ## the example and the pages of the API in a real browser
+	tests/browser/install
+	npm test --silent --prefix tests/browser
 
 check: $(DEVELOPMENT)  ## formatter, linter, types
 	$(BIN)/ruff format --check .
@@ -65,6 +74,10 @@ $(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
 	$(BIN)/$(PIP) -r requirements-dev.txt
 	@touch $@
 
+%/node_modules/.package-lock.json: %/package-lock.json
+	npm ci --silent --prefix $*
+	@touch $@
+
 $(CONTAINER): tests/container/requirements.txt $(DEVELOPMENT)
 	$(BIN)/$(PIP) -r tests/container/requirements.txt
 	@touch $@
@@ -74,4 +87,4 @@ $(FAST): requirements-dev.txt requirements-fast.txt
 	.venv-fast/bin/$(PIP) -r requirements-dev.txt -r requirements-fast.txt
 	@touch $@
 
-.PHONY: help demo run test test-fast check format bench soak lock audit image test-container clean
+.PHONY: help demo run react test test-fast test-browser check format bench soak lock audit image test-container clean

@@ -1,0 +1,117 @@
+import { expectGrowth, words } from './support/chat'
+import { expect, requestsOf, test, testWithOwnRelay } from './support/test'
+
+test('the first answer streams in, word by word', async ({ chat, page }) => {
+  await chat.open('demo/echo')
+  const shown = chat.statesShown()
+  await chat.ask(`Why is the sky blue?\n${words(80)}`)
+  const states = await shown
+  expect(states.length).toBeGreaterThan(3)
+  expectGrowth(states)
+  await chat.ends('complete')
+  const answer = await chat.showsWhatIsStored()
+  expect(answer.content).toMatch(/^You asked: Why is the sky blue\?/)
+  await expect(chat.answer).toContainText(/demo\/echo · \d+ tokens in, \d+ out · \$0\.0000\d+/)
+  await expect(page).toHaveTitle('Why is the sky blue? · Chat relay')
+  await expect(page.getByRole('link', { name: 'Why is the sky blue?' }).first()).toHaveAttribute('aria-current', 'page')
+})
+
+testWithOwnRelay('StrictMode, which runs every effect twice, makes one call upstream', async ({ chat, relay }) => {
+  await chat.open('demo/echo')
+  await chat.ask('Once?')
+  await chat.ends('complete')
+  const answer = await chat.showsWhatIsStored()
+  expect(answer.generation_id).toMatch(/^gen-/)
+  expect(relay.generations(chat.id())).toBe(1)
+  expect(await relay.counts()).toMatchObject({ conversations: 1, messages: 2, replies_in_progress: 0 })
+})
+
+test('stop keeps the text that has come', async ({ chat, page }) => {
+  await chat.open('demo/long')
+  await chat.ask('Everything, please')
+  await chat.reaches(200)
+  await chat.stop.click()
+  await chat.ends('stopped')
+  await expect(chat.answer).toContainText('stopped · demo/long')
+  const text = await chat.text()
+  expect(text.length).toBeGreaterThanOrEqual(200)
+  const stored = (await chat.stored()).at(-1)
+  expect(stored?.status).toBe('stopped')
+  expect(stored?.content.replaceAll('\n\n', '').trimEnd()).toBe(text)
+  await page.reload()
+  await chat.ends('stopped')
+  expect(await chat.text()).toBe(text)
+})
+
+test('an edited question takes the place of the old one and of all that followed it', async ({ chat }) => {
+  await chat.open('demo/length')
+  await chat.ask('Original')
+  await chat.ends('complete')
+  await chat.ask('Follow-up')
+  await expect(chat.answers).toHaveCount(2)
+  await chat.ends('complete')
+
+  await chat.questions.first().getByRole('button', { name: 'Edit' }).click()
+  await expect(chat.box).toHaveValue('Original')
+  await expect(chat.box).toBeFocused()
+  await chat.box.fill('Edited')
+  await chat.send.click()
+  await expect(chat.questions).toHaveText([/^Edited/])
+  await chat.ends('complete')
+  await expect(chat.answers).toHaveCount(1)
+  expect((await chat.showsWhatIsStored()).content).toContain('about “Edited”')
+  expect((await chat.stored()).map(({ role }) => role)).toEqual(['user', 'assistant'])
+  await expect(chat.box).toHaveValue('')
+})
+
+test('regenerate puts another answer in the place of the last one', async ({ chat, page }) => {
+  await chat.open('demo/length')
+  await chat.ask('Again?')
+  await chat.ends('complete')
+  const first = await chat.showsWhatIsStored()
+
+  await chat.pick('demo/echo')
+  await page.getByRole('button', { name: 'Regenerate', exact: true }).click()
+  await expect(page.getByRole('article', { name: 'Answer of demo/echo' })).toBeVisible()
+  await chat.ends('complete')
+  await expect(chat.answers).toHaveCount(1)
+  const second = await chat.showsWhatIsStored()
+  expect(second.id).not.toBe(first.id)
+  expect(await chat.stored()).toHaveLength(2)
+})
+
+test('an EventSource stays closed after the end: no request for ten seconds', async ({ chat, anotherTab, context }) => {
+  const failing = await anotherTab()
+  await failing.open('demo/error')
+  await failing.ask('Fail, then be quiet')
+  await failing.ends('failed')
+  await chat.open('demo/length')
+  await chat.ask('Answer, then be quiet')
+  await chat.ends('complete')
+  await chat.showsWhatIsStored()
+  // Each tab has told the other of its question: whatever that made them read has been read by now.
+  await Promise.all([chat, failing].map(({ page }) => page.waitForLoadState('networkidle')))
+  const request = context.waitForEvent('request', { timeout: 10_000 }).then((request) => request.url())
+  await expect(request).rejects.toThrow('Timeout')
+})
+
+test('an answer can’t run scripts, load pictures or link to code', async ({ chat, page }) => {
+  const evil = '<img src=x onerror="document.title=1"> ![beacon](http://localhost:8001/beacon) [run](javascript:alert(1)) <b>bold</b>'
+  await chat.open('demo/echo')
+  const requests = requestsOf(page)
+  await chat.ask(evil)
+  await chat.ends('complete')
+  await expect(chat.answer.getByRole('link', { name: 'Picture: beacon' })).toBeVisible()
+  await expect(chat.answer.locator('img, b, script, a[href^="javascript"]')).toHaveCount(0)
+  await expect(page).not.toHaveTitle('1')
+  expect(requests.filter((url) => url.includes('beacon') || url.endsWith('/x'))).toEqual([])
+})
+
+test('emoji, right-to-left text and unusual line ends arrive one code point at a time and whole', async ({ chat }) => {
+  await chat.open('demo/unicode')
+  await chat.ask('👩‍👩‍👧‍👦')
+  await chat.ends('complete')
+  const stored = (await chat.stored()).at(-1)!.content
+  const bare = (text: string) => text.replace(/\s|^- /gm, '')
+  await expect.poll(async () => bare((await chat.answer.locator('> .markdown').textContent()) ?? '')).toBe(bare(stored))
+})

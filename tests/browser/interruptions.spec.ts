@@ -1,0 +1,149 @@
+import { expectGrowth, words, type Chat } from './support/chat'
+import { expect, test, testWithOwnRelay } from './support/test'
+
+const question = `Repeat: ${words(250)}`
+
+test('reloads in the middle of an answer lose nothing and double nothing', async ({ chat, page }) => {
+  await chat.open('demo/echo')
+  await chat.ask(question)
+  for (const length of [50, 300, 600]) {
+    await chat.reaches(length)
+    const before = await chat.text()
+    await page.reload()
+    await expect(chat.answer).toHaveAttribute('data-status', 'streaming')
+    await chat.reaches(before.length)
+    expectGrowth([before, await chat.text()])
+  }
+  await chat.ends('complete')
+  await chat.showsWhatIsStored()
+  expect(await chat.stored()).toHaveLength(2)
+})
+
+testWithOwnRelay('two tabs follow one reply, and each sees what the other does', async ({ chat, anotherTab, relay }) => {
+  await chat.open('demo/echo')
+  await chat.ask(question)
+  const other = await anotherTab()
+  await other.page.goto(chat.page.url())
+  const states = await Promise.all([chat, other].map((tab) => tab.statesShown()))
+  for (const tab of states) {
+    expect(tab.length).toBeGreaterThan(3)
+    expectGrowth(tab)
+  }
+  for (const tab of [chat, other]) {
+    await tab.ends('complete')
+    await tab.showsWhatIsStored()
+  }
+  expect(relay.generations(chat.id())).toBe(1)
+
+  await other.pick('demo/silent')
+  await other.ask('Never mind')
+  await expect(chat.questions).toHaveCount(2)
+  await chat.stop.click()
+  for (const tab of [chat, other]) await tab.ends('stopped')
+})
+
+testWithOwnRelay.describe('without a network', () => {
+  testWithOwnRelay.use({ mayComplain: /net::ERR_|Failed to load resource/ })
+
+  testWithOwnRelay('an answer cut off again and again arrives whole', async ({ chat, relay, cable }) => {
+    await chat.open('demo/long')
+    await chat.ask('Count')
+    await chat.reaches(10)
+    const states = chat.statesShown()
+    for (const length of [1_000, 3_000, 5_000]) {
+      await chat.reaches(length)
+      cable.cut()
+      await expect(chat.notice).toContainText('The connection is lost. The answer goes on as soon as it is back')
+      cable.mend()
+    }
+    await arrivesWhole(chat)
+    expectGrowth(await states)
+    expect(relay.generations(chat.id())).toBe(1)
+  })
+
+  testWithOwnRelay('after some seconds offline an answer goes on where it was', async ({ chat, relay, cable, context }) => {
+    await chat.open('demo/echo')
+    await chat.ask(question)
+    await chat.reaches(50)
+    await context.setOffline(true)
+    cable.cut()
+    await expect(chat.notice).toContainText('The connection is lost.')
+    const before = await chat.text()
+    await finishes(relay) // nobody listens, and it goes on
+    expect(await chat.text()).toBe(before)
+    await expect(chat.answer).toHaveAttribute('data-status', 'streaming')
+    cable.mend()
+    await context.setOffline(false)
+    await arrivesWhole(chat)
+    expect(relay.generations(chat.id())).toBe(1)
+  })
+
+  testWithOwnRelay('a question that can’t be sent stays in the box until it can', async ({ chat, cable }) => {
+    await chat.open('demo/length')
+    cable.cut()
+    await chat.box.fill('Is anybody there?')
+    await chat.send.click()
+    await expect(chat.notice).toContainText('Can’t reach the relay at http://localhost:8001. Is it running?')
+    await expect(chat.box).toHaveValue('Is anybody there?')
+    cable.mend()
+    await chat.notice.getByRole('button', { name: 'Try now' }).click()
+    await expect(chat.notice).toHaveCount(0)
+    await chat.send.click()
+    await arrivesWhole(chat)
+    expect(await chat.stored()).toHaveLength(2)
+  })
+})
+
+testWithOwnRelay.describe('when the relay restarts', () => {
+  testWithOwnRelay.use({ mayComplain: /net::ERR_|Failed to load resource/ })
+
+  testWithOwnRelay('an answer in progress is finished first, and then the page says what is lost', async ({ chat, relay }) => {
+    await chat.open('demo/echo')
+    await chat.ask(question)
+    await chat.reaches(50)
+    await relay.process.stop('SIGTERM')
+    await chat.ends('complete')
+    const text = await chat.text()
+    expect(text).toContain(question)
+    expect(text).toMatch(/or with trouble\.$/)
+    await expect(chat.notice).toContainText('Can’t reach the relay')
+
+    await relay.process.start()
+    await startsAnew(chat)
+  })
+
+  testWithOwnRelay('a crash in the middle of an answer leaves its text in the page', async ({ chat, relay }) => {
+    await chat.open('demo/echo')
+    await chat.ask(question)
+    await chat.reaches(50)
+    await relay.process.stop('SIGKILL')
+    await expect(chat.notice).toContainText('The connection is lost.')
+    const text = await chat.text()
+    expect(`You asked: ${question}`).toContain(text)
+
+    await relay.process.start()
+    await expect(chat.notice).toContainText('The relay no longer has this conversation.')
+    expect(await chat.text()).toBe(text)
+    await startsAnew(chat)
+  })
+})
+
+async function arrivesWhole(chat: Chat) {
+  await chat.ends('complete')
+  await chat.showsWhatIsStored()
+  await expect(chat.notice).toHaveCount(0)
+}
+
+async function startsAnew(chat: Chat) {
+  await expect(chat.notice).toContainText('The relay no longer has this conversation.')
+  await chat.notice.getByRole('button', { name: 'Start a new one' }).click()
+  await expect(chat.box).toBeFocused()
+  await chat.pick('demo/length')
+  await chat.ask('Good morning')
+  await arrivesWhole(chat)
+  await expect(chat.questions).toHaveCount(1)
+}
+
+async function finishes(relay: { counts(): Promise<{ replies_in_progress: number }> }) {
+  await expect.poll(async () => (await relay.counts()).replies_in_progress).toBe(0)
+}

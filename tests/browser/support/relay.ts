@@ -1,0 +1,66 @@
+import { relayCommand } from './paths'
+import { freePort, Program } from './programs'
+
+export type Message = {
+  id: string
+  role: 'user' | 'assistant'
+  content: string
+  model: string | null
+  status: 'complete' | 'streaming' | 'stopped' | 'failed'
+  generation_id: string | null
+}
+
+/** What a relay says when it is asked, past the browser. */
+export class Relay {
+  constructor(readonly url: string) {}
+
+  async messages(conversation: string): Promise<Message[]> {
+    return (await this.get<{ messages: Message[] }>(`/conversations/${conversation}/messages`)).messages
+  }
+
+  counts() {
+    return this.get<{ conversations: number; messages: number; replies_in_progress: number }>('/health')
+  }
+
+  async create(conversation: object): Promise<string> {
+    return (await this.post<{ id: string }>('/conversations', conversation)).id
+  }
+
+  /** A question whose answer nobody has asked for yet. */
+  async ask(conversation: string, content: string): Promise<void> {
+    await this.post(`/conversations/${conversation}/messages`, { content })
+  }
+
+  private async get<T>(path: string): Promise<T> {
+    return (await fetch(this.url + path)).json()
+  }
+
+  private async post<T>(path: string, body: object): Promise<T> {
+    const headers = { 'Content-Type': 'application/json' }
+    return (await fetch(this.url + path, { method: 'POST', headers, body: JSON.stringify(body) })).json()
+  }
+}
+
+/** A relay in a process of its own, on the demo upstream unless `env` names another one. */
+export class OwnRelay extends Relay {
+  private constructor(
+    readonly port: number,
+    readonly process: Program,
+  ) {
+    super(process.url)
+  }
+
+  static async start(env: Record<string, string> = {}): Promise<OwnRelay> {
+    const port = await freePort()
+    const command = 'OPENROUTER_BASE_URL' in env ? relayCommand.slice(0, -1) : relayCommand
+    const relay = new OwnRelay(port, new Program(`http://127.0.0.1:${port}`, command, { PORT: String(port), ...env }))
+    await relay.process.start()
+    return relay
+  }
+
+  /** How often upstream was asked for an answer to this conversation. */
+  generations(conversation: string): number {
+    const lines = this.process.output.split('\n')
+    return lines.filter((line) => line.includes('streaming started') && line.includes(conversation)).length
+  }
+}

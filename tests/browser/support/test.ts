@@ -1,0 +1,96 @@
+import { test as base, type BrowserContext, type Page } from '@playwright/test'
+import { Cable } from './cable'
+import { Chat } from './chat'
+import { example } from './paths'
+import { freePort, Program } from './programs'
+import { OwnRelay, Relay } from './relay'
+
+export { expect } from '@playwright/test'
+
+type Fixtures = {
+  /** What the browser's console may say as an error or a warning, besides nothing. */
+  mayComplain: RegExp
+  complaints: string[]
+  relay: Relay
+  chat: Chat
+  /** The example in another tab. */
+  anotherTab: () => Promise<Chat>
+}
+
+/** With the relay on 8001 that all tests share; it fails if the browser's console complains. */
+export const test = base.extend<Fixtures>({
+  mayComplain: [/^$/, { option: true }],
+  complaints: [
+    async ({ mayComplain }, use) => {
+      const complaints: string[] = []
+      await use(complaints)
+      base.expect(complaints.filter((complaint) => !mayComplain.test(complaint))).toEqual([])
+    },
+    { auto: true },
+  ],
+  context: async ({ context, complaints }, use) => {
+    watch(context, complaints)
+    await use(context)
+  },
+  relay: new Relay('http://127.0.0.1:8001'),
+  chat: ({ page, relay }, use) => use(new Chat(page, relay)),
+  anotherTab: ({ context, relay }, use) => use(async () => new Chat(await context.newPage(), relay)),
+})
+
+/** Where the browser really goes when a page asks for an address: from `name:port` to a port of this machine. */
+type Detours = Record<string, number>
+
+const testWithDetours = test.extend<{ detours: Detours }>({
+  detours: {},
+  context: async ({ playwright, launchOptions, detours, complaints }, use) => {
+    const rules = Object.entries(detours).map(([address, port]) => `MAP ${address} 127.0.0.1:${port}`)
+    const args = [...(launchOptions.args ?? []), `--host-resolver-rules=${rules.join(', ')}`]
+    const browser = await playwright.chromium.launch({ ...launchOptions, args })
+    const context = await browser.newContext()
+    watch(context, complaints)
+    await use(context)
+    await browser.close()
+  },
+})
+
+/** With a relay for each test, behind a cable; the browser finds it under localhost:8001 like any other. */
+export const testWithOwnRelay = testWithDetours.extend<{ relay: OwnRelay; cable: Cable }>({
+  relay: async ({}, use) => {
+    const relay = await OwnRelay.start()
+    await use(relay)
+    await relay.process.stop()
+  },
+  cable: async ({ relay }, use) => {
+    const cable = await Cable.to(relay.port)
+    await use(cable)
+    cable.remove()
+  },
+  detours: ({ cable }, use) => use({ 'localhost:8001': cable.port }),
+})
+
+/** With `npm run dev:proxy` in the place of `npm run dev`. */
+export const testThroughVite = testWithDetours.extend<{ vite: Program }>({
+  vite: async ({}, use) => {
+    const port = String(await freePort())
+    const command = ['npm', 'run', 'dev:proxy', '--', '--host', '127.0.0.1', '--port', port]
+    const vite = new Program(`http://127.0.0.1:${port}`, command, {}, example)
+    await vite.start()
+    await use(vite)
+    await vite.stop()
+  },
+  detours: ({ vite }, use) => use({ 'localhost:5173': Number(new URL(vite.url).port) }),
+})
+
+function watch(context: BrowserContext, complaints: string[]) {
+  context.on('console', (message) => {
+    if (['error', 'warning'].includes(message.type())) complaints.push(`${message.text()} (${message.location().url})`)
+  })
+  context.on('weberror', (error) => complaints.push(String(error.error())))
+}
+
+/** The addresses that a page asks for from now on. */
+export function requestsOf(page: Page): string[] {
+  const urls: string[] = []
+  page.on('request', (request) => urls.push(request.url()))
+  return urls
+}

@@ -1,0 +1,30 @@
+import { words } from './support/chat'
+import { expect, requestsOf, test, testThroughVite } from './support/test'
+
+test('with CORS the page talks straight to the relay', async ({ chat, page }) => {
+  const requests = requestsOf(page)
+  await chat.open('demo/length')
+  await chat.ask('Straight?')
+  await chat.ends('complete')
+  await chat.showsWhatIsStored()
+  expect(requests).toContain(`http://localhost:8001/conversations/${chat.id()}/stream`)
+})
+
+testThroughVite('through Vite’s proxy the page talks to its own origin only', async ({ chat, page }) => {
+  const requests = requestsOf(page)
+  await chat.open('demo/echo')
+  const shown = chat.statesShown()
+  await chat.ask(`Through Vite? ${words(80)}`)
+  expect((await shown).length).toBeGreaterThan(3) // nothing on the way keeps the stream back
+  await chat.ends('complete')
+  await chat.showsWhatIsStored()
+  expect(requests).toContain(`http://localhost:5173/api/conversations/${chat.id()}/stream`)
+  expect(requests.filter((url) => !url.startsWith('http://localhost:5173/'))).toEqual([])
+})
+
+testThroughVite('through Vite’s proxy an answer can be stopped', async ({ chat }) => {
+  await chat.open('demo/silent')
+  await chat.ask('Stop?')
+  await chat.stop.click()
+  await chat.ends('stopped')
+})
