@@ -66,6 +66,8 @@ class Transcript:
     def append(self, kind: Kind, text: str) -> None:
         """Add `text` at the end."""
         assert self._growing is not None, "a closed transcript doesn't grow"
+        if not text:
+            return
         if kind != _KINDS[len(self._switches) % 2]:
             self._switches.append(self.length)
         self._growing.seek(self.length)
@@ -434,4 +436,5 @@ def _first_line(messages: Mapping[str, Message]) -> str | None:
     first = next(iter(messages.values()), None)
     if first is None:
         return None
-    return first.transcript.content.strip().splitlines()[0][:TITLE_CHARS].rstrip()
+    lines = first.transcript.content.strip().splitlines()
+    return lines[0][:TITLE_CHARS].rstrip() if lines else None

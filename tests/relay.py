@@ -135,6 +135,7 @@ async def serving(
         )
     )
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a response waits 40 ms for an ACK
         base = f"http://127.0.0.1:{listening.getsockname()[1]}"
         async with server.running(listening, STOPPING + chosen["shutdown_grace"]), client(base) as connections:
             yield Relay(base, connections)
