@@ -28,8 +28,8 @@ def main() -> int:
     except BenchmarkError as error:
         print(f"The benchmark failed: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("The benchmark was interrupted; nothing was written", file=sys.stderr)
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        print(f"The benchmark was interrupted ({error or 'Ctrl-C'}); nothing was written", file=sys.stderr)
         return 130
     print(report.markdown(results, _sizes(options)))
     if folder := options.output or (None if options.only or options.rows else install.HERE):
@@ -39,7 +39,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Measure the relay beside its alternatives.")
-    parser.add_argument("--full", action="store_true", help="more rounds, longer windows, LiteLLM too (half an hour)")
+    parser.add_argument("--full", action="store_true", help="more and longer rounds, LiteLLM too (half an hour)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="SUBJECT", help=f"of: {', '.join(NAMES)}")
     names = [measurement.name for measurement in rounds.MEASUREMENTS]
     parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", help=f"of: {', '.join(names)}")
@@ -80,7 +80,7 @@ def _end_cleanly_on_sigterm() -> None:
     """A `kill` must end the subjects too."""
     task = asyncio.current_task()
     assert task
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel, "SIGTERM")
 
 
 def _allow_many_sockets() -> None:

@@ -25,7 +25,8 @@ class Sizes:
     """How much of everything a form of the benchmark does; `flood` is tokens a stream, windows are seconds."""
 
     rounds: int
-    rare_rounds: int
+    slow_rounds: int  # of the slow measurements, and of what the service isn't held against
+    extras: bool  # measurements that no target is about
     window: float
     flood: int
     hammer: float
@@ -33,8 +34,8 @@ class Sizes:
     stored: int
 
 
-QUICK = Sizes(rounds=3, rare_rounds=1, window=1.5, flood=2_000, hammer=0.5, probes=10, stored=1_000)
-FULL = Sizes(rounds=5, rare_rounds=3, window=5.0, flood=6_000, hammer=2.0, probes=40, stored=10_000)
+QUICK = Sizes(3, 1, False, window=1.0, flood=2_000, hammer=0.5, probes=6, stored=1_000)
+FULL = Sizes(5, 3, True, window=5.0, flood=6_000, hammer=2.0, probes=40, stored=10_000)
 
 
 @dataclass

@@ -61,7 +61,8 @@ def portkey_script() -> Path:
 
 
 def _venv(name: str, *packages: str) -> Path:
-    with _once(CACHE / name) as folder:
+    wanted = "\n".join(Path(part).read_text() if part.endswith(".txt") else part for part in packages)
+    with _once(CACHE / name, wanted) as folder:
         if folder:
             _run(folder, sys.executable, "-m", "venv", str(folder))
             _run(folder, str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages)
@@ -69,10 +70,10 @@ def _venv(name: str, *packages: str) -> Path:
 
 
 @contextlib.contextmanager
-def _once(folder: Path) -> Iterator[Path | None]:
-    """Yield the new folder to install in, or None if that has been done; what fails leaves nothing behind."""
+def _once(folder: Path, wanted: str = "") -> Iterator[Path | None]:
+    """Yield the new folder to install in, or None if what is `wanted` is there; what fails leaves nothing behind."""
     done = folder / "installed"
-    if done.exists():
+    if done.exists() and done.read_text() == wanted:
         yield None
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,7 +83,7 @@ def _once(folder: Path) -> Iterator[Path | None]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    done.touch()
+    done.write_text(wanted)
 
 
 def _run(folder: Path, *arguments: str) -> None:

@@ -67,20 +67,20 @@ def _verdict(row: Row, results: Results, subject: str) -> str:
         if value is None:
             verdicts.append(f"{target}: not measured")
         else:
-            reached = f"{value:.2f}, " if target.of else ""
+            reached = f"{value:.3g}, " if target.of else ""
             verdicts.append(f"{reached}{target}: {'met' if target.met(value) else '**not met**'}")
     return "; ".join(verdicts)
 
 
 def _notes(results: Results, sizes: Sizes) -> list[str]:
-    rare = f", {sizes.rare_rounds} of the slow rows" if sizes.rare_rounds < sizes.rounds else ""
-    medians = f"Medians of {sizes.rounds} interleaved rounds{rare}"
+    fewer = f", {sizes.slow_rounds} of the slow rows and of the gateways"
+    medians = f"Medians of {sizes.rounds} interleaved rounds{fewer}"
     notes = [f"{_today()}; {machine()}. {medians}. The full store: {sizes.stored:,} conversations."]
     notes += [f"Left out: {subject}: {reason}." for subject, reason in results.missing.items()]
     notes += [f"Not measured: {what} of {subject}: {reason}" for (subject, what), reason in results.failures.items()]
     notes += [
         f"{BUSY_SIGN}: upstream and readers kept their own core over {BUSY:.0%} busy: the subject may be faster.",
-        f"{WAITED_SIGN}: the subject waited over {WAITED:.0%} of the time for its core, which others had.",
+        f"{WAITED_SIGN}: over {WAITED:.0%} of the time it waited for its core, which others or its own threads had.",
     ]
     return [f"- {note}" for note in notes]
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from benchmarks import measure_requests, measure_streams
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, Sizes
 from benchmarks.errors import BenchmarkError, WrongText
 from benchmarks.measure_streams import Figures
 from benchmarks.results import Results
@@ -19,12 +19,18 @@ LONGEST = 240
 
 @dataclass(frozen=True)
 class Measurement:
-    """A function, whom it concerns, and whether it is so slow that the quick form does it less often."""
+    """A function, whom it concerns, whether it is slow, and whether it is an extra of the full form."""
 
     name: str
     run: Callable[[Bench, Subject], Awaitable[Figures]]
     concerns: Callable[[Subject], bool] = lambda subject: True
-    rare: bool = False
+    slow: bool = False
+    extra: bool = False
+
+    def due(self, sizes: Sizes, subject: Subject, number: int) -> bool:
+        """Whether this round measures this subject."""
+        rounds = sizes.slow_rounds if self.slow or not _relays(subject) else sizes.rounds
+        return number < rounds and self.concerns(subject) and (sizes.extras or not self.extra)
 
 
 def _service(subject: Subject) -> bool:
@@ -38,13 +44,13 @@ def _relays(subject: Subject) -> bool:
 MEASUREMENTS = (
     Measurement("crowds", measure_streams.crowds),
     Measurement("full-speed", measure_streams.full_speed),
-    Measurement("full-speed-single", measure_streams.full_speed_single, rare=True),
+    Measurement("full-speed-single", measure_streams.full_speed_single, extra=True),
     Measurement("light-load", measure_streams.light_load),
-    Measurement("large-crowds", measure_streams.large_crowds, rare=True),
-    Measurement("flatness", measure_streams.flatness, _service, rare=True),
-    Measurement("long-history", measure_streams.long_history, _service),
-    Measurement("store", measure_requests.store, _relays),
-    Measurement("models", measure_requests.models, _service),
+    Measurement("large-crowds", measure_streams.large_crowds, slow=True),
+    Measurement("flatness", measure_streams.flatness, _service, slow=True),
+    Measurement("long-history", measure_streams.long_history, _service, slow=True),
+    Measurement("store", measure_requests.store, _relays, slow=True),
+    Measurement("models", measure_requests.models, _service, slow=True),
     Measurement("start", measure_requests.start),
 )
 
@@ -53,10 +59,8 @@ async def run(bench: Bench, subjects: list[Subject], measurements: list[Measurem
     """Fill in the results. A gateway that fails is left out, with the reason; a relay that fails ends the run."""
     for number in range(bench.sizes.rounds):
         for measurement in measurements:
-            if measurement.rare and number >= bench.sizes.rare_rounds:
-                continue
-            concerned = [subject for subject in subjects if measurement.concerns(subject)]
-            for subject in _turned(concerned, number):
+            due = [subject for subject in subjects if measurement.due(bench.sizes, subject, number)]
+            for subject in _turned(due, number):
                 await _measure(bench, subject, measurement, number, results)
 
 
