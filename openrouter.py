@@ -29,6 +29,7 @@ from wire import (
     UpstreamBroken,
     UpstreamError,
     UpstreamRefused,
+    UpstreamSilent,
     UpstreamTimeout,
     UpstreamUnreachable,
     generation_in,
@@ -42,8 +43,6 @@ __all__ = ["Delta", "Finish", "Generation", "Models", "OpenRouter", "Timers", "U
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER = 30.0  # seconds that a `Retry-After` is waited for
-
-_SILENCE = "Upstream was silent for too long."
 
 T = TypeVar("T")
 
@@ -136,7 +135,7 @@ class OpenRouter:
                         yield value
                 return
             except UpstreamError as error:
-                if has_delta or pause is None or not error.retryable or (error.retry_after or 0) > MAX_RETRY_AFTER:
+                if has_delta or pause is None or not _may_be_repeated(error):
                     raise
                 pause = max(pause, error.retry_after or 0)
                 logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
@@ -182,7 +181,7 @@ class OpenRouter:
         except (asyncio.CancelledError, TimeoutError) as error:
             self._own(self._give_up(sending, sent))
             if isinstance(error, TimeoutError):
-                raise UpstreamTimeout(_SILENCE) from error
+                raise UpstreamSilent() from error
             raise
 
     async def _give_up(self, sending: asyncio.Task[httpx.Response], sent: asyncio.Future[None]) -> None:
@@ -255,7 +254,7 @@ class OpenRouter:
             async with asyncio.timeout_at(min(deadline, now + self._timers.read)):
                 return await anext(chunks, b"")
         except TimeoutError:
-            error: UpstreamError = UpstreamTimeout(_SILENCE)
+            error: UpstreamError = UpstreamSilent()
         except accelerator.ERRORS as caught:
             error = _translation(caught)
         if completion.whole:
@@ -380,10 +379,16 @@ def _translation(error: Exception) -> UpstreamError:
         case httpx.ConnectTimeout():
             return UpstreamTimeout("Upstream took too long to accept a connection.")
         case httpx.TimeoutException():
-            return UpstreamTimeout(_SILENCE)
+            return UpstreamSilent()
         case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return UpstreamUnreachable()
     return UpstreamBroken("The connection to upstream broke, or what came can't be read.")
+
+
+def _may_be_repeated(error: UpstreamError) -> bool:
+    # Not after silence: each try might be generated and billed, and a question is to be answered once.
+    is_brief = (error.retry_after or 0) <= MAX_RETRY_AFTER
+    return error.retryable and is_brief and not isinstance(error, UpstreamSilent)
 
 
 def _is_loopback(url: str) -> bool:

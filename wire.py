@@ -7,7 +7,8 @@ What can go wrong, by who is to blame:
     |- UpstreamRefused      upstream answered with an error, before the stream or inside it
     |- UpstreamBroken       upstream answered with something else than a whole stream
     |- UpstreamUnreachable  there is no connection to upstream
-    `- UpstreamTimeout      upstream was silent for too long
+    `- UpstreamTimeout      upstream took too long to connect
+       `- UpstreamSilent    upstream has the request, and was silent for too long
 
 Sources: https://openrouter.ai/docs/api-reference/streaming, https://openrouter.ai/docs/api-reference/errors and
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
@@ -98,10 +99,17 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
-    """Upstream was silent for too long."""
+    """Upstream took too long."""
 
     def __init__(self, message: str) -> None:
         super().__init__(504, message, retryable=True)
+
+
+class UpstreamSilent(UpstreamTimeout):
+    """Upstream has the request, and may be generating: a person may ask again, the relay must not by itself."""
+
+    def __init__(self) -> None:
+        super().__init__("Upstream was silent for too long.")
 
 
 @dataclass(frozen=True, slots=True)

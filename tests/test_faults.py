@@ -159,7 +159,7 @@ FINISH: Step = lambda wire: wire.finish()  # noqa: E731
 COMPLETE: dict[str, Any] = {"status": "complete", "code": None, "retryable": None, "tries": 1}
 CUT_OFF: dict[str, Any] = {"kept": HALF, "tries": 1}
 FOR_GOOD: dict[str, Any] = {"retryable": False, "tries": 1}
-TIMED_OUT: dict[str, Any] = {"code": 504, "within": 6.0, "timers": IMPATIENT}
+TIMED_OUT: dict[str, Any] = {"code": 504, "tries": 1, "within": 6.0, "timers": IMPATIENT}
 
 CONNECTION = [
     Fault("reset before the headers", steps(Wire.reset)),

@@ -36,7 +36,7 @@ from tests.upstream import (
     status,
 )
 from tests.waiting import bounded, eventually
-from wire import NotConfigured, UpstreamBroken, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
+from wire import NotConfigured, UpstreamBroken, UpstreamRefused, UpstreamSilent, UpstreamTimeout, UpstreamUnreachable
 
 Value = Generation | Delta | Finish
 
@@ -665,9 +665,20 @@ async def test_a_handshake_that_nobody_answers_counts_as_connecting(upstream: Sc
 async def test_silence_ends_in_a_timeout(upstream: ScriptedUpstream, script: Script) -> None:
     upstream.play(script)
     async with adapter(upstream.base_url, read=0.1) as openrouter:
-        error = (await bounded(read(openrouter))).failed(UpstreamTimeout, 504)
+        error = (await bounded(read(openrouter))).failed(UpstreamSilent, 504)
         assert "silent" in error.message and error.retryable
         await assert_nothing_left(openrouter, upstream)
+
+
+@pytest.mark.parametrize("script", [hanging, hanging_after_the_head])
+async def test_an_upstream_that_has_the_question_and_is_silent_is_not_asked_again(
+    upstream: ScriptedUpstream, script: Script
+) -> None:
+    """Each try might be generated and billed; the design's list of what is tried again has no silence in it."""
+    upstream.play(script)
+    async with adapter(upstream.base_url, read=0.1, retries=(0.0, 0.0)) as openrouter:
+        (await bounded(read(openrouter))).failed(UpstreamSilent, 504)
+    assert len(upstream.requests) == 1
 
 
 async def test_silence_after_a_delta_keeps_the_text_and_is_not_asked_again(upstream: ScriptedUpstream) -> None:
@@ -691,7 +702,7 @@ async def test_what_is_no_delta_does_not_count_as_one(upstream: ScriptedUpstream
     upstream.play(every(0.02, send, first="Hi"))
     async with adapter(upstream.base_url, delta=0.5) as openrouter:
         outcome = await bounded(read(openrouter))
-        assert outcome.failed(UpstreamTimeout, 504).retryable
+        assert outcome.failed(UpstreamSilent, 504).retryable
         assert outcome.texts == [("content", "Hi")]
         await assert_nothing_left(openrouter, upstream)
 
@@ -759,10 +770,10 @@ def kinds(kind: type[httpx.HTTPError]) -> Iterator[type[httpx.HTTPError]]:
 
 TRANSLATIONS: dict[str, tuple[type[UpstreamError], int]] = {
     "ConnectTimeout": (UpstreamTimeout, 504),
-    "PoolTimeout": (UpstreamTimeout, 504),
-    "ReadTimeout": (UpstreamTimeout, 504),
-    "TimeoutException": (UpstreamTimeout, 504),
-    "WriteTimeout": (UpstreamTimeout, 504),
+    "PoolTimeout": (UpstreamSilent, 504),
+    "ReadTimeout": (UpstreamSilent, 504),
+    "TimeoutException": (UpstreamSilent, 504),
+    "WriteTimeout": (UpstreamSilent, 504),
     "ConnectError": (UpstreamUnreachable, 503),
     "ProxyError": (UpstreamUnreachable, 503),
     "UnsupportedProtocol": (UpstreamUnreachable, 503),
@@ -1044,7 +1055,7 @@ UNUSABLE: dict[str, tuple[Script, type[UpstreamError], int]] = {
     "429 with a page": (status(429, "<html>", HTML), UpstreamRefused, 429),
     "a reset": (resetting, UpstreamBroken, 502),
     "a close": (closing, UpstreamBroken, 502),
-    "silence": (hanging, UpstreamTimeout, 504),
+    "silence": (hanging, UpstreamSilent, 504),
     "a page": (status(200, "<html>", HTML), UpstreamBroken, 502),
     "a redirect": (status(307, "", {"Location": "/"}), UpstreamBroken, 502),
     "nothing": (status(200, b""), UpstreamBroken, 502),
