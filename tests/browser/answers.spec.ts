@@ -7,9 +7,9 @@ test('the first answer streams in, word by word', async ({ chat, page }) => {
   await chat.ask(`Why is the sky blue?\n${words(80)}`)
   const states = await shown
   expect(states.length).toBeGreaterThan(3)
-  expectGrowth(states)
   await chat.ends('complete')
   const answer = await chat.showsWhatIsStored()
+  expectGrowth(states, answer)
   expect(answer.content).toMatch(/^You asked: Why is the sky blue\?/)
   await expect(chat.answer).toContainText(/demo\/echo · \d+ tokens in, \d+ out · \$0\.0000\d+/)
   await expect(page).toHaveTitle('Why is the sky blue? · Chat relay')

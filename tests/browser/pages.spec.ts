@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import type { Page } from '@playwright/test'
+import { packages } from './support/paths'
 import { expect, test } from './support/test'
 
 const cdn = 'https://cdn.jsdelivr.net/npm/'
@@ -51,7 +52,7 @@ test.describe('a file of the CDN that was tampered with', () => {
 /** Where npm has put the file that the CDN serves under this address. */
 function published(url: string): string {
   const file = url.replace(cdn, '').replace(/@[\d.]+\//, '/')
-  return new URL(`node_modules/${file}`, import.meta.url).pathname
+  return `${packages}/${file}`
 }
 
 async function operations(page: Page): Promise<number> {
@@ -75,5 +76,5 @@ async function expectPublishedFiles(page: Page, names: string[]) {
 
 function versionOf(url: string): string {
   const name = url.replace(cdn, '').replace(/@.*/, '')
-  return JSON.parse(readFileSync(new URL(`node_modules/${name}/package.json`, import.meta.url), 'utf8')).version
+  return JSON.parse(readFileSync(`${packages}/${name}/package.json`, 'utf8')).version
 }

@@ -1,9 +1,11 @@
 import { existsSync } from 'node:fs'
 import { defineConfig } from '@playwright/test'
-import { example, relayCommand } from './support/paths'
+import { example, fonts, relayCommand } from './support/paths'
 
 const timeout = 120_000 // ms; a busy machine takes its time
 const chromium = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(existsSync)
+
+const relay = `exec env -i PATH="$PATH" LOG_LEVEL=ERROR ${relayCommand.map((part) => `'${part}'`).join(' ')}`
 
 // Vite and the relay run where everybody runs them, so neither `make demo` nor `make react` may be running.
 export default defineConfig({
@@ -24,12 +26,12 @@ export default defineConfig({
     launchOptions: {
       executablePath: chromium,
       args: ['--disable-gpu', '--disable-quic', '--disable-sync'],
-      env: { ...process.env, FONTCONFIG_FILE: new URL('fonts.conf', import.meta.url).pathname },
+      env: { ...process.env, FONTCONFIG_FILE: fonts },
     },
   },
   webServer: [
-    { command: `env -i PATH="$PATH" LOG_LEVEL=ERROR ${relayCommand.join(' ')}`, url: 'http://127.0.0.1:8001/health', timeout },
-    { command: 'npm run dev', cwd: example, url: 'http://localhost:5173', timeout },
+    { command: relay, url: 'http://127.0.0.1:8001/health', timeout },
+    { command: 'exec npm run dev', cwd: example, url: 'http://localhost:5173', timeout },
   ],
   projects: [
     { name: 'start', testMatch: 'start.setup.ts' },
