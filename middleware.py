@@ -14,14 +14,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logs import outline, request_id
-from routes import SEND_TIMEOUT, problem
+from routes import problem
 
 PIECE = 256 * 1024  # bytes of a body that are sent at once
 
@@ -83,9 +82,7 @@ class Envelope:
                 with self.connections.holding(answering):
                     await self.app(scope, receive, send_in_envelope)
         except Exception as error:  # after the response's start, or given up: the connection can only be dropped
-            if isinstance(error, SendTimeoutError):
-                logger.info("a reader was dropped: it left unread what was sent")
-            elif not answering.expired():
+            if not answering.expired():
                 logger.error("%s crashed in the middle of its response\n%s", scope["method"], outline(error))
             if not _abort(receive):
                 raise
@@ -94,15 +91,11 @@ class Envelope:
 
 
 async def _send_in_pieces(send: Send, message: Message) -> None:
-    """A large body no faster than its client reads it, so that a frozen one doesn't hold all of it in a buffer."""
+    """A large body no faster than its client reads it, so that a slow one doesn't hold all of it in a buffer."""
     body = memoryview(message["body"])
     for start in range(0, len(body), PIECE):
         more = start + PIECE < len(body) or message.get("more_body", False)
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT):
-                await send({**message, "body": bytes(body[start : start + PIECE]), "more_body": more})
-        except TimeoutError:
-            raise SendTimeoutError from None
+        await send({**message, "body": bytes(body[start : start + PIECE]), "more_body": more})
 
 
 def _abort(receive: Receive) -> bool:

@@ -4,6 +4,7 @@ Knows nothing of the app. uvicorn has a time-out between requests, but none for 
 """
 
 import asyncio
+import logging
 import math
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -11,6 +12,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head
 MAX_HEAD_BYTES = 64 * 1024  # of a request; one read may overshoot it
 TAKE_TIMEOUT = 30.0  # seconds in which a client must take some of what was sent
+
+logger = logging.getLogger("server")
 
 
 class Protocol(HttpToolsProtocol):
@@ -69,6 +72,7 @@ class Protocol(HttpToolsProtocol):
         self._unsent = _cancelled(self._unsent)
         left = self.transport.get_write_buffer_size()
         if left >= before:
+            logger.info("a client was dropped: it left unread what was sent")
             self.transport.abort()
         elif left:
             self._unsent = self.loop.call_later(TAKE_TIMEOUT, self._expect_progress, left)

@@ -50,15 +50,14 @@ class Reply:
         logger.debug("reply %s: a reader joins at %d", self.message.id, position)
         try:
             while True:
-                changed, is_over = self._changed, self.ended
                 for kind, text in self.message.transcript.read(position, SLICE_CHARS):
                     position += len(text)
                     yield kind, text
                 if position < self.message.transcript.length:
                     continue
-                if is_over:
+                if self.ended:
                     return
-                await changed.wait()
+                await self._changed.wait()
         finally:
             self.readers -= 1
             logger.debug("reply %s: a reader leaves at %d", self.message.id, position)
@@ -88,8 +87,8 @@ class Reply:
             self._timer.cancel()
             self._timer = None
         self._next_wake = asyncio.get_running_loop().time() + WAKE_INTERVAL
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._changed.set()  # a pulse: it wakes those who wait now, and lets nobody else through
+        self._changed.clear()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from store import Conversation, Failure, Message, NotFound, NothingOwed, ReplyIn
 VERSION = "0.1.0"
 
 KEEP_ALIVE = 15  # seconds between comments on a silent stream
-SEND_TIMEOUT = 30.0  # seconds that a reader may leave unread what was sent
 LINGER = 5.0  # seconds that a client has for the rest of a body that isn't taken
 RETRY_AFTER = 5  # seconds, where nothing better is known
 RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
@@ -307,7 +306,6 @@ def _follow(request: Request, reply: Reply, position: int) -> Response:
         media_type="text/plain" if is_plain else "text/event-stream",
         ping=0 if is_plain else KEEP_ALIVE,
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-        send_timeout=SEND_TIMEOUT,
         shutdown_grace_period=0.5,
     )
 

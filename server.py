@@ -25,7 +25,6 @@ from dotenv import dotenv_values
 from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import demo
 import logs
@@ -174,8 +173,8 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
         )
         replies = Replies(store, openrouter, _part(ReplyLimits, settings))
         server = _uvicorn_server()
-        if server and server.config.http_protocol_class is HttpToolsProtocol:  # `uvicorn server:app`
-            server.config.http_protocol_class = Protocol
+        if server:
+            server.config.http_protocol_class = Protocol  # under `uvicorn server:app`, too
         _warn(settings, server.config.host if server else settings.host)
         try:
             with _drain_at_signals(server, replies, settings.shutdown_grace, connections):

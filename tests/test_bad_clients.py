@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bodies
-import middleware
 import protocol
 import routes
 from tests.problems import assert_problem
@@ -59,8 +58,6 @@ async def ready(upstream: ScriptedUpstream, relay: Relay) -> AsyncIterator[Relay
 @pytest.fixture
 async def hurried(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relay]:
     """The same with a long reply allowed and clients' times cut short."""
-    for module in (routes, middleware):
-        monkeypatch.setattr(module, "SEND_TIMEOUT", SOON)
     monkeypatch.setattr(bodies, "BODY_TIMEOUT", SOON)
     monkeypatch.setattr(protocol, "TAKE_TIMEOUT", SOON)
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT", SOON)
