@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import httpx
 
 import accelerator
+from runs import Runs
 from wire import (
     Completion,
     Delta,
-    EventParser,
     Finish,
     Generation,
     NotConfigured,
@@ -146,7 +146,8 @@ class OpenRouter:
         with _translated():
             response = await self._send(request, patience_ends)
         completion = Completion(self._api_key)
-        chunks = response.aiter_bytes()
+        # Undecoded where nothing has to be: each layer that is left out counts, once a token.
+        chunks = response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
         try:
             await self._check(response)
             if generation := generation_in(response.headers.get("x-generation-id")):
@@ -225,13 +226,13 @@ class OpenRouter:
     async def _values(
         self, chunks: AsyncIterator[bytes], completion: Completion, patience_ends: float
     ) -> AsyncGenerator[Generation | Delta | Finish, None]:
-        parser = EventParser()
+        runs = Runs(completion)
         loop = asyncio.get_running_loop()
         deadline = patience_ends
         while not completion.done:
             was_whole = completion.whole
             chunk = await self._next(chunks, completion, deadline)
-            values, error = _take(completion, parser.feed(chunk) if chunk else parser.close())
+            values, error = runs.take(chunk) if chunk else runs.close()
             for value in values:
                 yield value
             if isinstance(error, UpstreamRefused) or (error and chunk and not completion.whole):
@@ -320,22 +321,6 @@ def _encode_request(model: str, turns: Sequence[tuple[str, str]]) -> bytes:
     # `include_usage` is for local servers; OpenRouter reports usage anyway.
     body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _take(completion: Completion, events: Iterator[bytes]) -> tuple[list[Generation | Delta], UpstreamError | None]:
-    """The values in all events that came together, neighbouring deltas merged, and the error that ended them."""
-    values: list[Generation | Delta] = []
-    try:
-        for data in events:
-            for value in completion.take(data):
-                last = values[-1] if values else None
-                if isinstance(value, Delta) and isinstance(last, Delta) and value.kind == last.kind:
-                    values[-1] = Delta(value.kind, last.text + value.text)
-                else:
-                    values.append(value)
-    except UpstreamError as error:
-        return values, error
-    return values, None
 
 
 async def _read_out(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:

@@ -163,6 +163,11 @@ class EventParser:
         if self._line_size + self._data_size > MAX_EVENT_BYTES:
             raise UpstreamBroken(f"Upstream sent an event of more than {MAX_EVENT_BYTES} bytes.")
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether nothing is left of what was fed."""
+        return not (self._line or self._data or self._after_cr)
+
     def close(self) -> Iterator[bytes]:
         """The data of a last event without its blank line, or even its line end."""
         line, self._line = b"".join(self._line), []
@@ -192,7 +197,7 @@ class Completion:
     def __init__(self, api_key: str) -> None:
         self._api_key = api_key
         self._lone: dict[Kind, str] = {}  # by kind: the first half of a surrogate pair, until the next delta
-        self._usage: Mapping[str, Any] | None = None
+        self.usage: Mapping[str, Any] | None = None
         self._finish_reason: str | None = None
         self.generation_id: str | None = None
         self.whole = False
@@ -222,10 +227,15 @@ class Completion:
             raise refusal(None, {**chunk, "error": error or {}}, None, self._api_key)
         if isinstance(usage := chunk.get("usage"), dict):
             figures = plain_usage(usage)
-            self._usage = figures if len(json.dumps(figures)) <= MAX_USAGE_BYTES else None
+            self.usage = figures if len(json.dumps(figures)) <= MAX_USAGE_BYTES else None
         if self._finish_reason is None and isinstance(reason, str) and reason:
             self._finish_reason = encodable(reason[:64])
             self.whole = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing that came so far bears on the text that follows."""
+        return not (self.whole or self._lone)
 
     def leftover(self) -> Iterator[Delta]:
         """What waited for its other half, which won't come any more."""
@@ -237,7 +247,7 @@ class Completion:
         """The end. Raises `UpstreamBroken` if upstream never said that it was one."""
         if not self.whole:
             raise UpstreamBroken("The connection to upstream ended in the middle of the answer.")
-        return Finish(self._finish_reason, self._usage)
+        return Finish(self._finish_reason, self.usage)
 
     def _whole_text(self, kind: Kind, text: object) -> str:
         if not isinstance(text, str) or not text:
