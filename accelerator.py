@@ -1,23 +1,42 @@
-"""httpx on aiohttp, whose HTTP parser is in C, where `httpx-aiohttp` is installed (requirements-fast.txt).
+"""The client for upstream: httpx on `network`, or on aiohttp, whose HTTP parser is in C, where that is installed.
 
-Knows nothing of upstream's protocol. Without the package everything here is httpx itself.
+Knows nothing of upstream's protocol. The latter is the accelerator of requirements-fast.txt, `httpx-aiohttp`.
 """
 
+import urllib.request
+from typing import Any
+
 import httpx
+
+from network import Transport
 
 try:
     import aiohttp
     from httpx_aiohttp import HttpxAiohttpClient
 except ImportError:
-    Client: type[httpx.AsyncClient] = httpx.AsyncClient
     ERRORS: tuple[type[Exception], ...] = (httpx.HTTPError,)
     IS_ACTIVE = False
 else:
-    Client = HttpxAiohttpClient
     ERRORS = (httpx.HTTPError, aiohttp.ClientError)
     IS_ACTIVE = True
 
-UNLIMITED = 0 if IS_ACTIVE else None  # connections: to httpx-aiohttp None means 100
+KEPT_ALIVE = 100  # connections that wait for the next request
+
+
+def client(base_url: str, **settings: Any) -> httpx.AsyncClient:
+    """A client with as many connections as it takes, for upstream at `base_url`."""
+    url = httpx.URL(base_url)
+    is_here = url.host in ("localhost", "::1") or url.host.startswith("127.")
+    may_use_proxy = not is_here  # a proxy of the environment can't reach this machine
+    if IS_ACTIVE:
+        limits = httpx.Limits(max_connections=0, max_keepalive_connections=KEPT_ALIVE)  # None would mean 100 here
+        accelerated: httpx.AsyncClient = HttpxAiohttpClient(limits=limits, trust_env=may_use_proxy, **settings)
+        return accelerated
+    limits = httpx.Limits(max_keepalive_connections=KEPT_ALIVE)
+    if may_use_proxy and {url.scheme, "all"} & urllib.request.getproxies().keys():
+        return httpx.AsyncClient(limits=limits, **settings)
+    ssl_context = httpx.create_ssl_context() if url.scheme == "https" else None
+    return httpx.AsyncClient(transport=Transport(ssl_context, limits), trust_env=False, **settings)
 
 
 def as_httpx(error: Exception) -> Exception:

@@ -89,12 +89,8 @@ class OpenRouter:
         headers = [(b"HTTP-Referer", app_url.encode()), (b"X-Title", title), (b"X-OpenRouter-Title", title)]
         if api_key:
             headers.append((b"Authorization", f"Bearer {api_key}".encode()))
-        self._client = accelerator.Client(
-            headers=headers,
-            timeout=httpx.Timeout(timers.read, connect=timers.connect, pool=None),
-            limits=httpx.Limits(max_connections=accelerator.UNLIMITED, max_keepalive_connections=100),
-            trust_env=not _is_loopback(self._base_url),  # a proxy of the environment can't reach this machine
-        )
+        timeout = httpx.Timeout(timers.read, connect=timers.connect, pool=None)
+        self._client = accelerator.client(self._base_url, headers=headers, timeout=timeout)
         self._models: _ModelsCache | None = None
         self._refreshing: asyncio.Task[Models] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -374,11 +370,6 @@ def _may_be_repeated(error: UpstreamError) -> bool:
     # Not after silence: each try might be generated and billed, and a question is to be answered once.
     is_brief = (error.retry_after or 0) <= MAX_RETRY_AFTER
     return error.retryable and is_brief and not isinstance(error, UpstreamSilent)
-
-
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _name(error: UpstreamError) -> str:

@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 import accelerator
+from network import Transport
 from openrouter import Delta, Finish, Generation, Models, OpenRouter, Timers, UpstreamError, _translated
 from tests.upstream import (
     ANSWER,
@@ -103,7 +104,7 @@ async def read(openrouter: OpenRouter, outcome: Outcome | None = None, *turns: t
 def slots(openrouter: OpenRouter) -> tuple[int, int]:
     """How many slots of the pool are taken, and how many connections in it wait for another request."""
     transport: Any = openrouter._client._transport
-    if isinstance(transport, httpx.AsyncHTTPTransport):
+    if isinstance(transport, Transport):
         pool = transport._pool
         assert isinstance(pool, httpcore.AsyncConnectionPool)
         idle = sum(connection.is_idle() for connection in pool.connections)

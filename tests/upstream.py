@@ -5,6 +5,7 @@ connection is closed. What a script raises is raised again when the upstream is 
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
@@ -74,7 +75,8 @@ def cut(text: str, pieces: int) -> list[str]:
 class ScriptedUpstream:
     """An OpenRouter on a loopback port. `async with ScriptedUpstream() as upstream: ...`"""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.requests: list[UpstreamRequest] = []
         """Everything that was asked, in order, but for the models list."""
         self.models_requests: list[UpstreamRequest] = []
@@ -99,7 +101,7 @@ class ScriptedUpstream:
     @property
     def base_url(self) -> str:
         """What OPENROUTER_BASE_URL should be."""
-        return f"http://127.0.0.1:{self.port}/api/v1"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/api/v1"
 
     @property
     def connections(self) -> int:
@@ -112,7 +114,7 @@ class ScriptedUpstream:
         return self.requests[times - 1]
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024, ssl=self._tls)
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -66,7 +66,8 @@ class Wire:
         self._writer = writer
         self._head_sent = False
         self._chunked = False
-        writer.transport.set_write_buffer_limits(high=0)
+        if writer.get_extra_info("sslcontext") is None:  # asyncio's TLS would wait for ever
+            writer.transport.set_write_buffer_limits(high=0)
 
     async def head(self, status: int = 200, headers: Mapping[str, str] | None = None, *, chunked: bool = True) -> None:
         """Status and headers: those of an event stream, with `headers` over them.
