@@ -150,6 +150,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> "Stream":
         """Raises `httpcore.ConnectTimeout`, `httpcore.ConnectError`."""
+        if self._received or self._is_over:  # bytes that came in clear must not pass for bytes that came by TLS
+            raise httpcore.ConnectError("the server speaks before the handshake")
         try:
             async with asyncio.timeout(timeout):
                 transport = await self._loop.start_tls(

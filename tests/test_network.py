@@ -138,6 +138,17 @@ async def test_a_certificate_of_an_unknown_authority_is_not_taken(authority: tru
         assert upstream.requests == []
 
 
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"\x15\x03\x03"])
+async def test_a_server_that_does_not_speak_tls_is_not_believed(first: bytes) -> None:
+    async def speak_in_clear(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+
+    async with served_by(speak_in_clear) as port:
+        for _ in range(20):  # for what comes earlier and later
+            with pytest.raises(UpstreamError, match="can't be reached"):
+                await bounded(read(f"https://127.0.0.1:{port}"))
+
+
 # Back pressure and timers
 
 
