@@ -8,8 +8,10 @@ and stops and starts the socket's reading: a fifth of all that a token costs.
 import asyncio
 import ipaddress
 import ssl
+import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import chain, zip_longest
 from socket import AF_INET6, SOCK_STREAM
 from typing import Any
@@ -19,6 +21,10 @@ import httpx
 
 STAGGER = 0.25  # seconds until the next of a host's addresses is tried, too (RFC 8305, 8)
 HIGH_WATER = 256 * 1024  # bytes that may wait for their reader
+
+if find_spec("sniffio") is None:
+    # httpcore looks for it in every folder of sys.path, several times a request, unless this says that it isn't there.
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 _Timeout = type[httpcore.ReadTimeout] | type[httpcore.WriteTimeout]
 

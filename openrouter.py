@@ -84,6 +84,7 @@ class OpenRouter:
     def __init__(self, base_url: str, api_key: str, *, app_url: str, app_title: str, timers: Timers) -> None:
         self._api_key = api_key
         self._timers = timers
+        self._loop = asyncio.get_running_loop()
         self._base_url = base_url.rstrip("/")
         title = app_title.encode()
         headers = [(b"HTTP-Referer", app_url.encode()), (b"X-Title", title), (b"X-OpenRouter-Title", title)]
@@ -138,7 +139,7 @@ class OpenRouter:
             await asyncio.sleep(pause)
 
     async def _try(self, request: httpx.Request) -> AsyncGenerator[Generation | Delta | Finish, None]:
-        patience_ends = asyncio.get_running_loop().time() + self._timers.delta
+        patience_ends = self._loop.time() + self._timers.delta
         with _translated():
             response = await self._send(request, patience_ends)
         completion = Completion(self._api_key)
@@ -162,7 +163,7 @@ class OpenRouter:
     async def _send(self, request: httpx.Request, patience_ends: float) -> httpx.Response:
         # httpx leaks a pool slot when it is cancelled between connecting and sending. So it sends in a task of its
         # own, which `_give_up` cancels once the request is out; `trace` tells when.
-        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        sent: asyncio.Future[None] = self._loop.create_future()
 
         async def trace(event: str, _: object) -> None:
             if event.endswith("send_request_body.complete") and not sent.done():
@@ -223,7 +224,6 @@ class OpenRouter:
         self, chunks: AsyncIterator[bytes], completion: Completion, patience_ends: float
     ) -> AsyncGenerator[Generation | Delta | Finish, None]:
         runs = Runs(completion)
-        loop = asyncio.get_running_loop()
         deadline = patience_ends
         while not completion.done:
             was_whole = completion.whole
@@ -236,7 +236,7 @@ class OpenRouter:
             if error or not chunk:
                 break  # an event that was cut off here can't be read: `finish` says what that means
             if not was_whole and (values or completion.whole):
-                deadline = loop.time() + (self._timers.tail if completion.whole else self._timers.delta)
+                deadline = self._loop.time() + (self._timers.tail if completion.whole else self._timers.delta)
         end = completion.finish()
         for delta in completion.leftover():
             yield delta
@@ -244,7 +244,7 @@ class OpenRouter:
 
     async def _next(self, chunks: AsyncIterator[bytes], completion: Completion, deadline: float) -> bytes:
         """The next bytes, empty at the end; a whole completion needs nothing more, so no error there either."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         try:
             if deadline - now > self._timers.read and not accelerator.IS_ACTIVE:
                 return await anext(chunks, b"")  # httpx's own timer is the nearer one

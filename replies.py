@@ -41,6 +41,7 @@ class Reply:
         self.ended = message.status != "streaming"
         self.readers = 0
         self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()  # asking for it again costs a system call in Python 3.11
         self._next_wake = 0.0  # of the loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
@@ -71,11 +72,10 @@ class Reply:
     def grew(self) -> None:
         """Wake the readers: at once for the first text, then once in `WAKE_INTERVAL` at the most."""
         if self._timer is None:
-            loop = asyncio.get_running_loop()
-            if loop.time() >= self._next_wake:
+            if self._loop.time() >= self._next_wake:
                 self._wake()
             else:
-                self._timer = loop.call_at(self._next_wake, self._wake)
+                self._timer = self._loop.call_at(self._next_wake, self._wake)
 
     def end(self, message: Message) -> None:
         """Nothing more comes; `message` is in its final state."""
@@ -86,7 +86,7 @@ class Reply:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._next_wake = asyncio.get_running_loop().time() + WAKE_INTERVAL
+        self._next_wake = self._loop.time() + WAKE_INTERVAL
         self._changed.set()  # a pulse: it wakes those who wait now, and lets nobody else through
         self._changed.clear()
 
