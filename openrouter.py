@@ -93,6 +93,7 @@ class OpenRouter:
         timeout = httpx.Timeout(timers.read, connect=timers.connect, pool=None)
         self._client = accelerator.client(self._base_url, headers=headers, timeout=timeout)
         self._models: _ModelsCache | None = None
+        self._cache_used = False
         self._refreshing: asyncio.Task[Models] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -263,7 +264,8 @@ class OpenRouter:
     async def models(self) -> Models:
         """The models list, fetched once however many ask. Raises `UpstreamError` if there is none at all."""
         if self._models is not None and time.monotonic() < self._models.until:
-            logger.info("models served from the cache")
+            logger.log(logging.DEBUG if self._cache_used else logging.INFO, "models served from the cache")
+            self._cache_used = True
             return self._models.answer
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self._own(self._refresh())
@@ -280,6 +282,7 @@ class OpenRouter:
             self._models = replace(self._models, until=until, answer=self._models.stale)
             return self._models.stale
         self._models = _ModelsCache(time.monotonic() + self._timers.models, cached, stale)
+        self._cache_used = False
         return fetched
 
     async def _fetch_models(self) -> list[Models]:

@@ -100,6 +100,8 @@ class Transcript:
         return self._all_of("reasoning")
 
     def _all_of(self, wanted: Kind) -> str:
+        if self._growing is None and not self._switches:  # as nearly all are, and a long history has many
+            return self._text if wanted == "content" else ""
         return "".join(text for kind, text in self.read(0, self.length) if kind == wanted)
 
     def _slice(self, start: int, end: int) -> str:
