@@ -6,6 +6,7 @@ Knows nothing of HTTP, SSE, tasks or OpenRouter. Every public method of `Store` 
 
 import io
 import logging
+import sys
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
@@ -20,6 +21,11 @@ Role = Literal["user", "assistant"]
 Status = Literal["complete", "streaming", "stopped", "failed"]
 
 TITLE_CHARS = 80
+
+# Bytes that are kept beside text, measured: ids, times, and the objects themselves.
+CONVERSATION_BYTES = 512
+MESSAGE_BYTES = 768
+LEAST_BESIDE_TEXT = 1024 * 1024  # that any store may take
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS: tuple[Kind, Kind] = ("content", "reasoning")
@@ -57,11 +63,11 @@ class Transcript:
 
     def __init__(self, text: str | None = None) -> None:
         """A whole text, all of it content; without one, a transcript that grows."""
-        self._text = text or ""
+        self._text = _at_rest(text or "")
         self._growing = io.StringIO(newline="") if text is None else None
         self._switches: list[int] = []  # positions at which the kind changes; it begins as content
-        self.length = len(self._text)  # characters
-        self.size = byte_size(self._text)  # bytes of UTF-8
+        self.length = len(text or "")  # characters
+        self.size = byte_size(text)  # bytes of UTF-8
 
     def append(self, kind: Kind, text: str) -> None:
         """Add `text` at the end."""
@@ -87,7 +93,7 @@ class Transcript:
     def close(self) -> None:
         """Nothing more comes: keep the text alone."""
         if self._growing is not None:
-            self._text, self._growing = self._growing.getvalue(), None
+            self._text, self._growing = _at_rest(self._growing.getvalue()), None
 
     @property
     def content(self) -> str:
@@ -101,14 +107,17 @@ class Transcript:
 
     def _all_of(self, wanted: Kind) -> str:
         if self._growing is None and not self._switches:  # as nearly all are, and a long history has many
-            return self._text if wanted == "content" else ""
+            return self._whole() if wanted == "content" else ""
         return "".join(text for kind, text in self.read(0, self.length) if kind == wanted)
 
     def _slice(self, start: int, end: int) -> str:
         if self._growing is None:
-            return self._text[start:end]
+            return self._whole()[start:end]
         self._growing.seek(start)
         return self._growing.read(end - start)
+
+    def _whole(self) -> str:
+        return self._text if isinstance(self._text, str) else self._text.decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,7 @@ class Limits:
 
     max_conversations: int = 10_000
     max_messages: int = 2_000  # a conversation
-    max_store_bytes: int = 256 * 1024 * 1024  # of text
+    max_store_bytes: int = 256 * 1024 * 1024  # of text; what is kept beside it may take as much again
 
 
 @dataclass(slots=True)
@@ -194,6 +203,7 @@ class Store:
         self._limits = limits
         self._threads: dict[str, _Thread] = {}
         self._size = 0  # bytes of text
+        self._beside = 0  # bytes of what is kept beside text
         self._message_count = 0
         self._clock = 0  # microseconds since 1970
 
@@ -207,7 +217,7 @@ class Store:
         """A new, empty conversation. Raises `StoreFull`."""
         if len(self._threads) >= self._limits.max_conversations:
             raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
-        self._claim(byte_size(title) + byte_size(system_prompt))
+        self._claim(byte_size(title) + byte_size(system_prompt), CONVERSATION_BYTES)
         now = self._now()
         conversation = Conversation(
             id=str(uuid4()),
@@ -253,7 +263,7 @@ class Store:
         """Forget it and its messages; returns the id of the reply that was in progress. Raises `NotFound`."""
         thread = self._thread(conversation_id)
         in_progress = self._remove_messages(thread, list(thread.messages))
-        self._claim(-byte_size(thread.own_title) - byte_size(thread.conversation.system_prompt))
+        self._claim(-byte_size(thread.own_title) - byte_size(thread.conversation.system_prompt), -CONVERSATION_BYTES)
         del self._threads[conversation_id]
         logger.info("conversation %s deleted", conversation_id)
         return in_progress
@@ -276,7 +286,7 @@ class Store:
             )
         self._check_room(thread)
         transcript = Transcript(content)
-        self._claim(transcript.size)
+        self._claim(transcript.size, _beside_text(model))
         message = self._add(thread, "user", transcript, model, "complete")
         logger.info("message %s added to conversation %s", message.id, conversation_id)
         return message
@@ -314,6 +324,7 @@ class Store:
             self._remove_messages(thread, [last.id])
         history = [m for m in thread.messages.values() if m.status != "failed" and m.transcript.content]
         model = model or _asked_model(thread) or thread.conversation.default_model
+        self._claim(0, _beside_text(model))
         message = self._add(thread, "assistant", Transcript(), model, "streaming")
         return OwedReply(message, thread.conversation.system_prompt, history)
 
@@ -332,6 +343,7 @@ class Store:
             return None
         message = ended(thread.messages[message_id], ending)
         thread.messages[message_id] = message
+        self._beside += _memory(message.usage) + _memory(ending.error and ending.error.message)
         self._touch(thread)
         return message
 
@@ -352,7 +364,8 @@ class Store:
     def _remove_messages(self, thread: _Thread, ids: list[str]) -> str | None:
         in_progress = None
         for message in [thread.messages.pop(message_id) for message_id in ids]:
-            self._size -= message.transcript.size
+            kept = _memory(message.usage) + _memory(message.error and message.error.message)
+            self._claim(-message.transcript.size, -_beside_text(message.model) - kept)
             in_progress = message.id if message.status == "streaming" else in_progress
         self._message_count -= len(ids)
         return in_progress
@@ -383,10 +396,14 @@ class Store:
         if self._size - (last.transcript.size if is_replaced else 0) >= self._limits.max_store_bytes:
             raise self._full("max_store_bytes", "The store has no room for a reply", "conversations")
 
-    def _claim(self, size: int) -> None:
-        if size > 0 and self._size + size > self._limits.max_store_bytes:
+    def _claim(self, text: int, beside: int = 0) -> None:
+        """Take so many bytes or, negative, give them back. Raises `StoreFull`, and takes nothing then."""
+        most = self._limits.max_store_bytes
+        has_no_room = text > 0 and self._size + text > most
+        if has_no_room or (beside > 0 and self._beside + beside > max(most, LEAST_BESIDE_TEXT)):
             raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
-        self._size += size
+        self._size += text
+        self._beside += beside
 
     def _full(self, limit: str, what: str, to_delete: str) -> StoreFull:
         return StoreFull(
@@ -412,6 +429,22 @@ def byte_size(text: str | None) -> int:
     if text is None:
         return 0
     return len(text) if text.isascii() else len(text.encode())
+
+
+def _at_rest(text: str) -> str | bytes:
+    """In a string one emoji makes every character take four bytes; in UTF-8 it doesn't."""
+    return text if text.isascii() else text.encode()
+
+
+def _beside_text(model: str | None) -> int:
+    return MESSAGE_BYTES + byte_size(model)
+
+
+def _memory(value: Any) -> int:
+    """Bytes that a usage report, or what is said of a failure, takes."""
+    if isinstance(value, Mapping):
+        return sys.getsizeof(value) + sum(sys.getsizeof(name) + _memory(part) for name, part in value.items())
+    return 0 if value is None else sys.getsizeof(value)
 
 
 def _check_owed(thread: _Thread) -> Message:

@@ -17,6 +17,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -338,7 +339,7 @@ def retry_after_seconds(value: str | None) -> float | None:
 def plain_usage(value: Any, depth: int = 3) -> Any:
     """`usage` as upstream reported it, less what isn't a plain figure: it is stored and sent as JSON."""
     if isinstance(value, dict):
-        kept = ((encodable(str(k)[:64]), plain_usage(v, depth - 1)) for k, v in list(value.items())[:64])
+        kept = ((sys.intern(encodable(str(k)[:64])), plain_usage(v, depth - 1)) for k, v in list(value.items())[:64])
         return dict(kept) if depth else None
     if isinstance(value, str):
         return encodable(value[:64])

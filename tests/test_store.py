@@ -1,11 +1,14 @@
 """The store's rules, each method by itself, and what must hold after any sequence of them."""
 
 import contextlib
+import json
+import logging
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from itertools import count, pairwise
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import example, given
@@ -27,6 +30,7 @@ from store import (
     Transcript,
     byte_size,
 )
+from tests.upstream import USAGE
 
 FAILED = Ending("failed", error=Failure(502, "Broken", retryable=True))
 NOWHERE = "00000000-0000-4000-8000-000000000000"
@@ -524,6 +528,68 @@ async def test_a_failed_reply_that_filled_the_store_can_be_replaced() -> None:
     await answered(store, conversation_id, "more", FAILED)
     await answered(store, conversation_id, "less")
     assert await contents(store, conversation_id) == ["four", "less"]
+
+
+async def small_question(store: Store, conversation_id: str) -> None:
+    await store.add_user_message(conversation_id, "x", f"test/{uuid4()}" + "x" * 150)
+
+
+async def small_answer(store: Store, conversation_id: str) -> None:
+    await store.add_user_message(conversation_id, "x")
+    usage = json.loads(json.dumps(USAGE))  # an object of its own, as each of upstream's is
+    await answered(store, conversation_id, "x", Ending("complete", "stop", usage, None, f"gen-{uuid4()}"))
+
+
+async def small_failure(store: Store, conversation_id: str) -> None:
+    await store.add_user_message(conversation_id, "x")
+    failure = Failure(502, f"Upstream said: {uuid4()}" + "x" * 300, retryable=True)
+    await answered(store, conversation_id, "x", Ending("failed", error=failure))
+
+
+async def empty_conversation(store: Store, _: str) -> None:
+    await store.create_conversation()
+
+
+@pytest.mark.parametrize("step", [small_question, small_answer, small_failure, empty_conversation])
+async def test_many_small_things_are_counted_as_what_they_keep(
+    step: Callable[[Store, str], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not as the one character that each has: by MAX_STORE_BYTES a container's memory is planned."""
+    caplog.set_level(logging.CRITICAL, "store")  # pytest keeps every line
+    most = 2 * 1024 * 1024
+    store = Store("m", Limits(max_store_bytes=most, max_conversations=100_000, max_messages=100_000))
+    conversation_id = (await store.create_conversation()).id
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreFull, match="MAX_STORE_BYTES"):
+            while True:
+                await step(store, conversation_id)
+        assert 0.5 * most < tracemalloc.get_traced_memory()[0] < 1.1 * most
+        while (page := await store.list_conversations(200))[0]:
+            for conversation in page[0]:
+                await store.delete_conversation(conversation.id)
+        conversation_id = (await store.create_conversation()).id
+        await small_question(store, conversation_id)
+        assert tracemalloc.get_traced_memory()[0] < 0.1 * most
+    finally:
+        tracemalloc.stop()
+
+
+async def test_text_takes_no_more_memory_than_its_bytes(caplog: pytest.LogCaptureFixture) -> None:
+    """An emoji would make Python keep four bytes for each character of a string."""
+    caplog.set_level(logging.CRITICAL, "store")
+    store = Store("m", Limits())
+    conversation_id = (await store.create_conversation()).id
+    text = "x" * 50_000 + "😀"
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            await store.add_user_message(conversation_id, text)
+            await answered(store, conversation_id, text)
+        assert tracemalloc.get_traced_memory()[0] < 1.1 * 20 * len(text.encode())
+    finally:
+        tracemalloc.stop()
+    assert await contents(store, conversation_id) == [text] * 20
 
 
 ROOM = 200
