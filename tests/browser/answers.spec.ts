@@ -96,13 +96,20 @@ test('an EventSource stays closed after the end: no request for ten seconds', as
 })
 
 test('an answer can’t run scripts, load pictures or link to code', async ({ chat, page }) => {
-  const evil = '<img src=x onerror="document.title=1"> ![beacon](http://localhost:8001/beacon) [run](javascript:alert(1)) <b>bold</b>'
+  const addresses = ['javascript:alert(1)', 'JaVaScRiPt:alert(1)', 'java&#x0A;script:alert(1)', 'data:text/html,x', '#elsewhere']
+  const evil = [
+    '<img src=x onerror="document.title=1"> <svg onload="document.title=1"> <b>bold</b> <a href="javascript:alert(1)">raw</a>',
+    '![beacon](http://localhost:8001/beacon) ![code](javascript:alert(1)) <javascript:alert(1)> [ref]',
+    ...addresses.map((address) => `[run](${address})`),
+    '[ref]: javascript:alert(1)',
+  ].join('\n\n')
   await chat.open('demo/echo')
   const requests = requestsOf(page)
   await chat.ask(evil)
   await chat.ends('complete')
-  await expect(chat.answer.getByRole('link', { name: 'Picture: beacon' })).toBeVisible()
-  await expect(chat.answer.locator('img, b, script, a[href^="javascript"]')).toHaveCount(0)
+  await expect(chat.answer.getByText('run', { exact: true })).toHaveCount(addresses.length)
+  await expect(chat.answer.getByRole('link')).toHaveText(['Picture: beacon'])
+  await expect(chat.answer.locator('.markdown').locator('a:not([href^="http"]), img, svg, b, script')).toHaveCount(0)
   await expect(page).not.toHaveTitle('1')
   expect(requests.filter((url) => url.includes('beacon') || url.endsWith('/x'))).toEqual([])
 })

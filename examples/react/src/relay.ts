@@ -24,11 +24,13 @@ export class Problem extends Error {
 /** The JSON of a success; a `Problem` if there is none. */
 export async function request<T = void>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
   const headers = body && { 'Content-Type': 'application/json' }
-  const response = await fetch(relayUrl + path, { method, headers, body: body && JSON.stringify(body), signal }).catch(
-    () => Promise.reject(unreachable()),
-  )
-  if (!response.ok) throw await problemOf(response)
-  return response.status === 204 ? (undefined as T) : await response.json()
+  try {
+    const response = await fetch(relayUrl + path, { method, headers, body: body && JSON.stringify(body), signal })
+    if (!response.ok) throw await problemOf(response)
+    return response.status === 204 ? (undefined as T) : await response.json()
+  } catch (error) {
+    throw error instanceof Problem ? error : unreachable() // never, or broken off in the middle
+  }
 }
 
 export const getModels = () => request<Schemas['ModelList']>('GET', '/models')
