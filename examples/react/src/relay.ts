@@ -49,6 +49,8 @@ async function problemOf(response: Response): Promise<Problem> {
 }
 
 function unreachable(): Problem {
-  const address = new URL(relayUrl, location.href).href.replace(/\/$/, '')
-  return new Problem(0, `Can’t reach the relay at ${address}. Is it running?`)
+  const { href, origin } = new URL(relayUrl, location.href)
+  // A browser doesn't tell the one from the other.
+  const refused = origin === location.origin ? '' : ` If so, is ${location.origin} in its CORS_ORIGINS?`
+  return new Problem(0, `Can’t reach the relay at ${href.replace(/\/$/, '')}. Is it running?${refused}`)
 }
