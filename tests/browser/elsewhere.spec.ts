@@ -1,5 +1,5 @@
 import { expectGrowth, words } from './support/chat'
-import { expect, test } from './support/test'
+import { expect, test, testWithOwnRelay } from './support/test'
 
 const question = `Repeat: ${words(150)}`
 
@@ -50,6 +50,18 @@ test('an edit whose message another tab has replaced meanwhile is asked after it
     await tab.ends('complete')
   }
   expect((await chat.stored()).map(({ role }) => role)).toEqual(['user', 'assistant', 'user', 'assistant'])
+})
+
+testWithOwnRelay('a conversation older than the 200 that are listed has its title and its model', async ({ chat, relay }) => {
+  const id = await relay.create({ title: 'Long ago', default_model: 'demo/length' })
+  await Promise.all(Array.from({ length: 200 }, (_, number) => relay.create({ title: `Newer ${number}` })))
+  await chat.page.goto(`/#${id}`)
+  await expect(chat.page.getByRole('heading', { name: 'Long ago' })).toBeVisible()
+  await expect(chat.page.getByRole('link', { name: 'Long ago' })).toHaveAttribute('aria-current', 'page')
+  await chat.pick('demo/echo')
+  await chat.ask('Still there?')
+  await expect(chat.answer).toHaveAccessibleName('Answer of demo/echo')
+  await chat.ends('complete')
 })
 
 test.describe('a conversation deleted elsewhere', () => {

@@ -38,6 +38,9 @@ export const getModels = () => request<Schemas['ModelList']>('GET', '/models')
 export const getConversations = (signal: AbortSignal) =>
   request<Schemas['ConversationList']>('GET', '/conversations?limit=200', undefined, signal)
 
+export const getConversation = (id: string, signal: AbortSignal) =>
+  request<Conversation>('GET', `/conversations/${id}`, undefined, signal)
+
 export const getMessages = (id: string, signal: AbortSignal) =>
   request<Schemas['MessageList']>('GET', `/conversations/${id}/messages`, undefined, signal)
 
