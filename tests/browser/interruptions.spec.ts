@@ -79,7 +79,7 @@ testWithOwnRelay.describe('without a network', () => {
     cable.cut()
     await chat.box.fill('Is anybody there?')
     await chat.send.click()
-    await expect(chat.notice).toContainText('Can’t reach the relay at http://localhost:8001. Is it running?')
+    await expect(chat.notice).toContainText('Can’t reach the relay at http://localhost:8001. Is it running? If so, is http://localhost:5173 in')
     await expect(chat.box).toHaveValue('Is anybody there?')
     cable.mend()
     await chat.notice.getByRole('button', { name: 'Try now' }).click()

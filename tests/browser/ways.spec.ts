@@ -14,7 +14,7 @@ testThroughVite('through Vite’s proxy the page talks to its own origin only', 
   const requests = requestsOf(page)
   await chat.open('demo/echo')
   const shown = chat.statesShown()
-  await chat.ask(`Through Vite? ${words(80)}`)
+  await chat.ask(`Through Vite? ${words(250)}`)
   expect((await shown).length).toBeGreaterThan(3) // nothing on the way keeps the stream back
   await chat.ends('complete')
   await chat.showsWhatIsStored()

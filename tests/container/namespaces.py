@@ -9,6 +9,7 @@ from pathlib import Path
 HIDE_CGROUP2 = "umount /sys/fs/cgroup/unified 2>/dev/null || true"
 OWN_RUN = "for of in netns containers crun libpod; do mkdir -p /run/$of && mount -t tmpfs tmpfs /run/$of; done"
 LOOPBACK = "ip link set lo up"
+REFUSED = "this machine lets nobody make namespaces or mount in them, or the tests don't run as root: see stderr"
 
 
 class Namespaces:
@@ -29,7 +30,7 @@ class Namespaces:
         command = ["setpriv", "--pdeathsig=KILL", "unshare", *kinds, "sh", "-c", script]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as keeper:
             try:
-                assert keeper.stdout and keeper.stdout.readline() == "made\n", "these tests need root"
+                assert keeper.stdout and keeper.stdout.readline() == "made\n", REFUSED
                 children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text()
                 yield cls(int(children), environ, network)
             finally:

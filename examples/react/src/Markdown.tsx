@@ -19,23 +19,25 @@ const Rendered = memo(function Rendered({ text }: { text: string }) {
 })
 
 const components: Components = {
-  a: ({ href, children }) => (
-    <a href={href} target="_blank" rel="noopener noreferrer nofollow">
-      {children}
-    </a>
-  ),
+  a: Link,
   // A picture is a request to wherever the model says, with whatever it puts into the address: the reader decides.
-  img: ({ src, alt }) => (
-    <a href={String(src)} target="_blank" rel="noopener noreferrer nofollow">
-      Picture: {alt || String(src)}
-    </a>
-  ),
+  img: ({ src, alt }) => <Link href={String(src)}>Picture: {alt || String(src)}</Link>,
   pre: ({ children }) => <Code>{children}</Code>,
   table: ({ children }) => (
     <div className="wide" tabIndex={0} role="group" aria-label="Table">
       <table>{children}</table>
     </div>
   ),
+}
+
+/** Only its text if the address wasn't safe (it is empty then) or is a hash, which would be a conversation's here. */
+function Link({ href, children }: { href?: string; children?: ReactNode }) {
+  if (!href || href.startsWith('#')) return children
+  return (
+    <a href={href} target="_blank" rel="noopener noreferrer nofollow">
+      {children}
+    </a>
+  )
 }
 
 function Code({ children }: { children?: ReactNode }) {

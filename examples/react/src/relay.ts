@@ -24,17 +24,22 @@ export class Problem extends Error {
 /** The JSON of a success; a `Problem` if there is none. */
 export async function request<T = void>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
   const headers = body && { 'Content-Type': 'application/json' }
-  const response = await fetch(relayUrl + path, { method, headers, body: body && JSON.stringify(body), signal }).catch(
-    () => Promise.reject(unreachable()),
-  )
-  if (!response.ok) throw await problemOf(response)
-  return response.status === 204 ? (undefined as T) : await response.json()
+  try {
+    const response = await fetch(relayUrl + path, { method, headers, body: body && JSON.stringify(body), signal })
+    if (!response.ok) throw await problemOf(response)
+    return response.status === 204 ? (undefined as T) : await response.json()
+  } catch (error) {
+    throw error instanceof Problem ? error : unreachable() // never, or broken off in the middle
+  }
 }
 
 export const getModels = () => request<Schemas['ModelList']>('GET', '/models')
 
 export const getConversations = (signal: AbortSignal) =>
   request<Schemas['ConversationList']>('GET', '/conversations?limit=200', undefined, signal)
+
+export const getConversation = (id: string, signal: AbortSignal) =>
+  request<Conversation>('GET', `/conversations/${id}`, undefined, signal)
 
 export const getMessages = (id: string, signal: AbortSignal) =>
   request<Schemas['MessageList']>('GET', `/conversations/${id}/messages`, undefined, signal)
@@ -47,6 +52,8 @@ async function problemOf(response: Response): Promise<Problem> {
 }
 
 function unreachable(): Problem {
-  const address = new URL(relayUrl, location.href).href.replace(/\/$/, '')
-  return new Problem(0, `Can’t reach the relay at ${address}. Is it running?`)
+  const { href, origin } = new URL(relayUrl, location.href)
+  // A browser doesn't tell the one from the other.
+  const refused = origin === location.origin ? '' : ` If so, is ${location.origin} in its CORS_ORIGINS?`
+  return new Problem(0, `Can’t reach the relay at ${href.replace(/\/$/, '')}. Is it running?${refused}`)
 }

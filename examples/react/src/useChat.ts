@@ -1,6 +1,6 @@
 import { useCallback, useEffect, useState, useSyncExternalStore } from 'react'
 import { follow, isOwed, withReply } from './follow'
-import { getConversations, getMessages, getModels, Problem, request } from './relay'
+import { getConversation, getConversations, getMessages, getModels, Problem, request } from './relay'
 import type { Conversation, Message, Model } from './relay'
 
 const otherTabs = new BroadcastChannel('chat-relay')
@@ -14,7 +14,7 @@ const nothing = { id: '', messages: [] as Message[], gone: false }
  * for the relay answers each question once, however often its answer is followed.
  */
 export function useChat() {
-  const id = useSyncExternalStore(onHashChange, () => location.hash.slice(1))
+  const id = useSyncExternalStore(onHashChange, () => encodeURIComponent(location.hash.slice(1)))
   const [conversations, setConversations] = useState<Conversation[]>([])
   const [read, setRead] = useState(nothing)
   const [models, setModels] = useState<Model[]>([])
@@ -42,8 +42,11 @@ export function useChat() {
       else setTrouble('The connection is lost. The answer goes on as soon as it is back …')
     }
     const readAndFollow = async () => {
-      setConversations((await getConversations(left.signal)).conversations)
+      const { conversations } = await getConversations(left.signal)
+      setConversations(conversations)
       const { messages } = id ? await getMessages(id, left.signal) : nothing
+      if (id && !conversations.some((one) => one.id === id)) // it is older than all that are listed
+        setConversations([...conversations, await getConversation(id, left.signal)])
       setRead({ id, messages, gone: false })
       if (isOwed(messages)) leave = follow(id, onReply, onTrouble)
       else setTrouble('')

@@ -31,6 +31,10 @@ export class Relay {
     await this.post(`/conversations/${conversation}/messages`, { content })
   }
 
+  async delete(conversation: string): Promise<void> {
+    await fetch(`${this.url}/conversations/${conversation}`, { method: 'DELETE' })
+  }
+
   private async get<T>(path: string): Promise<T> {
     return (await fetch(this.url + path)).json()
   }

@@ -1,0 +1,84 @@
+import { expectGrowth, words } from './support/chat'
+import { expect, test, testWithOwnRelay } from './support/test'
+
+const question = `Repeat: ${words(150)}`
+
+test('Back and Forward go from one conversation to another, whose answer has gone on meanwhile', async ({ chat, page }) => {
+  await chat.open('demo/length')
+  await chat.ask('First')
+  await chat.ends('complete')
+  await page.getByRole('button', { name: 'New conversation' }).click()
+  await expect(chat.questions).toHaveCount(0)
+  await chat.pick('demo/echo')
+  await chat.ask(question)
+  await chat.reaches(50)
+  await page.goBack()
+  await expect(page.getByRole('heading', { name: 'What would you like to know?' })).toBeVisible()
+  await page.goBack()
+  await expect(chat.questions).toHaveText([/^First/])
+  await chat.ends('complete')
+  await page.goForward()
+  await page.goForward()
+  await expect(chat.questions).toHaveText([/^Repeat/])
+  await chat.reaches(50)
+  await page.goto('about:blank')
+  await page.goBack()
+  await chat.reaches(50)
+  const states = await chat.statesShown()
+  await chat.ends('complete')
+  expectGrowth(states, await chat.showsWhatIsStored())
+})
+
+test('an edit whose message another tab has replaced meanwhile is asked after it', async ({ chat, anotherTab }) => {
+  await chat.open('demo/length')
+  await chat.ask('Original')
+  await chat.ends('complete')
+  const other = await anotherTab()
+  await other.page.goto(chat.page.url())
+  for (const [tab, text] of [[chat, 'Mine'], [other, 'Yours']] as const) {
+    await tab.questions.getByRole('button', { name: 'Edit' }).click()
+    await tab.box.fill(text)
+  }
+  await other.send.click()
+  await expect(chat.questions).toHaveText([/^Yours/])
+  await chat.ends('complete')
+  await expect(chat.box).toHaveValue('Mine')
+  await chat.send.click()
+  for (const tab of [chat, other]) {
+    await expect(tab.questions).toHaveText([/^Yours/, /^Mine/])
+    await expect(tab.answers).toHaveCount(2)
+    await tab.ends('complete')
+  }
+  expect((await chat.stored()).map(({ role }) => role)).toEqual(['user', 'assistant', 'user', 'assistant'])
+})
+
+testWithOwnRelay('a conversation older than the 200 that are listed has its title and its model', async ({ chat, relay }) => {
+  const id = await relay.create({ title: 'Long ago', default_model: 'demo/length' })
+  await Promise.all(Array.from({ length: 200 }, (_, number) => relay.create({ title: `Newer ${number}` })))
+  await chat.page.goto(`/#${id}`)
+  await expect(chat.page.getByRole('heading', { name: 'Long ago' })).toBeVisible()
+  await expect(chat.page.getByRole('link', { name: 'Long ago' })).toHaveAttribute('aria-current', 'page')
+  await chat.pick('demo/echo')
+  await chat.ask('Still there?')
+  await expect(chat.answer).toHaveAccessibleName('Answer of demo/echo')
+  await chat.ends('complete')
+})
+
+test.describe('a conversation deleted elsewhere', () => {
+  test.use({ mayComplain: /404 \(Not Found\)/ })
+
+  test('while it is answered leaves its text in the page', async ({ chat, relay }) => {
+    await chat.open('demo/echo')
+    await chat.ask(question)
+    await chat.reaches(50)
+    await relay.delete(chat.id())
+    await expect(chat.notice).toContainText('The relay no longer has this conversation.')
+    await expect(chat.stop).toHaveCount(0)
+    expect((await chat.text()).length).toBeGreaterThanOrEqual(50)
+    expect(`You asked: ${question}`).toContain(await chat.text())
+    await chat.ask('And now?') // in a new one
+    await expect(chat.questions).toHaveText([/^And now\?/])
+    await chat.ends('complete')
+    expect(await chat.stored()).toHaveLength(2)
+  })
+})
