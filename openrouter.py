@@ -45,6 +45,7 @@ MAX_MODELS_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER = 30.0  # seconds that a `Retry-After` is waited for
 
 T = TypeVar("T")
+Values = AsyncGenerator[Generation | Delta | Finish, None]
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +109,7 @@ class OpenRouter:
 
     # Completions
 
-    async def stream(
-        self, model: str, turns: Sequence[tuple[str, str]], traceparent: str | None = None
-    ) -> AsyncGenerator[Generation | Delta | Finish, None]:
+    async def stream(self, model: str, turns: Sequence[tuple[str, str]], traceparent: str | None = None) -> Values:
         """The answer to `turns` (role, content), ended by a `Finish`. Raises `UpstreamError`.
 
         A failed try is repeated, but never after the first delta. Cancel the task that reads it once at the most.
@@ -118,18 +117,21 @@ class OpenRouter:
         if not self._api_key:
             raise NotConfigured
         body = _encode_request(model, turns)
+        del turns  # and the body is kept until the first delta alone: a history may be long, and the answer, too
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        headers["Content-Length"] = str(len(body))
         if traceparent:
             headers["traceparent"] = traceparent
         for number, pause in enumerate((*self._timers.retries, None), start=1):
             has_delta = False
             request = self._client.build_request(
-                "POST", f"{self._base_url}/chat/completions", content=body, headers=headers
+                "POST", f"{self._base_url}/chat/completions", content=_Body(body), headers=headers
             )
             try:
                 async with aclosing(self._try(request)) as values:
                     async for value in values:
-                        has_delta = has_delta or isinstance(value, Delta)
+                        if not has_delta and isinstance(value, Delta):
+                            has_delta, body = True, b""
                         yield value
                 return
             except UpstreamError as error:
@@ -139,7 +141,7 @@ class OpenRouter:
                 logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
             await asyncio.sleep(pause)
 
-    async def _try(self, request: httpx.Request) -> AsyncGenerator[Generation | Delta | Finish, None]:
+    async def _try(self, request: httpx.Request) -> Values:
         patience_ends = self._loop.time() + self._timers.delta
         with _translated():
             response = await self._send(request, patience_ends)
@@ -221,9 +223,7 @@ class OpenRouter:
         except (UpstreamError, TimeoutError):
             return {}
 
-    async def _values(
-        self, chunks: AsyncIterator[bytes], completion: Completion, patience_ends: float
-    ) -> AsyncGenerator[Generation | Delta | Finish, None]:
+    async def _values(self, chunks: AsyncIterator[bytes], completion: Completion, patience_ends: float) -> Values:
         runs = Runs(completion)
         deadline = patience_ends
         while not completion.done:
@@ -313,6 +313,17 @@ class OpenRouter:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # who asked for the models has had it; who left doesn't need it
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body, which is forgotten once it has been sent."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body, self._body = self._body, b""
+        yield body
 
 
 def _encode_request(model: str, turns: Sequence[tuple[str, str]]) -> bytes:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from logs import outline
-from openrouter import Delta, Generation, OpenRouter, UpstreamError
+from openrouter import Delta, Generation, OpenRouter, UpstreamError, Values
 from store import Ending, Failure, Kind, Message, NotFound, OwedReply, Store, StoreFull, ended
 
 MAX_READERS = 1_000  # of one reply
@@ -251,25 +251,25 @@ class Replies:
         message = owed.message
         running = _Running(conversation_id, message)
         self._running[message.id] = self._latest[conversation_id] = running
-        running.task = self._own(self._make(running, owed, traceparent))
+        turns = [("system", owed.system_prompt)] if owed.system_prompt is not None else []
+        turns += [(str(m.role), m.transcript.content) for m in owed.history or ()]
+        values = self._openrouter.stream(message.model or "", turns, traceparent)
+        running.task = self._own(self._make(running, values))
         running.task.add_done_callback(partial(self._made, running))
         logger.info(
             "streaming started: reply %s in conversation %s, model %s", message.id, conversation_id, message.model
         )
         return running
 
-    async def _make(self, running: _Running, owed: OwedReply, traceparent: str | None) -> Ending:
+    async def _make(self, running: _Running, values: Values) -> Ending:
         expiry = asyncio.get_running_loop().call_later(self._limits.reply_timeout, self._expire, running)
         try:
-            return await self._relay(running, owed, traceparent)
+            return await self._relay(running, values)
         finally:
             expiry.cancel()
 
-    async def _relay(self, running: _Running, owed: OwedReply, traceparent: str | None) -> Ending:
-        message = owed.message
-        turns = [("system", owed.system_prompt)] if owed.system_prompt is not None else []
-        turns += [(str(m.role), m.transcript.content) for m in owed.history or ()]
-        async with aclosing(self._openrouter.stream(message.model or "", turns, traceparent)) as values:
+    async def _relay(self, running: _Running, values: Values) -> Ending:
+        async with aclosing(values):
             async for value in values:
                 if isinstance(value, Delta):
                     await self._extend(running, value)

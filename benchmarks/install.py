@@ -1,7 +1,6 @@
 """Gets what the benchmark compares with, on demand, into `benchmarks/.cache`. Nothing is installed system-wide."""
 
 import contextlib
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -14,22 +13,26 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CACHE = HERE / ".cache"
 
+FASTAPI = "fastapi==0.165.0"
 LITELLM = "litellm[proxy]==1.106.2"
 SECONDS = 600
 """The longest an installation may take."""
 
 
 def plain_python() -> Path:
-    """A Python with the five runtime packages, and without the accelerator: this one if it is such a one."""
-    if importlib.util.find_spec("httpx_aiohttp"):
-        return _venv("plain", "-r", str(_required(ROOT / "requirements.txt")))
-    return Path(sys.executable)
+    """A Python with the five runtime packages and nothing else: httpx imports more where it finds more."""
+    return _venv("plain", "-r", str(_required(ROOT / "requirements.txt")))
 
 
 def fast_python() -> Path:
     """A Python with the five runtime packages and the accelerator."""
     plain, fast = _required(ROOT / "requirements.txt"), _required(ROOT / "requirements-fast.txt")
     return _venv("fast", "-r", str(plain), "-r", str(fast))
+
+
+def naive_python() -> Path:
+    """A Python with the five runtime packages and FastAPI."""
+    return _venv("naive", "-r", str(_required(ROOT / "requirements.txt")), FASTAPI)
 
 
 def litellm_python() -> Path:

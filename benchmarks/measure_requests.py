@@ -5,16 +5,20 @@ Units: `cpu_*` microseconds a request; `rate_*` requests a second; `start` secon
 
 import asyncio
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
+from benchmarks import text
 from benchmarks.bench import Bench, Relay
 from benchmarks.dialects import question
 from benchmarks.exchange import Exchange, request
 from benchmarks.measure_streams import Figures
 from benchmarks.meter import Meter
+from benchmarks.readers import open_reader
 from benchmarks.subjects import Subject
 
 CONNECTIONS = 8
+ANSWER = 5  # tokens of a chat's answer
 PAGE = request("GET", "/conversations?limit=50")
 HEALTH = request("GET", "/health")
 ROOT = request("GET", "/")
@@ -30,9 +34,10 @@ class Pace:
 
 
 async def store(bench: Bench, subject: Subject) -> Figures:
-    """Conversations of two messages are made and read; then the costs on the full store over those on the empty one.
+    """A store is filled with conversations of two messages; then what requests cost on it, some over the empty one.
 
-    A conversation is four requests: itself, its two messages, and reading them.
+    A chat is four requests: the conversation, its question, the answer's stream, and reading both. The plain ones are
+    those that fill the store: the conversation, two messages, and reading them.
     """
     async with bench.running(subject) as relay:
         await hammer(relay, HEALTH, 0.2)
@@ -44,15 +49,22 @@ async def store(bench: Bench, subject: Subject) -> Figures:
         one_page = await hammer(relay, PAGE, bench.sizes.hammer)
         meter = Meter(relay.process)
         await _fill(relay, bench.sizes.stored - 50)
-        cost = meter.read()
+        plain = meter.read()
+        meter = Meter(relay.process)
+        for _ in range(bench.sizes.chats):
+            await _chat(bench, relay)
+        chat = meter.read()
         full_page, full_health = (
             await hammer(relay, PAGE, bench.sizes.hammer),
             await hammer(relay, HEALTH, bench.sizes.hammer),
         )
     return {
-        "cpu_request": cost.cpu / (bench.sizes.stored - 50) / 4 * 1e6,
-        "ours_request": cost.ours,
-        "waited_request": cost.waited,
+        "cpu_request": chat.cpu / bench.sizes.chats / 4 * 1e6,
+        "ours_request": chat.ours,
+        "waited_request": chat.waited,
+        "cpu_plain": plain.cpu / (bench.sizes.stored - 50) / 4 * 1e6,
+        "ours_plain": plain.ours,
+        "waited_plain": plain.waited,
         "page_over_empty": full_page.cpu / empty_page.cpu,
         "page_over_one": full_page.cpu / one_page.cpu,
         "health_over_empty": full_health.cpu / empty_health.cpu,
@@ -103,6 +115,19 @@ async def _fill_share(relay: Relay, conversations: int) -> None:
     async with relay.exchange() as exchange:
         for _ in range(conversations):
             await _converse(exchange)
+
+
+async def _chat(bench: Bench, relay: Relay) -> None:
+    async with relay.exchange() as exchange:
+        key = next(bench.keys)
+        created = await exchange.expect(201, request("POST", "/conversations", {}))
+        path = f"/conversations/{created.json()['id']}"
+        await exchange.expect(201, request("POST", f"{path}/messages", {"content": question(f"{key}:{ANSWER}")}))
+        with closing(await open_reader(relay.port, key, request("GET", f"{path}/stream"))) as reader:
+            reader.ask()
+            await reader.done
+        text.check(key, reader.pieces, ANSWER)
+        await exchange.expect(200, request("GET", f"{path}/messages"))
 
 
 async def _converse(exchange: Exchange) -> None:

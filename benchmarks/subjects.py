@@ -51,7 +51,7 @@ def _accelerated() -> Subject:
 
 
 def _naive() -> Subject:
-    return _relay(NAIVE, install.plain_python(), install.HERE / "naive.py", "/health")
+    return _relay(NAIVE, install.naive_python(), install.HERE / "naive.py", "/health")
 
 
 def _nginx() -> Subject:

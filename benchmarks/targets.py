@@ -71,7 +71,8 @@ ROWS = (
     _both("500 open streams", "resident memory a stream, KiB", "memory_500", "{:.0f}", Target(60)),
     _both("10 to 1,000 streams, 500 tokens/s", "CPU a token, highest of lowest", "flat", "{:.2f}", Target(1.2)),
     _both("1,000 messages", "more to the first token, ms", "first_history", "{:.1f}", Target(3, unit=" ms")),
-    _both("conversations of 2 messages", "CPU a request, µs", "cpu_request", "{:.0f}", _of_naive(0.4)),
+    _both("the full store", "CPU a request of a chat, µs", "cpu_request", "{:.0f}", _of_naive(0.4)),
+    Row("the full store", "CPU a plain request, µs", "cpu_plain", "{:.0f}", (), ()),
     _both("the full store", "CPU of a page of 50, of an empty one's", "page_over_empty", "{:.2f}", Target(1.5)),
     _both("the full store", "CPU of `/health`, of an empty one's", "health_over_empty", "{:.2f}", Target(1.5)),
     _both(

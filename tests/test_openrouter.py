@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -1151,3 +1152,25 @@ async def test_closing_the_adapter_ends_a_fetch(upstream: ScriptedUpstream) -> N
         with pytest.raises(asyncio.CancelledError):
             await bounded(asking)
         await eventually(lambda: upstream.connections == 0)
+
+
+async def test_a_long_history_is_not_kept_while_the_answer_comes(upstream: ScriptedUpstream) -> None:
+    gate, outcome = Gate(), Outcome()
+    upstream.play(gated(gate, "first", "second"))
+    gate.open()
+    tracemalloc.start()
+    try:
+        async with adapter(upstream.base_url) as openrouter:
+            reading = asyncio.create_task(read(openrouter, outcome, ("user", "x" * 5_000_000)))
+            await eventually(lambda: outcome.texts)
+            await eventually(lambda: held_by("openrouter.py") < 100_000)
+            gate.open_wide()
+            assert (await bounded(reading)).texts == [("content", "firstsecond")]
+    finally:
+        tracemalloc.stop()
+
+
+def held_by(name: str) -> int:
+    """Bytes that were allocated in this file and are still held."""
+    snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"*/{name}")])
+    return sum(trace.size for trace in snapshot.traces)
