@@ -3,6 +3,7 @@
 Knows nothing of upstream's protocol. The latter is the accelerator of requirements-fast.txt, `httpx-aiohttp`.
 """
 
+import ssl
 import urllib.request
 from typing import Any
 
@@ -28,15 +29,18 @@ def client(base_url: str, **settings: Any) -> httpx.AsyncClient:
     url = httpx.URL(base_url)
     is_here = url.host in ("localhost", "::1") or url.host.startswith("127.")
     may_use_proxy = not is_here  # a proxy of the environment can't reach this machine
+    # Loading certificates takes a while; without TLS an empty context does.
+    verify = httpx.create_ssl_context() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if IS_ACTIVE:
         limits = httpx.Limits(max_connections=0, max_keepalive_connections=KEPT_ALIVE)  # None would mean 100 here
-        accelerated: httpx.AsyncClient = HttpxAiohttpClient(limits=limits, trust_env=may_use_proxy, **settings)
+        accelerated: httpx.AsyncClient = HttpxAiohttpClient(
+            limits=limits, trust_env=may_use_proxy, verify=verify, **settings
+        )
         return accelerated
     limits = httpx.Limits(max_keepalive_connections=KEPT_ALIVE)
     if may_use_proxy and {url.scheme, "all"} & urllib.request.getproxies().keys():
-        return httpx.AsyncClient(limits=limits, **settings)
-    ssl_context = httpx.create_ssl_context() if url.scheme == "https" else None
-    return httpx.AsyncClient(transport=Transport(ssl_context, limits), trust_env=False, **settings)
+        return httpx.AsyncClient(limits=limits, verify=verify, **settings)
+    return httpx.AsyncClient(transport=Transport(verify, limits), verify=verify, trust_env=False, **settings)
 
 
 def as_httpx(error: Exception) -> Exception:

@@ -32,7 +32,7 @@ _Timeout = type[httpcore.ReadTimeout] | type[httpcore.WriteTimeout]
 class Transport(httpx.AsyncBaseTransport):
     """What httpx's own transport is, without proxies, local addresses and Unix sockets."""
 
-    def __init__(self, ssl_context: ssl.SSLContext | None, limits: httpx.Limits) -> None:
+    def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits) -> None:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl_context,
             max_connections=limits.max_connections,

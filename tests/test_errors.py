@@ -737,10 +737,13 @@ async def test_what_is_deleted_is_given_back_to_the_byte(upstream: ScriptedUpstr
 
 async def test_a_reply_that_fills_the_store_fails_with_507_and_keeps_its_text(upstream: ScriptedUpstream) -> None:
     upstream.play(gated(gate := Gate(), "x" * 50, "y" * 49))
-    gate.open_wide()
+    gate.open()
     async with checked(upstream, max_store_bytes=100) as relay:
         conversation_id = await relay.ask("Hi")
-        transcript = await relay.read(conversation_id)
+        async with relay.stream(conversation_id) as reader:
+            await reader.until("x" * 50)
+            gate.open_wide()
+            transcript = await reader.whole()
         error = transcript.last["error"]
         assert (transcript.content, error["code"], error["retryable"]) == ("x" * 50, 507, True)
         assert "MAX_STORE_BYTES" in error["message"]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import accelerator
 from openrouter import Timers
 from tests.relay import Relay, serving
 from tests.sockets import Leftovers
@@ -396,6 +397,8 @@ async def answers(relay: Relay) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 async def test_a_fault_ends_as_the_table_says(fault: Fault, relays: Relays, caplog: pytest.LogCaptureFixture) -> None:
+    if accelerator.IS_ACTIVE and fault.name == "invalid chunked encoding in the middle":
+        fault = replace(fault, **TIMED_OUT)  # aiohttp doesn't tell its reader, who waits until the timer ends it
     relay, upstream = await relays.relay_for(fault), relays.upstream
     before, asked = Leftovers.now(upstream), len(upstream.requests)
     upstream.play(fault.does)

@@ -94,7 +94,9 @@ def deaf() -> Iterator[int]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=Transport(None, httpx.Limits()), trust_env=False) as client:
+    async with httpx.AsyncClient(
+        transport=Transport(ssl.create_default_context(), httpx.Limits()), trust_env=False
+    ) as client:
         yield client
 
 
@@ -302,7 +304,7 @@ async def test_a_proxy_of_the_environment_is_used_for_elsewhere_and_not_for_this
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy}")
         for base_url, said in ((f"http://127.0.0.1:{port}", "hello"), ("http://elsewhere.example", "by proxy")):
             async with accelerator.client(base_url, timeout=5.0) as client:
-                assert (await bounded(client.get(base_url))).text == said
+                assert (await bounded(client.get(f"{base_url}/"))).text == said
 
 
 async def proxy_says_hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
