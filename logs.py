@@ -9,8 +9,7 @@ import traceback
 from contextvars import ContextVar
 from types import TracebackType
 
-LOGGERS = ("server", "routes", "replies", "store", "openrouter")
-THIRD_PARTIES = ("httpx", "httpcore", "sse_starlette")  # below WARNING they log headers and bodies
+LOGGERS = ("server", "routes", "replies", "store", "openrouter")  # others, below WARNING, log headers and bodies
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -24,8 +23,6 @@ def configure(level: str, form: str) -> None:
     logging.basicConfig(handlers=[handler])
     for name in LOGGERS:
         logging.getLogger(name).setLevel(level)
-    for name in THIRD_PARTIES:
-        logging.getLogger(name).setLevel(logging.WARNING)
     for logger in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
         if logger.handlers:  # uvicorn's own form; without them the logger has been turned off
             logger.handlers.clear()

@@ -118,7 +118,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._received: list[bytes] = []
         self._size = 0  # of that, in bytes
         self._is_full = False  # what is sent has to wait
-        self._is_over = False
+        self._is_over = False  # nothing more comes
+        self._is_lost = False  # nor goes
         self._error: Exception | None = None
         self._turn: asyncio.Future[None] | None = None  # of the caller who waits
         self._deadline = 0.0  # of that caller
@@ -150,7 +151,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         """Close it, whatever is under way."""
-        self._transport.abort()
+        if not self._is_lost:
+            self._transport.abort()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -191,6 +193,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._end(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
         self._end(exc)
 
     def pause_writing(self) -> None:

@@ -293,8 +293,10 @@ class OpenRouter:
                 await self._check_models(response)
                 async for chunk in response.aiter_bytes():
                     body += chunk
-                    if len(body) > MAX_MODELS_BYTES or time.monotonic() - started > self._timers.read:
-                        raise UpstreamBroken("Upstream's models list is too long or comes too slowly.")
+                    if len(body) > MAX_MODELS_BYTES:
+                        raise UpstreamBroken(f"Upstream's models list has more than {MAX_MODELS_BYTES} bytes.")
+                    if time.monotonic() - started > self._timers.read:
+                        raise UpstreamTimeout("Upstream's models list comes too slowly.")
         models = await asyncio.to_thread(_encode_models, bytes(body))
         logger.info("models fetched: %d bytes in %.2f s", len(body), time.monotonic() - started)
         return models

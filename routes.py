@@ -306,7 +306,6 @@ def _follow(request: Request, reply: Reply, position: int) -> Response:
         media_type="text/plain" if is_plain else "text/event-stream",
         ping=0 if is_plain else KEEP_ALIVE,
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-        shutdown_grace_period=0.5,
     )
 
 

@@ -36,7 +36,7 @@ from replies import Replies, ReplyLimits
 from routes import State, exception_handlers, routes
 from store import Limits, Store
 
-FLUSH_SECONDS = 0.3  # for readers to take their last event before the process exits
+FLUSH_SECONDS = 0.7  # for readers to take the rest and their last event before the process exits
 MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
 
@@ -173,8 +173,9 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
         )
         replies = Replies(store, openrouter, _part(ReplyLimits, settings))
         server = _uvicorn_server()
-        if server:
-            server.config.http_protocol_class = Protocol  # under `uvicorn server:app`, too
+        if server:  # under `uvicorn server:app`, too
+            server.config.http_protocol_class = Protocol
+            server.config.limit_concurrency = server.config.limit_concurrency or MAX_CONNECTIONS
         _warn(settings, server.config.host if server else settings.host)
         try:
             with _drain_at_signals(server, replies, settings.shutdown_grace, connections):
@@ -301,9 +302,7 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         workers=1,
-        http=Protocol,
         ws="none",
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=75,  # longer than clients and proxies keep idle connections, so that they close first
         log_config=None,
         access_log=False,

@@ -12,7 +12,7 @@ from hypothesis import settings
 from tests.relay import Relay, serving
 from tests.upstream import ScriptedUpstream
 
-LONGEST_TEST = 30.0
+LONGEST_TEST = 60.0
 
 settings.register_profile("relay", settings(), deadline=None)  # an example may start a server
 settings.load_profile("relay")
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.anyio_mode = "auto"
-    config.addinivalue_line("markers", "bound(seconds): how long this async test may take, 30 s unless told")
+    config.addinivalue_line("markers", "bound(seconds): how long this async test may take, 60 s unless told")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import uvicorn
-from sse_starlette.sse import AppStatus
 
 from openrouter import Timers
 from server import Settings, create_app
@@ -115,7 +114,6 @@ async def serving(
 
     `AssertionError` at the end if it doesn't stop within 2 s (and its SHUTDOWN_GRACE, 0.1 s unless given).
     """
-    AppStatus.should_exit = False
     url = upstream if isinstance(upstream, str) else upstream.base_url
     chosen: dict[str, Any] = {
         "openrouter_api_key": "test-key",

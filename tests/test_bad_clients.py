@@ -249,6 +249,14 @@ async def test_a_head_that_comes_too_slowly_is_not_waited_for(upstream: Scripted
         await asyncio.wait([dripping])
 
 
+CROWDED = """
+import server
+server.MAX_CONNECTIONS = 10
+app = server.app if hasattr(server, "app") else None
+if __name__ == "__main__":
+    server.serve(server.load_settings())
+"""
+
 HURRIED = """
 import protocol
 import server
@@ -269,6 +277,27 @@ async def test_a_silent_connection_is_not_kept_however_the_service_was_started(c
         reader, writer = await asyncio.open_connection(*address(relay))
         with contextlib.closing(writer), contextlib.suppress(ConnectionResetError):
             assert await bounded(reader.read()) == b""
+
+
+@pytest.mark.parametrize("command", ["python", "uvicorn"])
+async def test_connections_are_counted_however_the_service_was_started(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "crowded.py"
+    file.write_text(CROWDED)
+    argv = ("python", str(file)) if command == "python" else ("uvicorn", "crowded:app")
+    async with process(*argv, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as relay:
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                stack.enter_context(connected(relay))
+            await eventually(lambda: is_refused(relay))
+        await eventually(lambda: is_answered(relay))
+
+
+async def is_refused(relay: Relay) -> bool:
+    return (await relay.client.get("/")).status_code == 503
+
+
+async def is_answered(relay: Relay) -> bool:
+    return (await relay.client.get("/")).status_code == 200
 
 
 async def test_a_second_request_on_a_connection_has_its_time_too(upstream: ScriptedUpstream, hurried: Relay) -> None:

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 import trustme
@@ -74,9 +75,8 @@ async def served_by(handler: Handler, port: int = 0) -> AsyncIterator[int]:
 
     async with await asyncio.start_server(accept, "127.0.0.1", port) as server:
         yield server.sockets[0].getsockname()[1]
-        for task, writer in handling.items():
+        for task in handling:
             task.cancel()
-            writer.transport.abort()
         await asyncio.gather(*handling, return_exceptions=True)
 
 
@@ -149,6 +149,19 @@ async def test_a_server_that_does_not_speak_tls_is_not_believed(first: bytes) ->
         for _ in range(20):  # for what comes earlier and later
             with pytest.raises(UpstreamError, match="can't be reached"):
                 await bounded(read(f"https://127.0.0.1:{port}"))
+
+
+async def test_bytes_that_came_before_the_handshake_end_the_connection() -> None:
+    async def speak_first(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await asyncio.Event().wait()
+
+    async with served_by(speak_first) as port:
+        stream = await network.Backend().connect_tcp("127.0.0.1", port)
+        await eventually(lambda: stream.get_extra_info("is_readable"))
+        with pytest.raises(httpcore.ConnectError, match="before the handshake"):
+            await bounded(stream.start_tls(ssl.create_default_context(), "localhost", 5.0))
+        await stream.aclose()
 
 
 # Back pressure and timers

@@ -1070,7 +1070,7 @@ UNUSABLE: dict[str, tuple[Script, type[UpstreamError], int]] = {
     "infinity": (status(200, b'{"data": [{"id": "x", "price": 1e999}]}'), UpstreamBroken, 502),
     "deep JSON": (status(200, DEEP), UpstreamBroken, 502),
     "too much": (status(200, {"data": ["x" * 3000]}), UpstreamBroken, 502),
-    "a drip": (drips, UpstreamBroken, 502),
+    "a drip": (drips, UpstreamTimeout, 504),
     "bad gzip": (status(200, b"no gzip", GZIPPED), UpstreamBroken, 502),
 }
 
@@ -1174,3 +1174,23 @@ def held_by(name: str) -> int:
     """Bytes that were allocated in this file and are still held."""
     snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"*/{name}")])
     return sum(trace.size for trace in snapshot.traces)
+
+
+@pytest.mark.parametrize(("padding", "is_told"), [(1_000, True), (70_000, False)])
+async def test_of_an_error_no_more_is_read_than_an_error_has(
+    upstream: ScriptedUpstream, padding: int, is_told: bool
+) -> None:
+    upstream.play(status(400, {"error": {"message": "the reason"}, "padding": "x" * padding}))
+    async with adapter(upstream.base_url) as openrouter:
+        error = (await bounded(read(openrouter))).failed(UpstreamRefused, 400)
+        assert ("the reason" in error.message) is is_told
+
+
+async def test_of_the_models_no_more_is_read_than_there_may_be(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openrouter.MAX_MODELS_BYTES", 1_000)
+    upstream.models = [{"id": "x" * 100} for _ in range(20)]
+    async with adapter(upstream.base_url) as openrouter:
+        with pytest.raises(UpstreamBroken, match="more than 1000 bytes"):
+            await bounded(openrouter.models())

@@ -7,19 +7,22 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
+from sse_starlette.sse import AppStatus
 
 from tests.problems import assert_problem
 from tests.process import RelayProcess, process
 from tests.readers import Transcript
-from tests.relay import Relay, client
+from tests.relay import Relay, client, serving
 from tests.sockets import connected, request
 from tests.sse import Parser
-from tests.upstream import Gate, ScriptedUpstream, UpstreamRequest, Wire, gated, status
+from tests.upstream import Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
 from tests.waiting import bounded, eventually
 
 SERVER = ("python", "server.py")
@@ -109,6 +112,15 @@ async def hanging(_: UpstreamRequest, wire: Wire) -> None:
     """Some text, and then nothing."""
     await wire.delta("Half an ans")
     await wire.hang()
+
+
+@contextlib.asynccontextmanager
+async def lagging(relay: Relay, path: str, last_id: str) -> AsyncIterator[asyncio.StreamReader]:
+    """The bytes of a stream that is taken up again, as slowly as they are read."""
+    reader, writer = await asyncio.open_connection(*relay.url.removeprefix("http://").split(":"), limit=2**16)
+    with contextlib.closing(writer):
+        writer.write(request("GET", path, [*LOCAL, ("Last-Event-ID", last_id)]))
+        yield reader
 
 
 # Within the grace
@@ -295,3 +307,39 @@ async def test_a_reply_that_waits_for_its_next_try_is_given_up_at_the_end_of_the
             relay.terminate()
             assert (await reader.whole()).last["error"]["code"] == 503
         await exited_cleanly(relay, since, 1 + HURRY)
+
+
+async def test_a_reader_who_lags_behind_gets_the_rest(upstream: ScriptedUpstream) -> None:
+    """Nothing is in progress any more, and the client is still reading: more than the sockets hold."""
+    upstream.play(answer("\N{GRINNING FACE}" * 900_000))
+    async with running(upstream) as relay:
+        conversation_id = await relay.ask()
+        first = (await relay.read(conversation_id)).ids[0]
+        async with lagging(relay, f"/conversations/{conversation_id}/stream", first or "") as reader:
+            begun = await bounded(reader.readuntil(b"content"))
+            relay.terminate()
+            await eventually(lambda: "draining: 0 replies" in relay.output)
+            whole = begun + await bounded(reader.read())
+        assert whole.count(b"ude00") == 900_000
+        assert whole.endswith(b"\r\n0\r\n\r\n") and b'"done": true' in whole[-1000:]
+        assert await relay.exit() == 0
+
+
+async def test_a_server_that_was_stopped_before_in_this_process_ends_no_stream(upstream: ScriptedUpstream) -> None:
+    """sse-starlette notes a shutdown in the class, for ever."""
+    AppStatus.should_exit = True
+    async with serving(upstream) as relay:
+        assert (await relay.read(await relay.ask())).last["status"] == "complete"
+
+
+async def test_a_signal_during_the_start_ends_it_in_good_order(upstream: ScriptedUpstream) -> None:
+    async with process("python", "server.py", env={"OPENROUTER_API_KEY": "key"}, listening=False) as relay:
+        await eventually(lambda: catches_sigterm(relay.pid))
+        relay.terminate()
+        assert await relay.exit() == 0
+        assert "Traceback" not in relay.output
+
+
+def catches_sigterm(pid: int) -> bool:
+    caught = re.search(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(caught and int(caught[1], 16) & 1 << signal.SIGTERM - 1)

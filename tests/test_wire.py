@@ -711,3 +711,10 @@ SCRAP_BYTES = st.lists(FRAGMENTS | st.binary(max_size=8) | CHUNKS.map(raw) | BAD
 @given(SCRAP_BYTES.map(b"".join), st.lists(st.integers(0, 10_000), max_size=6))
 def test_no_bytes_raise_anything_but_an_upstream_error(stream: bytes, cuts: list[int]) -> None:
     assert_bears(parsed(pieces_of(stream, cuts)))
+
+
+def test_a_usage_report_that_is_too_long_is_left_out() -> None:
+    completion = Completion(KEY)
+    for usage, kept in (({"a": "x" * 64}, True), ({f"{n}": "x" * 64 for n in range(64)}, False)):
+        assert list(completion.take(json.dumps({"usage": usage}).encode())) == []
+        assert (completion.usage is not None) is kept

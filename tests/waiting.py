@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LIMIT = 10.0
+LIMIT = 20.0
 """Seconds that anything a test waits for may take; much more than it does, since the machine may be busy."""
 
 POLL = 0.005
