@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
@@ -236,8 +237,10 @@ async def test_the_timer_counts_from_the_last_byte(client: httpx.AsyncClient) ->
 async def test_what_came_before_a_reset_is_read_before_the_error(client: httpx.AsyncClient) -> None:
     async def reset_in_the_middle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhalf")  # an end in order would make it whole
         await released.wait()
+        connection: socket.socket = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
     released = asyncio.Event()
@@ -248,7 +251,7 @@ async def test_what_came_before_a_reset_is_read_before_the_error(client: httpx.A
         chunks = response.aiter_raw()
         assert await bounded(anext(chunks)) == b"half"
         released.set()
-        with pytest.raises(httpx.TransportError):
+        with pytest.raises(httpx.ReadError):
             await bounded(anext(chunks))
 
 
