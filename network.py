@@ -100,13 +100,19 @@ class Backend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> "Stream":
         """Raises `httpcore.ConnectTimeout`, `httpcore.ConnectError`."""
-        try:
+        with _connecting():
             async with asyncio.timeout(timeout):
                 return await _first_to_connect(await _addresses(host, port), port)
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout from error
-        except OSError as error:
-            raise httpcore.ConnectError from error
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise httpcore.ConnectTimeout from error
+    except OSError as error:  # TLS's errors, too
+        raise httpcore.ConnectError from error
 
 
 class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
@@ -158,17 +164,18 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> "Stream":
         """Raises `httpcore.ConnectTimeout`, `httpcore.ConnectError`."""
-        if self._received or self._is_over:  # bytes that came in clear must not pass for bytes that came by TLS
-            raise httpcore.ConnectError("the server speaks before the handshake")
-        try:
-            async with asyncio.timeout(timeout):
-                transport = await self._loop.start_tls(
-                    self._transport, self, ssl_context, server_hostname=server_hostname
-                )
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout from error
-        except OSError as error:  # TLS's errors, too
-            raise httpcore.ConnectError from error
+        with _connecting():
+            try:
+                if self._received or self._is_over:  # what came in clear must not pass for what comes by TLS
+                    raise ConnectionAbortedError("the server spoke before the handshake")
+                async with asyncio.timeout(timeout):
+                    transport = await self._loop.start_tls(
+                        self._transport, self, ssl_context, server_hostname=server_hostname
+                    )
+            except BaseException:
+                if not self._transport.is_closing():
+                    self._transport.abort()
+                raise
         assert transport is not None
         self._transport = transport
         return self

@@ -36,7 +36,7 @@ class Sizes:
 
 
 QUICK = Sizes(3, 1, False, window=1.0, flood=2_000, hammer=0.5, probes=6, stored=1_000, chats=60)
-FULL = Sizes(5, 3, True, window=5.0, flood=6_000, hammer=2.0, probes=40, stored=10_000, chats=200)
+FULL = Sizes(3, 3, True, window=5.0, flood=6_000, hammer=2.0, probes=40, stored=10_000, chats=200)
 
 
 @dataclass

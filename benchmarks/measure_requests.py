@@ -48,7 +48,8 @@ async def store(bench: Bench, subject: Subject) -> Figures:
         await _fill(relay, 50)
         one_page = await hammer(relay, PAGE, bench.sizes.hammer)
         meter = Meter(relay.process)
-        await _fill(relay, bench.sizes.stored - 50)
+        more = bench.sizes.stored - 50 - bench.sizes.chats
+        await _fill(relay, more)
         plain = meter.read()
         meter = Meter(relay.process)
         for _ in range(bench.sizes.chats):
@@ -62,7 +63,7 @@ async def store(bench: Bench, subject: Subject) -> Figures:
         "cpu_request": chat.cpu / bench.sizes.chats / 4 * 1e6,
         "ours_request": chat.ours,
         "waited_request": chat.waited,
-        "cpu_plain": plain.cpu / (bench.sizes.stored - 50) / 4 * 1e6,
+        "cpu_plain": plain.cpu / more / 4 * 1e6,
         "ours_plain": plain.ours,
         "waited_plain": plain.waited,
         "page_over_empty": full_page.cpu / empty_page.cpu,
