@@ -32,7 +32,8 @@ def main() -> int:
         print(f"The benchmark was interrupted ({error or 'Ctrl-C'}); nothing was written", file=sys.stderr)
         return 130
     print(report.markdown(results, _sizes(options)))
-    if folder := options.output or (None if options.only or options.rows else install.HERE):
+    is_whole = options.full and not (options.only or options.rows)
+    if folder := options.output or (install.HERE if is_whole else None):
         _write(results, _sizes(options), folder)
     return 0
 
@@ -43,7 +44,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="SUBJECT", help=f"of: {', '.join(NAMES)}")
     names = [measurement.name for measurement in rounds.MEASUREMENTS]
     parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", help=f"of: {', '.join(names)}")
-    written = "where to write results.json and results.svg (this folder, if everything is measured)"
+    written = "where to write results.json and results.svg (this folder, if all of the full form is measured)"
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=written)
     return parser.parse_args()
 
