@@ -88,7 +88,8 @@ class Transcript:
             return []
         first = bisect_right(self._switches, start)
         cuts = [start, *self._switches[first : bisect_left(self._switches, end)], end]
-        return [(_KINDS[(first + i) % 2], self._slice(a, b)) for i, (a, b) in enumerate(pairwise(cuts))]
+        text = self._slice(start, end)  # once: a text at rest may have to be decoded
+        return [(_KINDS[(first + i) % 2], text[a - start : b - start]) for i, (a, b) in enumerate(pairwise(cuts))]
 
     def close(self) -> None:
         """Nothing more comes: keep the text alone."""
@@ -320,11 +321,13 @@ class Store:
         if last.status == "streaming":
             return OwedReply(last)
         self._check_room_for_reply(thread, last)
+        model = model or _asked_model(thread) or thread.conversation.default_model
         if last.role == "assistant":
             self._remove_messages(thread, [last.id])
+            self._beside += _beside_text(model)  # in its place, however full the store is
+        else:
+            self._claim(0, _beside_text(model))
         history = [m for m in thread.messages.values() if m.status != "failed" and m.transcript.content]
-        model = model or _asked_model(thread) or thread.conversation.default_model
-        self._claim(0, _beside_text(model))
         message = self._add(thread, "assistant", Transcript(), model, "streaming")
         return OwedReply(message, thread.conversation.system_prompt, history)
 

@@ -592,6 +592,27 @@ async def test_text_takes_no_more_memory_than_its_bytes(caplog: pytest.LogCaptur
     assert await contents(store, conversation_id) == [text] * 20
 
 
+async def test_a_failed_reply_can_be_replaced_however_much_is_kept_beside_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("m", Limits(max_store_bytes=10_000))
+    conversation_id = await asked(store)
+    await answered(store, conversation_id, "more", FAILED)
+    monkeypatch.setattr("store.LEAST_BESIDE_TEXT", 0)
+    store._limits = Limits(max_store_bytes=1_000)
+    await answered(store, conversation_id, "less")
+    assert await contents(store, conversation_id) == ["Why?", "less"]
+
+
+def test_a_text_that_switches_with_every_word_is_read_in_one_go() -> None:
+    """Decoding it for each run would take minutes."""
+    transcript = Transcript()
+    for number in range(50_000):
+        transcript.append("reasoning" if number % 2 else "content", "😀" * 10)
+    transcript.close()
+    started = time.monotonic()
+    assert (len(transcript.content), len(transcript.reasoning)) == (250_000, 250_000)
+    assert time.monotonic() - started < 5.0
+
+
 ROOM = 200
 TEXT = st.text(st.sampled_from("aé€😀\n"), min_size=1, max_size=30).filter(str.strip)
 OPERATIONS = ["make", "update", "delete", "add", "cut", "begin", "extend", "think", "finish", "fail"]
