@@ -25,6 +25,9 @@ react: $(EXAMPLE)  ## run the React example on http://localhost:5173, beside `ma
 test: $(DEVELOPMENT)  ## all tests of the service
 	$(BIN)/pytest -n 4
 
+fuzz: $(DEVELOPMENT)  ## the contract under a fuzzer, with more data than `make test` has, and other data each time
+	$(BIN)/pytest tests/test_fuzzed_contract.py --fuzz 200
+
 test-fast: $(FAST)  ## the same with the accelerator of requirements-fast.txt
 	.venv-fast/bin/pytest -n 4
 
@@ -87,4 +90,4 @@ $(FAST): requirements-dev.txt requirements-fast.txt
 	.venv-fast/bin/$(PIP) -r requirements-dev.txt -r requirements-fast.txt
 	@touch $@
 
-.PHONY: help demo run react test test-fast test-browser check format bench soak lock audit image test-container clean
+.PHONY: help demo run react test fuzz test-fast test-browser check format bench soak lock audit image test-container clean

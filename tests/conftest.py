@@ -19,6 +19,7 @@ settings.load_profile("relay")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, metavar="N", help="fuzz the contract with N examples an operation, at random")
     parser.addoption("--uvloop", action="store_true", help="run the async tests on uvloop")
 
 

@@ -11,6 +11,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
+from bodies import Text
 from routes import routes
 from server import Settings
 from tests.contract import DOCUMENT, Json, check_response, event_violations, operations, resolved, violations
@@ -170,6 +171,15 @@ def test_a_body_that_is_refused_is_refused_by_the_document_too(schema: str, valu
 )
 def test_a_body_that_is_taken_is_taken_by_the_document_too(schema: str, value: Json) -> None:
     assert not violations({"$ref": f"#/components/schemas/{schema}"}, value)
+
+
+def test_the_document_and_the_service_agree_on_what_is_blank() -> None:
+    """Character by character: dialects of regular expressions differ in what they take for white space."""
+    pattern = DOCUMENT["components"]["schemas"]["MessageCreate"]["properties"]["content"]["pattern"]
+    rule = Text(10)
+    for character in map(chr, [*range(0xD800), *range(0xE000, 0x20000)]):
+        is_blank = rule.complaint(character) == "must not be blank"
+        assert is_blank is (re.search(pattern, character) is None), ascii(character)
 
 
 def test_the_stream_that_is_shown_is_one_that_the_document_allows() -> None:

@@ -495,7 +495,7 @@ async def test_a_body_that_is_no_object_is_a_422(relay: Relay, content: str) -> 
 
 LONE = "a \ud800 b"
 NO_STRING = [0, 1.5, 10**30, True, [], {}, ["text"]]
-BLANK = ["", " ", "\n\t", "\u2028\u00a0"]
+BLANK = ["", " ", "\n\t", "\u2028\u00a0", "\x1d", "\x85", "\ufeff"]
 WRONG = {
     "title": [*NO_STRING, *BLANK, "x" * 201, LONE],
     "system_prompt": [*NO_STRING, *BLANK, "x" * 51, LONE],

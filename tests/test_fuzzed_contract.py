@@ -11,11 +11,15 @@ from tests.process import ROOT, process
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 
 
-@pytest.mark.bound(180)
-async def test_no_request_that_a_fuzzer_makes_gets_an_answer_that_the_contract_does_not_know(tmp_path: Path) -> None:
-    """Status, content type, headers, schema, no 5xx, bad data refused; each time with other data."""
+@pytest.mark.bound(600)
+async def test_no_request_that_a_fuzzer_makes_gets_an_answer_that_the_contract_does_not_know(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Status, content type, headers, schema, no 5xx, bad data refused. `make fuzz` takes other data each time."""
+    examples = pytestconfig.getoption("--fuzz")
+    data = ["--max-examples", str(examples)] if examples else ["--max-examples", "20", "--generation-deterministic"]
     async with process("python", "server.py", "--demo", env={"LOG_LEVEL": "WARNING"}) as relay:
-        options = ["--url", relay.url, "--max-examples", "20", "--request-timeout", "10", "--no-color"]
+        options = ["--url", relay.url, *data, "--request-timeout", "10", "--no-color"]
         fuzzer = await asyncio.create_subprocess_exec(
             str(PROGRAM),
             f"--config-file={ROOT / 'tests' / 'schemathesis.toml'}",
