@@ -268,15 +268,15 @@ async def _first_to_connect(addresses: list[str], port: int) -> Stream:
             )
             failures += [failure for task in done if (failure := task.exception())]
             connected += [task.result() for task in done if not task.exception()]
-    finally:
+        if not connected:
+            raise failures[-1]
+        return connected.pop(0)
+    finally:  # what isn't returned is closed, when the caller is cancelled, too
         for task in trying:
             if not task.cancel() and not task.exception():
                 connected.append(task.result())
-        for late in connected[1:]:
+        for late in connected:
             await late.aclose()
-    if not connected:
-        raise failures[-1]
-    return connected[0]
 
 
 async def _connect(address: str, port: int) -> Stream:

@@ -161,7 +161,7 @@ class OpenRouter:
             # In a task of its own: closing, too, must not be cancelled half-way.
             closing = self._own(_read_out(response, chunks) if completion.done else response.aclose())
             if not completion.done:
-                await asyncio.shield(closing)
+                await asyncio.wait({closing})
 
     async def _send(self, request: httpx.Request, patience_ends: float) -> httpx.Response:
         # httpx leaks a pool slot when it is cancelled between connecting and sending. So it sends in a task of its
@@ -177,13 +177,14 @@ class OpenRouter:
         request.extensions["trace"] = trace
         sending = self._own(self._client.send(request, stream=True))
         try:
-            async with asyncio.timeout_at(patience_ends):
-                return await asyncio.shield(sending)
-        except (asyncio.CancelledError, TimeoutError) as error:
+            await asyncio.wait({sending}, timeout=patience_ends - self._loop.time())
+        except asyncio.CancelledError:
             self._own(self._give_up(sending, sent))
-            if isinstance(error, TimeoutError):
-                raise UpstreamSilent() from error
             raise
+        if not sending.done():
+            self._own(self._give_up(sending, sent))
+            raise UpstreamSilent
+        return sending.result()
 
     async def _give_up(self, sending: asyncio.Task[httpx.Response], sent: asyncio.Future[None]) -> None:
         first: set[asyncio.Future[Any]] = {sending, sent}
@@ -269,7 +270,9 @@ class OpenRouter:
             return self._models.answer
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self._own(self._refresh())
-        return await asyncio.shield(self._refreshing)
+        refreshing = self._refreshing
+        await asyncio.wait({refreshing})
+        return refreshing.result()
 
     async def _refresh(self) -> Models:
         try:
@@ -287,6 +290,16 @@ class OpenRouter:
 
     async def _fetch_models(self) -> list[Models]:
         started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timers.connect + self._timers.read):
+                body = await self._read_models()
+        except TimeoutError as error:
+            raise UpstreamTimeout("Upstream's models list comes too slowly.") from error
+        models = await asyncio.to_thread(_encode_models, bytes(body))
+        logger.info("models fetched: %d bytes in %.2f s", len(body), time.monotonic() - started)
+        return models
+
+    async def _read_models(self) -> bytes:
         body = bytearray()
         with _translated():
             async with self._client.stream("GET", f"{self._base_url}/models") as response:
@@ -295,11 +308,7 @@ class OpenRouter:
                     body += chunk
                     if len(body) > MAX_MODELS_BYTES:
                         raise UpstreamBroken(f"Upstream's models list has more than {MAX_MODELS_BYTES} bytes.")
-                    if time.monotonic() - started > self._timers.read:
-                        raise UpstreamTimeout("Upstream's models list comes too slowly.")
-        models = await asyncio.to_thread(_encode_models, bytes(body))
-        logger.info("models fetched: %d bytes in %.2f s", len(body), time.monotonic() - started)
-        return models
+        return bytes(body)
 
     async def _check_models(self, response: httpx.Response) -> None:
         if response.status_code >= 400:

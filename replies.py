@@ -8,8 +8,8 @@ of their own; nothing is queued for them.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -147,27 +147,22 @@ class Replies:
         if self._draining_for is not None:
             raise Unavailable("The service is restarting: try again in a moment.", max(1, self._draining_for))
 
-    def check_room(self) -> None:
-        """Raises `Unavailable` when as many replies are in progress as there may be."""
-        if len(self._running) + self._admitted >= self._limits.max_replies:
-            raise Unavailable(
-                f"Too many replies are in progress (MAX_REPLIES is {self._limits.max_replies}): "
-                "try again when one has ended, or raise MAX_REPLIES.",
-                retry_after=5,
-            )
+    async def ask(self, conversation_id: str, content: str, model: str | None, traceparent: str | None) -> Reply:
+        """Add a question and start its reply, both or neither. Raises what `Store.ask` raises, and `Unavailable`."""
+        while beginning := self._beginning.get(conversation_id):
+            await asyncio.wait({beginning})
+        return await self._started(conversation_id, self._ask(conversation_id, content, model, traceparent))
 
     async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
         """The reply in progress or, if there is none, the one that is owed; requests that come together share it.
 
         Raises what `Store.begin_reply` raises, and `Unavailable`.
         """
-        beginning = self._beginning.get(conversation_id)
-        if beginning is None:
-            # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
-            beginning = self._own(self._begin(conversation_id, model, traceparent))
-            self._beginning[conversation_id] = beginning
-            beginning.add_done_callback(lambda _: self._beginning.pop(conversation_id))
-        return await asyncio.shield(beginning)
+        while beginning := self._beginning.get(conversation_id):
+            await asyncio.wait({beginning})
+            if not beginning.exception():
+                return beginning.result()
+        return await self._started(conversation_id, self._begin(conversation_id, model, traceparent))
 
     async def find(self, conversation_id: str, message_id: str) -> Reply | None:
         """The reply with this message, in progress or not; None if there is none. Raises `NotFound`."""
@@ -222,37 +217,60 @@ class Replies:
             message = await self._store.finish_reply(conversation_id, message_id, failed) or ended(message, failed)
         return Reply(message)
 
+    async def _started(self, conversation_id: str, work: Coroutine[Any, Any, Reply]) -> Reply:
+        # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
+        beginning: asyncio.Task[Reply] = self._own(work)
+        self._beginning[conversation_id] = beginning
+        beginning.add_done_callback(lambda _: self._beginning.pop(conversation_id))
+        await asyncio.wait({beginning})
+        return beginning.result()
+
+    async def _ask(self, conversation_id: str, content: str, model: str | None, traceparent: str | None) -> Reply:
+        with self._admission():
+            owed = await self._store.ask(conversation_id, content, model)
+        assert owed.turns is not None, "a question that was just added has no reply in progress"
+        return self._run(conversation_id, owed.message, owed.turns, traceparent)
+
     async def _begin(self, conversation_id: str, model: str | None, traceparent: str | None) -> Reply:
         while True:
-            owed = await self._ask_store(conversation_id, model)
-            if owed.history is not None:
-                return self._run(conversation_id, owed, traceparent)
+            owed = await self._owed(conversation_id, model)
+            if owed.turns is not None:
+                return self._run(conversation_id, owed.message, owed.turns, traceparent)
             if reply := await self._find(conversation_id, owed.message.id):
                 return reply
             # It was deleted after the store had told of it: look again what is owed.
 
-    async def _ask_store(self, conversation_id: str, model: str | None) -> OwedReply:
-        latest = self._latest.get(conversation_id)
-        if latest is not None and not latest.ended:
-            return await self._store.begin_reply(conversation_id, model)
+    async def _owed(self, conversation_id: str, model: str | None) -> OwedReply:
         try:
-            self.check_open()
-            self.check_room()
+            with self._admission():
+                return await self._store.begin_reply(conversation_id, model)
         except Unavailable:
-            await self._store.check_owed(conversation_id)  # whose answer doesn't depend on other conversations
-            raise
+            last = await self._store.last_owed(conversation_id)
+            if last.status != "streaming":
+                raise
+            return OwedReply(last)  # to join needs no room
+
+    @contextmanager
+    def _admission(self) -> Iterator[None]:
+        """Room for one more reply, held while the store begins it. Raises `Unavailable`."""
+        self.check_open()
+        if len(self._running) + self._admitted >= self._limits.max_replies:
+            raise Unavailable(
+                f"Too many replies are in progress (MAX_REPLIES is {self._limits.max_replies}): "
+                "try again when one has ended, or raise MAX_REPLIES.",
+                retry_after=5,
+            )
         self._admitted += 1
         try:
-            return await self._store.begin_reply(conversation_id, model)
+            yield
         finally:
             self._admitted -= 1
 
-    def _run(self, conversation_id: str, owed: OwedReply, traceparent: str | None) -> Reply:
-        message = owed.message
+    def _run(
+        self, conversation_id: str, message: Message, turns: list[tuple[str, str]], traceparent: str | None
+    ) -> Reply:
         running = _Running(conversation_id, message)
         self._running[message.id] = self._latest[conversation_id] = running
-        turns = [("system", owed.system_prompt)] if owed.system_prompt is not None else []
-        turns += [(str(m.role), m.transcript.content) for m in owed.history or ()]
         values = self._openrouter.stream(message.model or "", turns, traceparent)
         running.task = self._own(self._make(running, values))
         running.task.add_done_callback(partial(self._made, running))

@@ -121,16 +121,14 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def add_message(request: Request) -> Response:
-    request.state["replies"].check_open()
-    await request.state["store"].conversation(_id(request))
-    bounds = request.state["bounds"]
+    store, replies, bounds = request.state["store"], request.state["replies"], request.state["bounds"]
+    replies.check_open()
+    await store.conversation(_id(request))
     rules = {"content": bounds.content, "model": OPTIONAL_MODEL}
-    fields = await read_fields(request, bounds.max_body_bytes, rules, required="content")
-    wants_reply = "text/event-stream" in request.headers.get("accept", "")
-    if wants_reply:
-        request.state["replies"].check_room()  # before the message is stored: a refusal leaves nothing behind
-    message = await request.state["store"].add_user_message(_id(request), **fields)
-    return await _started(request, None) if wants_reply else JSONResponse(_message(message), status_code=201)
+    fields = {"model": None} | await read_fields(request, bounds.max_body_bytes, rules, required="content")
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return _follow(request, await replies.ask(_id(request), **fields, traceparent=_traceparent(request)), 0)
+    return JSONResponse(_message(await store.add_user_message(_id(request), **fields)), status_code=201)
 
 
 async def list_messages(request: Request) -> Response:
@@ -156,7 +154,9 @@ async def stream_reply(request: Request) -> Response:
     if complaint := OPTIONAL_MODEL.complaint(model):
         raise unprocessable([{"field": "model", "message": complaint}])
     last_event_id = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
-    return await (_resumed(request, last_event_id) if last_event_id else _started(request, model))
+    if last_event_id:
+        return await _resumed(request, last_event_id)
+    return _follow(request, await request.state["replies"].start(_id(request), model, _traceparent(request)), 0)
 
 
 async def stop_reply(request: Request) -> Response:
@@ -277,11 +277,6 @@ def _methods(route: Route, request: StarletteRequest) -> set[str]:
 _STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 
-async def _started(request: Request, model: str | None) -> Response:
-    reply = await request.state["replies"].start(_id(request), model, request.headers.get("traceparent"))
-    return _follow(request, reply, 0)
-
-
 async def _resumed(request: Request, last_event_id: str) -> Response:
     match = _EVENT_ID.fullmatch(last_event_id)
     if match is None:
@@ -375,6 +370,10 @@ def _failure(failure: Failure) -> dict[str, Any]:
 
 def _id(request: Request) -> str:
     return str(request.path_params["id"])
+
+
+def _traceparent(request: Request) -> str | None:
+    return request.headers.get("traceparent")
 
 
 def _none_match(header: str, etag: str) -> bool:

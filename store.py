@@ -173,11 +173,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class OwedReply:
-    """A reply that was begun, with what goes upstream; `history` is None if it had been begun before."""
+    """A reply that was begun, and what it answers: (role, content) of each turn; None if it had been begun before."""
 
     message: Message
-    system_prompt: str | None = None
-    history: list[Message] | None = None
+    turns: list[tuple[str, str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,18 +278,18 @@ class Store:
 
     async def add_user_message(self, conversation_id: str, content: str, model: str | None = None) -> Message:
         """A question. Raises `NotFound`, `ReplyInProgress`, `StoreFull`."""
+        return self._add_question(self._thread(conversation_id), content, model)
+
+    async def ask(self, conversation_id: str, content: str, model: str | None = None) -> OwedReply:
+        """A question, and the reply to it begun; both or neither. Raises `NotFound`, `ReplyInProgress`, `StoreFull`."""
         thread = self._thread(conversation_id)
-        if _last_status(thread) == "streaming":
-            raise ReplyInProgress(
-                "A reply is in progress: read it to its end, or stop it with DELETE on the conversation's stream, "
-                "then send the message."
-            )
-        self._check_room(thread)
-        transcript = Transcript(content)
-        self._claim(transcript.size, _beside_text(model))
-        message = self._add(thread, "user", transcript, model, "complete")
-        logger.info("message %s added to conversation %s", message.id, conversation_id)
-        return message
+        question = self._add_question(thread, content, model)
+        try:
+            return self._begin(thread, None)
+        except StoreFull:
+            self._remove_messages(thread, [question.id])
+            self._touch(thread)
+            raise
 
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> str | None:
         """Forget that message and every later one; returns the id of a reply in progress among them.
@@ -307,29 +306,16 @@ class Store:
         logger.info("%d messages deleted from conversation %s", len(removed), conversation_id)
         return in_progress
 
-    async def check_owed(self, conversation_id: str) -> None:
-        """Raises what `begin_reply` raises of the conversation itself: `NotFound`, `NothingOwed`."""
-        _check_owed(self._thread(conversation_id))
+    async def last_owed(self, conversation_id: str) -> Message:
+        """The message that `begin_reply` would answer, replace or join. Raises `NotFound`, `NothingOwed`."""
+        return _check_owed(self._thread(conversation_id))
 
     async def begin_reply(self, conversation_id: str, model: str | None = None) -> OwedReply:
         """Begin the reply that is owed, or tell which one is in progress. A failed one is replaced.
 
         Raises `NotFound`, `NothingOwed`, `StoreFull`.
         """
-        thread = self._thread(conversation_id)
-        last = _check_owed(thread)
-        if last.status == "streaming":
-            return OwedReply(last)
-        self._check_room_for_reply(thread, last)
-        model = model or _asked_model(thread) or thread.conversation.default_model
-        if last.role == "assistant":
-            self._remove_messages(thread, [last.id])
-            self._beside += _beside_text(model)  # in its place, however full the store is
-        else:
-            self._claim(0, _beside_text(model))
-        history = [m for m in thread.messages.values() if m.status != "failed" and m.transcript.content]
-        message = self._add(thread, "assistant", Transcript(), model, "streaming")
-        return OwedReply(message, thread.conversation.system_prompt, history)
+        return self._begin(self._thread(conversation_id), model)
 
     async def extend_reply(self, conversation_id: str, message_id: str, kind: Kind, text: str) -> None:
         """Add text to the reply in progress. Raises `NotFound` once it has been deleted, `StoreFull`."""
@@ -340,12 +326,12 @@ class Store:
         message.transcript.append(kind, text)
 
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
-        """Give the reply its final state; None if it has been deleted meanwhile."""
+        """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile."""
         thread = self._threads.get(conversation_id)
-        if thread is None or message_id not in thread.messages:
-            return None
-        message = ended(thread.messages[message_id], ending)
-        thread.messages[message_id] = message
+        message = thread.messages.get(message_id) if thread else None
+        if thread is None or message is None or message.status != "streaming":
+            return message
+        message = thread.messages[message_id] = ended(message, ending)
         self._beside += _memory(message.usage) + _memory(ending.error and ending.error.message)
         self._touch(thread)
         return message
@@ -355,6 +341,33 @@ class Store:
         if thread is None:
             raise NotFound("There is no conversation with this id. They are kept in memory: a restart forgets them.")
         return thread
+
+    def _add_question(self, thread: _Thread, content: str, model: str | None) -> Message:
+        if _last_status(thread) == "streaming":
+            raise ReplyInProgress(
+                "A reply is in progress: read it to its end, or stop it with DELETE on the conversation's stream, "
+                "then send the message."
+            )
+        self._check_room(thread)
+        transcript = Transcript(content)
+        self._claim(transcript.size, _beside_text(model))
+        message = self._add(thread, "user", transcript, model, "complete")
+        logger.info("message %s added to conversation %s", message.id, thread.conversation.id)
+        return message
+
+    def _begin(self, thread: _Thread, model: str | None) -> OwedReply:
+        last = _check_owed(thread)
+        if last.status == "streaming":
+            return OwedReply(last)
+        self._check_room_for_reply(thread, last)
+        model = model or _asked_model(thread) or thread.conversation.default_model
+        if last.role == "assistant":
+            self._remove_messages(thread, [last.id])
+            self._beside += _beside_text(model)  # in its place, however full the store is
+        else:
+            self._claim(0, _beside_text(model))
+        turns = _turns(thread)
+        return OwedReply(self._add(thread, "assistant", Transcript(), model, "streaming"), turns)
 
     def _add(self, thread: _Thread, role: Role, transcript: Transcript, model: str | None, status: Status) -> Message:
         now = self._now()
@@ -459,6 +472,13 @@ def _check_owed(thread: _Thread) -> Message:
             "The last message is answered already: add a message, or delete the reply to have another one."
         )
     return last
+
+
+def _turns(thread: _Thread) -> list[tuple[str, str]]:
+    system_prompt = thread.conversation.system_prompt
+    turns: list[tuple[str, str]] = [("system", system_prompt)] if system_prompt is not None else []
+    answered = (message for message in thread.messages.values() if message.status != "failed")
+    return turns + [(m.role, content) for m in answered if (content := m.transcript.content)]
 
 
 def _last_status(thread: _Thread) -> Status | None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import resource
 import select
 import socket
@@ -231,22 +230,58 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
             assert await bounded(reader.read()) == b""
 
 
-async def test_a_head_that_comes_too_slowly_is_not_waited_for(upstream: ScriptedUpstream, hurried: Relay) -> None:
-    reader, writer = await asyncio.open_connection(*address(hurried))
+async def dripping(connection: asyncio.StreamWriter, octets: bytes) -> None:
+    """Send these again and again, slowly, for ever."""
+    while True:
+        connection.write(octets)
+        await connection.drain()
+        await asyncio.sleep(SOON / 10)
 
-    async def drip() -> None:
-        for octet in itertools.cycle(b"x"):
-            writer.write(bytes([octet]))
-            await writer.drain()
-            await asyncio.sleep(SOON / 10)
 
+async def assert_dropped(relay: Relay, start: bytes, again: bytes) -> bytes:
+    """What came before the service closed the connection of a client that sends this, then that again and again."""
+    reader, writer = await asyncio.open_connection(*address(relay))
     with contextlib.closing(writer):
-        writer.write(b"GET / HTTP/1.1\r\nX: ")
-        dripping = asyncio.create_task(drip())
+        writer.write(start)
+        drip = asyncio.create_task(dripping(writer, again))
+        received = b""
         with contextlib.suppress(ConnectionResetError):
-            assert await bounded(reader.read()) == b""
-        dripping.cancel()
-        await asyncio.wait([dripping])
+            while piece := await bounded(reader.read(4096)):
+                received += piece
+        drip.cancel()
+        await asyncio.wait([drip])
+    return received
+
+
+async def test_a_head_that_comes_too_slowly_is_not_waited_for(upstream: ScriptedUpstream, hurried: Relay) -> None:
+    assert await assert_dropped(hurried, b"GET / HTTP/1.1\r\nX: ", b"x") == b""
+
+
+UNREAD = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "again"),
+    [
+        pytest.param(UNREAD + b"Content-Length: 1000000\r\n\r\n", b"x", id="declared"),
+        pytest.param(UNREAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", id="chunked"),
+    ],
+)
+async def test_a_body_that_nobody_reads_is_not_waited_for(
+    upstream: ScriptedUpstream, hurried: Relay, start: bytes, again: bytes
+) -> None:
+    assert (await assert_dropped(hurried, start, again)).startswith(b"HTTP/1.1 404 ")
+
+
+async def test_a_long_body_that_nobody_reads_takes_the_connection_from_no_other_request(
+    upstream: ScriptedUpstream, hurried: Relay
+) -> None:
+    reader, writer = await asyncio.open_connection(*address(hurried))
+    with contextlib.closing(writer):
+        writer.write(UNREAD + b"Content-Length: 1000000\r\n\r\n")
+        assert b" 404 " in await bounded(reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"x" * 1_000_000 + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b'"ok"' in await bounded(reader.readuntil(b'"ok"'))
 
 
 CROWDED = """

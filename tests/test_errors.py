@@ -18,7 +18,7 @@ from tests.contract import check_response
 from tests.problems import assert_problem
 from tests.process import free_port, process
 from tests.relay import Relay, serving
-from tests.upstream import Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.upstream import Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
 from tests.waiting import bounded
 
 VITE = "http://localhost:5173"
@@ -603,12 +603,27 @@ async def test_a_models_list_that_cannot_be_reached_is_a_503() -> None:
         assert_problem(await relay.client.get("/models"), 503, "OPENROUTER_BASE_URL")
 
 
-async def test_a_models_list_that_does_not_come_is_a_504(upstream: ScriptedUpstream) -> None:
-    async def silence(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.hang()
+async def silent(_: UpstreamRequest, wire: Wire) -> None:
+    await wire.hang()
 
-    upstream.models = silence
-    async with checked(upstream, timers=Timers(read=0.05)) as relay:
+
+async def for_ever_processing(_: UpstreamRequest, wire: Wire) -> None:
+    while True:
+        await wire.raw(b"HTTP/1.1 102 Processing\r\n\r\n")
+        await asyncio.sleep(0.01)
+
+
+async def one_byte_at_a_time(_: UpstreamRequest, wire: Wire) -> None:
+    await wire.head(headers={"Content-Type": "application/json"})
+    while True:
+        await wire.send(b" ")
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("script", [silent, for_ever_processing, one_byte_at_a_time])
+async def test_a_models_list_that_does_not_come_is_a_504(upstream: ScriptedUpstream, script: Script) -> None:
+    upstream.models = script
+    async with checked(upstream, timers=Timers(connect=0.1, read=0.1)) as relay:
         assert_problem(await relay.client.get("/models"), 504)
 
 
@@ -629,6 +644,35 @@ async def test_a_reply_too_many_is_a_503_that_says_when_to_come_back(upstream: S
             await reader.whole()
             await other.whole()
         assert (await relay.read(third)).content == "Hello"
+
+
+async def ask_at_once(relay: Relay, conversation_id: str) -> httpx.Response:
+    """The beginning of the response to a question that wants its reply's stream; the reader leaves at once."""
+    path = f"/conversations/{conversation_id}/messages"
+    headers = {"Accept": "text/event-stream"}
+    async with relay.client.stream("POST", path, json={"content": "Hi"}, headers=headers) as response:
+        if response.status_code != 200:
+            await response.aread()
+        return response
+
+
+async def test_a_question_that_wants_its_reply_at_once_is_not_kept_where_there_is_no_room_for_one(
+    upstream: ScriptedUpstream,
+) -> None:
+    upstream.play(gated(gate := Gate(), "Hello"))
+    async with checked(upstream, max_replies=1) as relay:
+        ids = [(await relay.conversation())["id"] for _ in range(5)]
+        responses = await asyncio.gather(*(ask_at_once(relay, id) for id in ids))
+        assert sorted(response.status_code for response in responses) == [200, 503, 503, 503, 503]
+        for id, response in zip(ids, responses, strict=True):
+            kept = [message["role"] for message in await relay.messages(id)]
+            assert kept == (["user", "assistant"] if response.status_code == 200 else [])
+        gate.open_wide()
+        await relay.idle()
+    async with checked(upstream, max_messages=1) as relay:
+        conversation_id = (await relay.conversation())["id"]
+        assert_problem(await ask_at_once(relay, conversation_id), 507, "MAX_MESSAGES")
+        assert await relay.messages(conversation_id) == []
 
 
 async def test_joining_and_resuming_are_not_counted_as_replies(upstream: ScriptedUpstream) -> None:

@@ -419,6 +419,43 @@ async def test_a_reply_that_a_slow_store_deletes_ends_though_another_one_has_beg
 
 
 @pytest.mark.usefixtures("_gated")
+async def test_a_reply_that_a_slow_store_deletes_makes_no_room_before_it_has_ended(upstream: ScriptedUpstream) -> None:
+    upstream.play(gated(Gate(), "never sent"))
+    async with serving(upstream, max_replies=1) as relay:
+        conversation_id = await relay.ask()
+        async with relay.stream(conversation_id) as reader:
+            start = (await reader.next()).json
+            deleted = GatedStore.gates["delete_messages_from"] = Gate()
+            path = f"/conversations/{conversation_id}/messages/{start['message_id']}"
+            deleting = asyncio.create_task(relay.client.delete(path))
+            await deleted.reached()
+            assert_problem(await status_of(relay, conversation_id), 503, "MAX_REPLIES")
+            deleted.open_wide()
+            await bounded(deleting)
+            await bounded(reader.whole())
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.usefixtures("_gated")
+async def test_a_reply_that_ends_while_a_slow_store_is_asked_for_it_is_not_taken_for_lost(
+    upstream: ScriptedUpstream,
+) -> None:
+    upstream.play(gated(gate := Gate(), "one ", "two"))
+    async with serving(upstream) as relay:
+        conversation_id = await relay.ask()
+        async with relay.stream(conversation_id) as reader:
+            start = await reader.next()
+            found = GatedStore.gates["message"] = Gate()
+            resuming = asyncio.create_task(relay.read(conversation_id, start.id))
+            await found.reached()
+            gate.open_wide()
+            last = (await reader.whole()).last
+        found.open_wide()
+        resumed = await bounded(resuming)
+    assert (resumed.content, resumed.last) == ("one two", last)
+
+
+@pytest.mark.usefixtures("_gated")
 async def test_a_reply_that_is_stopped_while_a_slow_store_begins_it_is_stopped(upstream: ScriptedUpstream) -> None:
     upstream.play(gated(Gate(), "never sent"))
     async with serving(upstream) as relay:

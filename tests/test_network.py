@@ -327,6 +327,28 @@ async def test_a_host_that_never_answers_times_out(client: httpx.AsyncClient) ->
         await bounded(client.get(f"http://127.0.0.2:{port}/", timeout=QUICK))
 
 
+async def test_a_connection_that_comes_about_as_its_caller_leaves_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+
+    async def wait_for_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    async def connect_and_leave(address: str, port: int) -> network.Stream:
+        stream = await connect(address, port)
+        asyncio.get_running_loop().call_soon(connecting.cancel)
+        return stream
+
+    connect = network._connect
+    monkeypatch.setattr(network, "_connect", connect_and_leave)
+    async with served_by(wait_for_the_end) as port:
+        connecting = asyncio.create_task(network._first_to_connect(["127.0.0.1"], port))
+        await asyncio.wait([connecting])
+        assert connecting.cancelled()
+        await bounded(ended.wait())
+
+
 # Proxies
 
 

@@ -95,7 +95,7 @@ ON_NOTHING: dict[str, Callable[[Store], Awaitable[object]]] = {
     "message": lambda store: store.message(NOWHERE, NOWHERE),
     "add": lambda store: store.add_user_message(NOWHERE, "Hi"),
     "delete messages": lambda store: store.delete_messages_from(NOWHERE, NOWHERE),
-    "check": lambda store: store.check_owed(NOWHERE),
+    "check": lambda store: store.last_owed(NOWHERE),
     "begin": lambda store: store.begin_reply(NOWHERE),
     "extend": lambda store: store.extend_reply(NOWHERE, NOWHERE, "content", "x"),
 }
@@ -347,10 +347,9 @@ async def test_a_message_of_another_conversation_is_not_found(store: Store) -> N
 
 async def test_a_reply_begins_with_what_goes_upstream(store: Store) -> None:
     conversation_id = await asked(store, "Why?", system_prompt="Be brief.")
-    [question] = await store.messages(conversation_id)
     owed = await store.begin_reply(conversation_id)
     reply = owed.message
-    assert owed == OwedReply(reply, "Be brief.", [question])
+    assert owed.turns == [("system", "Be brief."), ("user", "Why?")]
     assert (reply.role, reply.status, reply.model) == ("assistant", "streaming", "default/model")
     assert (await store.conversation(conversation_id)).message_count == 2
 
@@ -365,7 +364,7 @@ async def test_a_reply_in_progress_is_the_one_that_is_owed(store: Store) -> None
 async def assert_nothing_owed(store: Store, conversation_id: str, words: str) -> None:
     """Assert that no reply can begin there, and that asking beforehand says so, too."""
     before = await store.messages(conversation_id)
-    for refused in (store.begin_reply(conversation_id), store.check_owed(conversation_id)):
+    for refused in (store.begin_reply(conversation_id), store.last_owed(conversation_id)):
         with pytest.raises(NothingOwed, match=words):
             await refused
     assert await store.messages(conversation_id) == before
@@ -382,12 +381,12 @@ async def test_nothing_is_owed_where_there_is_no_question_or_an_answer(store: St
 
 async def test_asking_what_is_owed_changes_nothing(store: Store) -> None:
     conversation_id = await asked(store)
-    await store.check_owed(conversation_id)
+    await store.last_owed(conversation_id)
     await answered(store, conversation_id, ending=FAILED)
-    await store.check_owed(conversation_id)
+    await store.last_owed(conversation_id)
     assert [message.status for message in await store.messages(conversation_id)] == ["complete", "failed"]
     await store.begin_reply(conversation_id)
-    await store.check_owed(conversation_id)
+    await store.last_owed(conversation_id)
     assert (await store.conversation(conversation_id)).message_count == 2
 
 
@@ -427,9 +426,38 @@ async def test_a_failed_reply_is_replaced(store: Store) -> None:
     assert (failed.status, failed.error) == ("failed", FAILED.error)
     owed = await store.begin_reply(conversation_id)
     assert owed.message.id != failed.id
-    assert [m.transcript.content for m in owed.history or []] == ["Why?"]
+    assert owed.turns == [("user", "Why?")]
     assert [m.id for m in await store.messages(conversation_id)][1:] == [owed.message.id]
     assert await store.counts() == (1, 2)
+
+
+async def test_a_question_that_is_asked_has_its_reply_begun(store: Store) -> None:
+    conversation_id = (await store.create_conversation(default_model="a/b")).id
+    owed = await store.ask(conversation_id, "Why?", "c/d")
+    assert (owed.message.status, owed.message.model, owed.turns) == ("streaming", "c/d", [("user", "Why?")])
+    assert [message.role for message in await store.messages(conversation_id)] == ["user", "assistant"]
+    with pytest.raises(ReplyInProgress):
+        await store.ask(conversation_id, "And?")
+
+
+@pytest.mark.parametrize("limits", [Limits(max_messages=1), Limits(max_store_bytes=4)], ids=["messages", "bytes"])
+async def test_a_question_whose_reply_has_no_room_is_not_kept(limits: Limits) -> None:
+    store = Store("some/model", limits)
+    conversation_id = (await store.create_conversation()).id
+    for _ in range(3):  # nor is room lost by it
+        with pytest.raises(StoreFull):
+            await store.ask(conversation_id, "Why?")
+    assert await store.counts() == (1, 0)
+    assert (await store.conversation(conversation_id)).title is None
+    await store.add_user_message(conversation_id, "Why?")
+
+
+@pytest.mark.parametrize("late", [Ending("stopped"), FAILED])
+async def test_an_ending_that_comes_second_changes_nothing(store: Store, late: Ending) -> None:
+    conversation_id = await asked(store)
+    first = await answered(store, conversation_id, "Because.")
+    assert await store.finish_reply(conversation_id, first.id, late) == first
+    assert (await store.messages(conversation_id))[-1] == first
 
 
 async def test_the_history_leaves_out_failed_replies_and_those_without_content(store: Store) -> None:
@@ -444,9 +472,7 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
     await store.add_user_message(conversation_id, "Four")
     await answered(store, conversation_id, "Half of", Ending("stopped"))
     await store.add_user_message(conversation_id, "Five")
-    history = (await store.begin_reply(conversation_id)).history or []
-    turns = [(message.role, message.transcript.content) for message in history]
-    assert turns == [
+    assert (await store.begin_reply(conversation_id)).turns == [
         ("user", "One"),
         ("user", "Two"),
         ("user", "Three"),
