@@ -66,8 +66,8 @@ TITLE = Text(200)
 class Bounds:
     """How much a request may carry; each is named like the setting that decides it."""
 
-    max_body_bytes: int = 1024 * 1024
-    max_message_chars: int = 200_000
+    max_body_bytes: int
+    max_message_chars: int
 
     @property
     def prompt(self) -> Text:

@@ -27,8 +27,10 @@ _HEAD = """<!doctype html>
 """
 
 _START_SWAGGER_UI = """
-      SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null });
+      SwaggerUIBundle({ url: "./openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null });
     """
+
+_START_HASH = base64.b64encode(hashlib.sha256(_START_SWAGGER_UI.encode()).digest()).decode()
 
 _SWAGGER_UI_PAGE = f"""{_HEAD}
     <link rel="stylesheet" href="{SWAGGER_UI}/swagger-ui.css" crossorigin="anonymous"
@@ -46,7 +48,7 @@ _SWAGGER_UI_PAGE = f"""{_HEAD}
 _REDOC_PAGE = f"""{_HEAD}
   </head>
   <body style="margin: 0">
-    <redoc spec-url="/openapi.json"></redoc>
+    <redoc spec-url="./openapi.json"></redoc>
     <script src="{REDOC}" crossorigin="anonymous"
       integrity="sha384-w447zOpYfw/1Tv/5AK9NfHTlQIqE3RVR6KY62jCyy9zNDgO64cMwGGP1Fj0zJVf5"></script>
   </body>
@@ -59,8 +61,7 @@ async def openapi(request: Request) -> Response:
 
 
 async def swagger_ui(request: Request) -> Response:
-    inline = base64.b64encode(hashlib.sha256(_START_SWAGGER_UI.encode()).digest()).decode()
-    scripts = f"{SWAGGER_UI}/swagger-ui-bundle.js 'sha256-{inline}'"
+    scripts = f"{SWAGGER_UI}/swagger-ui-bundle.js 'sha256-{_START_HASH}'"
     return _page(_SWAGGER_UI_PAGE, f"script-src {scripts}; style-src {SWAGGER_UI}/swagger-ui.css; img-src data:")
 
 

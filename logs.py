@@ -9,7 +9,7 @@ import traceback
 from contextvars import ContextVar
 from types import TracebackType
 
-LOGGERS = ("server", "routes", "replies", "store", "openrouter")  # others, below WARNING, log headers and bodies
+LOGGERS = ("server", "replies", "store", "openrouter")  # others, below WARNING, log headers and bodies
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 

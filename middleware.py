@@ -155,10 +155,11 @@ class Guard:
         self.token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope["path"], Headers(scope=scope)) if scope["type"] == "http" else None
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (refusal or self.app)(scope, receive, send)
 
-    def _refusal(self, path: str, headers: Headers) -> Response | None:
+    def _refusal(self, scope: Scope) -> Response | None:
+        path, headers = scope["path"].removeprefix(scope.get("root_path", "")), Headers(scope=scope)
         is_probe = path == "/health"  # a kubelet sends the pod's address, and no token
         if not is_probe and not self._is_host_allowed(headers.getlist("host")):
             return problem(403, "The `Host` isn't allowed: it must be a loopback name or stand in ALLOWED_HOSTS.")

@@ -1,8 +1,8 @@
-"""httpx's transport on asyncio's protocols: one timer a connection and no pause between reads.
+"""httpx's transport on asyncio's protocols: one timer a connection, and reading that pauses above `HIGH_WATER` only.
 
 Knows nothing of upstream's protocol. httpcore pools connections and speaks HTTP/1.1; what it gets here is a network
-backend (https://www.encode.io/httpcore/network-backends/). Its own one sets a timer and a cancel scope for every read,
-and stops and starts the socket's reading: a fifth of all that a token costs.
+backend (https://www.encode.io/httpcore/network-backends/). httpcore's own sets a timer and a cancel scope for every
+read, and stops and starts the socket's reading: a fifth of all that a token costs.
 """
 
 import asyncio

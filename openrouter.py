@@ -93,6 +93,8 @@ class OpenRouter:
             headers.append((b"Authorization", f"Bearer {api_key}".encode()))
         timeout = httpx.Timeout(timers.read, connect=timers.connect, pool=None)
         self._client = accelerator.client(self._base_url, headers=headers, timeout=timeout)
+        if accelerator.IS_ACTIVE:
+            logger.info("the accelerator is in use: httpx-aiohttp is installed")
         self._models: _ModelsCache | None = None
         self._cache_used = False
         self._refreshing: asyncio.Task[Models] | None = None

@@ -95,9 +95,9 @@ class Reply:
 class ReplyLimits:
     """Each is named like the setting that decides it."""
 
-    max_replies: int = 1_000  # in progress
-    max_reply_chars: int = 1_000_000  # reasoning counts
-    reply_timeout: float = 900.0  # seconds
+    max_replies: int  # in progress
+    max_reply_chars: int  # reasoning counts
+    reply_timeout: float  # seconds
 
 
 class _Running(Reply):

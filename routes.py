@@ -87,7 +87,7 @@ async def create_conversation(request: Request) -> Response:
     rules = {"default_model": OPTIONAL_MODEL, "title": TITLE, "system_prompt": bounds.prompt}
     fields = await read_fields(request, bounds.max_body_bytes, rules, optional=True)
     conversation = await request.state["store"].create_conversation(**fields)
-    location = f"/conversations/{conversation.id}"
+    location = f"{request.scope.get('root_path', '')}/conversations/{conversation.id}"
     return JSONResponse(_conversation(conversation), status_code=201, headers={"Location": location})
 
 

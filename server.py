@@ -124,9 +124,10 @@ def _is_host(host: str) -> bool:
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 _Rule = tuple[Callable[[Any], bool], str]
+_SECRET: _Rule = (lambda v: v.isascii() and v.isprintable(), "printable ASCII")
 _RULES: dict[str, _Rule] = {
-    "openrouter_api_key": (lambda v: v.isascii() and (not v or v.isprintable()), "printable ASCII"),
-    "auth_token": (lambda v: v.isascii() and (not v or v.isprintable()), "printable ASCII"),
+    "openrouter_api_key": _SECRET,
+    "auth_token": _SECRET,
     "openrouter_base_url": (_is_base_url, "an http:// or https:// URL without a user and a query"),
     "host": (_is_host, "an address or a name to listen on, without a port"),
     "model_name": (lambda v: v.isascii() and v.isprintable() and 0 < len(v) <= 200, "a model's id in ASCII"),
@@ -136,10 +137,7 @@ _RULES: dict[str, _Rule] = {
         lambda v: all(host == "*" or _is_host(host) for host in v),
         "names of hosts without a port, with commas between",
     ),
-    "log_level": (
-        lambda v: v.upper() in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
-        "DEBUG, INFO, WARNING, ERROR or CRITICAL",
-    ),
+    "log_level": (lambda v: v.upper() in _LEVELS, "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
     "shutdown_grace": (lambda v: 0 <= v < math.inf, "a number of seconds, 0 or more"),
 }
@@ -163,26 +161,18 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
         logs.configure(settings.log_level.upper(), settings.log_format.lower())
         AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
         asyncio.get_running_loop().set_exception_handler(_log_unseen)
-        store = Store(settings.model_name, _part(Limits, settings))
-        openrouter = OpenRouter(
-            settings.openrouter_base_url,
-            settings.openrouter_api_key,
-            app_url=settings.app_url,
-            app_title=settings.app_title,
-            timers=timers or Timers(),
-        )
-        replies = Replies(store, openrouter, _part(ReplyLimits, settings))
+        state = _state(settings, timers or Timers())
         server = _uvicorn_server()
         if server:  # under `uvicorn server:app`, too
             server.config.http_protocol_class = Protocol
             server.config.limit_concurrency = server.config.limit_concurrency or MAX_CONNECTIONS
         _warn(settings, server.config.host if server else settings.host)
         try:
-            with _drain_at_signals(server, replies, settings.shutdown_grace, connections):
-                yield State(store=store, replies=replies, openrouter=openrouter, bounds=_part(Bounds, settings))
+            with _drain_at_signals(server, state["replies"], settings.shutdown_grace, connections):
+                yield state
         finally:
-            await replies.drain(settings.shutdown_grace)
-            await openrouter.aclose()
+            await state["replies"].drain(settings.shutdown_grace)
+            await state["openrouter"].aclose()
 
     layers = [
         Middleware(Envelope, connections=connections),
@@ -202,14 +192,28 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
     return app
 
 
+def _state(settings: Settings, timers: Timers) -> State:
+    limits = Limits(settings.max_conversations, settings.max_messages, settings.max_store_bytes)
+    store = Store(settings.model_name, limits)
+    openrouter = OpenRouter(
+        settings.openrouter_base_url,
+        settings.openrouter_api_key,
+        app_url=settings.app_url,
+        app_title=settings.app_title,
+        timers=timers,
+    )
+    reply_limits = ReplyLimits(settings.max_replies, settings.max_reply_chars, settings.reply_timeout)
+    return State(
+        store=store,
+        replies=Replies(store, openrouter, reply_limits),
+        openrouter=openrouter,
+        bounds=Bounds(settings.max_body_bytes, settings.max_message_chars),
+    )
+
+
 def _log_unseen(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What nobody caught; asyncio's own line would quote the exception in the repr of its task."""
     logger.error("%s\n%s", context["message"], logs.outline(context.get("exception")))
-
-
-def _part(kind: Callable[..., Any], settings: Settings) -> Any:
-    """The dataclass `kind`, whose fields are named like the settings that they hold."""
-    return kind(**{entry.name: getattr(settings, entry.name) for entry in fields(kind)})  # type: ignore[arg-type]
 
 
 def _warn(settings: Settings, host: str) -> None:

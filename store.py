@@ -8,6 +8,7 @@ import io
 import logging
 import sys
 import time
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ TITLE_CHARS = 80
 # Bytes that are kept beside text, measured: ids, times, and the objects themselves.
 CONVERSATION_BYTES = 512
 MESSAGE_BYTES = 768
+SWITCH_BYTES = 8  # from content to reasoning or back
 LEAST_BESIDE_TEXT = 1024 * 1024  # that any store may take
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -65,7 +67,7 @@ class Transcript:
         """A whole text, all of it content; without one, a transcript that grows."""
         self._text = _at_rest(text or "")
         self._growing = io.StringIO(newline="") if text is None else None
-        self._switches: list[int] = []  # positions at which the kind changes; it begins as content
+        self._switches = array("Q")  # positions at which the kind changes; it begins as content
         self.length = len(text or "")  # characters
         self.size = byte_size(text)  # bytes of UTF-8
 
@@ -74,12 +76,21 @@ class Transcript:
         assert self._growing is not None, "a closed transcript doesn't grow"
         if not text:
             return
-        if kind != _KINDS[len(self._switches) % 2]:
+        if self.switches_to(kind):
             self._switches.append(self.length)
         self._growing.seek(self.length)
         self._growing.write(text)
         self.length += len(text)
         self.size += byte_size(text)
+
+    def switches_to(self, kind: Kind) -> bool:
+        """Whether its last text is of the other kind."""
+        return kind != _KINDS[len(self._switches) % 2]
+
+    @property
+    def switches(self) -> int:
+        """How often the kind changes."""
+        return len(self._switches)
 
     def read(self, start: int, most: int) -> list[tuple[Kind, str]]:
         """The runs of one kind from position `start` on, `most` characters at the most; empty at the end."""
@@ -183,9 +194,9 @@ class OwedReply:
 class Limits:
     """How much is kept; each is named like the setting that decides it."""
 
-    max_conversations: int = 10_000
-    max_messages: int = 2_000  # a conversation
-    max_store_bytes: int = 256 * 1024 * 1024  # of text; what is kept beside it may take as much again
+    max_conversations: int
+    max_messages: int  # a conversation
+    max_store_bytes: int  # of text; what is kept beside it may take as much again
 
 
 @dataclass(slots=True)
@@ -322,7 +333,7 @@ class Store:
         message = self._thread(conversation_id).messages.get(message_id)
         if message is None:
             raise NotFound("The reply has been deleted.")
-        self._claim(byte_size(text))
+        self._claim(byte_size(text), SWITCH_BYTES * message.transcript.switches_to(kind))
         message.transcript.append(kind, text)
 
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
@@ -381,6 +392,7 @@ class Store:
         in_progress = None
         for message in [thread.messages.pop(message_id) for message_id in ids]:
             kept = _memory(message.usage) + _memory(message.error and message.error.message)
+            kept += SWITCH_BYTES * message.transcript.switches
             self._claim(-message.transcript.size, -_beside_text(message.model) - kept)
             in_progress = message.id if message.status == "streaming" else in_progress
         self._message_count -= len(ids)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import accelerator
 from server import Settings, load_settings
 from tests.problems import assert_problem
 from tests.process import ROOT, RelayProcess, process
@@ -86,6 +87,18 @@ async def test_without_a_key_it_starts_and_says_what_is_missing(command: tuple[s
         assert (await relay.health())["status"] == "ok"
         error = (await relay.read(await relay.ask())).last["error"]
         assert "OPENROUTER_API_KEY" in error["message"] and "OPENROUTER_API_KEY" in relay.output
+
+
+async def test_it_says_whether_the_accelerator_is_in_use() -> None:
+    async with process("python", "server.py") as relay:
+        assert relay.output.count("httpx-aiohttp is installed") == accelerator.IS_ACTIVE
+
+
+async def test_it_works_below_a_path_that_a_proxy_takes_away() -> None:
+    async with process("uvicorn", "server:app", "--root-path", "/relay") as relay:
+        assert (await relay.client.post("/conversations")).headers["Location"].startswith("/relay/conversations/")
+        assert (await relay.client.get("/health", headers={"Host": "10.0.0.1"})).status_code == 200
+        assert_problem(await relay.client.get("/models", headers={"Host": "10.0.0.1"}), 403)
 
 
 async def test_a_port_in_use_is_told_in_a_line() -> None:

@@ -36,10 +36,15 @@ FAILED = Ending("failed", error=Failure(502, "Broken", retryable=True))
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 
+def limits(max_conversations: int = 10_000, max_messages: int = 2_000, max_store_bytes: int = 2**28) -> Limits:
+    """Those of the settings, unless told."""
+    return Limits(max_conversations, max_messages, max_store_bytes)
+
+
 @pytest.fixture
 def store() -> Store:
     """A store with room enough."""
-    return Store("default/model", Limits())
+    return Store("default/model", limits())
 
 
 async def asked(store: Store, question: str = "Why?", **conversation: Any) -> str:
@@ -247,7 +252,7 @@ async def pages(store: Store, limit: int) -> list[list[str]]:
 async def test_pages_list_every_conversation_once_the_one_that_changed_last_first(
     limit: int, size: int, changes: list[int]
 ) -> None:
-    store = Store("m", Limits())
+    store = Store("m", limits())
     order = [(await store.create_conversation()).id for _ in range(size)]
     for change in changes if size else []:
         changed = order.pop(change % size)
@@ -262,7 +267,7 @@ async def test_pages_list_every_conversation_once_the_one_that_changed_last_firs
 async def test_updates_between_pages_neither_repeat_a_conversation_nor_hide_one_that_stayed(
     limit: int, changes: list[tuple[str, int]]
 ) -> None:
-    store = Store("m", Limits())
+    store = Store("m", limits())
     first = [(await store.create_conversation()).id for _ in range(10)]
     stayed, seen, before = set(first), list[str](), None
     while before or not seen:
@@ -440,9 +445,9 @@ async def test_a_question_that_is_asked_has_its_reply_begun(store: Store) -> Non
         await store.ask(conversation_id, "And?")
 
 
-@pytest.mark.parametrize("limits", [Limits(max_messages=1), Limits(max_store_bytes=4)], ids=["messages", "bytes"])
-async def test_a_question_whose_reply_has_no_room_is_not_kept(limits: Limits) -> None:
-    store = Store("some/model", limits)
+@pytest.mark.parametrize("most", [limits(max_messages=1), limits(max_store_bytes=4)], ids=["messages", "bytes"])
+async def test_a_question_whose_reply_has_no_room_is_not_kept(most: Limits) -> None:
+    store = Store("some/model", most)
     conversation_id = (await store.create_conversation()).id
     for _ in range(3):  # nor is room lost by it
         with pytest.raises(StoreFull):
@@ -486,7 +491,7 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
 
 
 async def test_no_more_conversations_are_made_than_the_limit() -> None:
-    store = Store("m", Limits(max_conversations=2))
+    store = Store("m", limits(max_conversations=2))
     first, _ = await store.create_conversation(), await store.create_conversation()
     with pytest.raises(StoreFull, match=r"MAX_CONVERSATIONS is 2\): delete conversations"):
         await store.create_conversation()
@@ -495,7 +500,7 @@ async def test_no_more_conversations_are_made_than_the_limit() -> None:
 
 
 async def test_a_full_conversation_takes_no_message_and_no_reply() -> None:
-    store = Store("m", Limits(max_messages=2))
+    store = Store("m", limits(max_messages=2))
     conversation_id = await asked(store)
     await store.add_user_message(conversation_id, "And?")
     for refused in (store.add_user_message(conversation_id, "No"), store.begin_reply(conversation_id)):
@@ -506,7 +511,7 @@ async def test_a_full_conversation_takes_no_message_and_no_reply() -> None:
 
 
 async def test_a_failed_reply_in_a_full_conversation_can_be_replaced() -> None:
-    store = Store("m", Limits(max_messages=2))
+    store = Store("m", limits(max_messages=2))
     conversation_id = await asked(store)
     await answered(store, conversation_id, "x", FAILED)
     with pytest.raises(StoreFull):
@@ -517,7 +522,7 @@ async def test_a_failed_reply_in_a_full_conversation_can_be_replaced() -> None:
 
 async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
     """20 bytes of UTF-8: "é" is two of them."""
-    store = Store("m", Limits(max_store_bytes=20))
+    store = Store("m", limits(max_store_bytes=20))
     made = await store.create_conversation(title="four", system_prompt="éé")
     await store.add_user_message(made.id, "four")
     reply = (await store.begin_reply(made.id)).message
@@ -540,7 +545,7 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
 
 
 async def test_a_full_store_begins_no_reply() -> None:
-    store = Store("m", Limits(max_store_bytes=4))
+    store = Store("m", limits(max_store_bytes=4))
     conversation_id = await asked(store, "four")
     with pytest.raises(StoreFull, match="MAX_STORE_BYTES is 4"):
         await store.begin_reply(conversation_id)
@@ -549,7 +554,7 @@ async def test_a_full_store_begins_no_reply() -> None:
 
 async def test_a_failed_reply_that_filled_the_store_can_be_replaced() -> None:
     """The text it takes away makes the room."""
-    store = Store("m", Limits(max_store_bytes=8))
+    store = Store("m", limits(max_store_bytes=8))
     conversation_id = await asked(store, "four")
     await answered(store, conversation_id, "more", FAILED)
     await answered(store, conversation_id, "less")
@@ -572,18 +577,26 @@ async def small_failure(store: Store, conversation_id: str) -> None:
     await answered(store, conversation_id, "x", Ending("failed", error=failure))
 
 
+async def thoughtful_answer(store: Store, _: str) -> None:
+    conversation_id = await asked(store, "x")
+    reply = (await store.begin_reply(conversation_id)).message
+    for number in range(1000):
+        await store.extend_reply(conversation_id, reply.id, "content" if number % 2 else "reasoning", "x")
+    await store.finish_reply(conversation_id, reply.id, Ending("complete"))
+
+
 async def empty_conversation(store: Store, _: str) -> None:
     await store.create_conversation()
 
 
-@pytest.mark.parametrize("step", [small_question, small_answer, small_failure, empty_conversation])
+@pytest.mark.parametrize("step", [small_question, small_answer, small_failure, thoughtful_answer, empty_conversation])
 async def test_many_small_things_are_counted_as_what_they_keep(
     step: Callable[[Store, str], Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not as the one character that each has: by MAX_STORE_BYTES a container's memory is planned."""
     caplog.set_level(logging.CRITICAL, "store")  # pytest keeps every line
     most = 2 * 1024 * 1024
-    store = Store("m", Limits(max_store_bytes=most, max_conversations=100_000, max_messages=100_000))
+    store = Store("m", limits(max_store_bytes=most, max_conversations=100_000, max_messages=100_000))
     conversation_id = (await store.create_conversation()).id
     tracemalloc.start()
     try:
@@ -604,7 +617,7 @@ async def test_many_small_things_are_counted_as_what_they_keep(
 async def test_text_takes_no_more_memory_than_its_bytes(caplog: pytest.LogCaptureFixture) -> None:
     """An emoji would make Python keep four bytes for each character of a string."""
     caplog.set_level(logging.CRITICAL, "store")
-    store = Store("m", Limits())
+    store = Store("m", limits())
     conversation_id = (await store.create_conversation()).id
     text = "x" * 50_000 + "😀"
     tracemalloc.start()
@@ -619,11 +632,11 @@ async def test_text_takes_no_more_memory_than_its_bytes(caplog: pytest.LogCaptur
 
 
 async def test_a_failed_reply_can_be_replaced_however_much_is_kept_beside_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store("m", Limits(max_store_bytes=10_000))
+    store = Store("m", limits(max_store_bytes=10_000))
     conversation_id = await asked(store)
     await answered(store, conversation_id, "more", FAILED)
     monkeypatch.setattr("store.LEAST_BESIDE_TEXT", 0)
-    store._limits = Limits(max_store_bytes=1_000)
+    store._limits = limits(max_store_bytes=1_000)
     await answered(store, conversation_id, "less")
     assert await contents(store, conversation_id) == ["Why?", "less"]
 
@@ -695,7 +708,7 @@ async def kept(store: Store) -> int:
 async def test_after_anything_that_happened_a_store_that_is_emptied_has_exactly_its_room(
     operations: list[tuple[str, int, str]],
 ) -> None:
-    store = Store("m", Limits(max_conversations=4, max_messages=6, max_store_bytes=ROOM))
+    store = Store("m", limits(max_conversations=4, max_messages=6, max_store_bytes=ROOM))
     for operation in operations:
         with contextlib.suppress(StoreFull, NothingOwed, ReplyInProgress):
             await operate(store, *operation)
