@@ -16,7 +16,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
@@ -293,15 +293,17 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
 def _follow(request: Request, reply: Reply, position: int) -> Response:
     if reply.readers >= MAX_READERS:
         raise Unavailable(f"The reply has {MAX_READERS} readers, more than that is not served.", RETRY_AFTER)
+    headers = {**_STREAM_HEADERS, "X-Message-Id": reply.message.id, "X-Model": reply.message.model or ""}
     accepted = request.headers.get("accept", "")
-    is_plain = "text/plain" in accepted and "text/event-stream" not in accepted
+    if "text/plain" in accepted and "text/event-stream" not in accepted:
+        return StreamingResponse(_text(reply, position), headers=headers, media_type="text/plain")
     return EventSourceResponse(
-        _text(reply, position) if is_plain else _events(reply, position),
-        headers={**_STREAM_HEADERS, "X-Message-Id": reply.message.id, "X-Model": reply.message.model or ""},
-        media_type="text/plain" if is_plain else "text/event-stream",
-        ping=0 if is_plain else KEEP_ALIVE,
-        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+        _events(reply, position), headers=headers, ping=KEEP_ALIVE, ping_message_factory=_keep_alive
     )
+
+
+def _keep_alive() -> ServerSentEvent:
+    return ServerSentEvent(comment="keep-alive", sep="\n")
 
 
 async def _events(reply: Reply, position: int) -> AsyncGenerator[bytes, None]:
