@@ -9,7 +9,7 @@ import pytest
 
 import routes
 from tests.problems import assert_problem
-from tests.readers import Transcript
+from tests.readers import Reader, Transcript
 from tests.relay import Relay, serving
 from tests.sse import Block
 from tests.upstream import ANSWER, USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
@@ -726,3 +726,118 @@ async def test_a_reply_goes_on_though_nobody_ever_read_it(upstream: ScriptedUpst
     await eventually(is_complete)
     assert (await relay.messages(conversation_id))[-1]["content"] == ANSWER
     assert len(upstream.requests) == 1
+
+
+# As bare text, and together with the question
+
+PLAIN = {"Accept": "text/plain"}
+
+
+async def test_the_bare_text_is_the_content_alone_as_it_comes(upstream: ScriptedUpstream, relay: Relay) -> None:
+    upstream.play(gated(gate := Gate(), "Héllo ", "wörld"))
+    conversation_id = await relay.ask()
+    path = f"/conversations/{conversation_id}/stream"
+    async with relay.client.stream("GET", path, headers=PLAIN) as response:
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
+        assert {"x-message-id", "x-model"} <= set(response.headers)
+        pieces = response.aiter_text()
+        gate.open()
+        assert await bounded(anext(pieces)) == "Héllo "
+        gate.open_wide()
+        assert "".join([piece async for piece in pieces]) == "wörld\n"
+
+
+async def test_the_bare_text_leaves_reasoning_out_and_tells_a_failure_in_its_last_line(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    upstream.queue(interleaved("?Hm. ", "Hello", "?Good. ", "!"), breaking("Half of"))
+    path = f"/conversations/{await relay.ask()}/stream"
+    assert (await relay.client.get(path, headers=PLAIN)).text == "Hello!\n"
+    path = f"/conversations/{await relay.ask()}/stream"
+    text, told = (await relay.client.get(path, headers=PLAIN)).text.split("\n", 1)
+    assert text == "Half of"
+    assert told.startswith("[") and told.endswith("]\n") and "Provider disconnected" in told
+
+
+async def test_the_bare_text_is_taken_up_again_like_events(upstream: ScriptedUpstream, relay: Relay) -> None:
+    conversation_id = await relay.ask()
+    transcript = await relay.read(conversation_id)
+    path = f"/conversations/{conversation_id}/stream"
+    third = f"{transcript.start['message_id']}:3"
+    response = await relay.client.get(path, headers=PLAIN | {"Last-Event-ID": third})
+    assert response.text == ANSWER[3:] + "\n"
+    response = await relay.client.get(path, headers=PLAIN | {"Last-Event-ID": transcript.last_id})
+    assert response.status_code == 204
+    assert_problem(await relay.client.get(path, headers=PLAIN), 409)
+
+
+async def test_a_reader_of_the_bare_text_may_leave_and_the_reply_goes_on(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    upstream.play(gated(gate := Gate(), "one ", "two"))
+    conversation_id = await relay.ask()
+    async with relay.client.stream("GET", f"/conversations/{conversation_id}/stream", headers=PLAIN) as response:
+        gate.open()
+        assert await bounded(anext(response.aiter_text())) == "one "
+    gate.open_wide()
+    await relay.idle()
+    assert (await relay.messages(conversation_id))[1]["content"] == "one two"
+    assert len(upstream.requests) == 1
+
+
+async def test_a_client_that_takes_both_gets_events(upstream: ScriptedUpstream, relay: Relay) -> None:
+    transcript = await relay.read(await relay.ask(), headers={"Accept": "text/plain, text/event-stream"})
+    assert transcript.content == ANSWER
+
+
+async def question_at_once(relay: Relay, conversation_id: str, content: str = "Hi", **fields: str) -> Transcript:
+    """The stream that answers a question which asked for it."""
+    path, headers = f"/conversations/{conversation_id}/messages", {"Accept": "text/event-stream"}
+    body = {"content": content, **fields}
+    async with relay.client.stream("POST", path, json=body, headers=headers) as response:
+        assert response.status_code == 200
+        return await Reader(response).whole()
+
+
+async def test_a_question_that_accepts_an_event_stream_is_answered_by_its_reply(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    upstream.play(interleaved("?Hm. ", "Hello"))
+    conversation_id = (await relay.conversation())["id"]
+    transcript = await question_at_once(relay, conversation_id, "Why?", model="test/other")
+    assert (transcript.reasoning, transcript.content, transcript.last["status"]) == ("Hm. ", "Hello", "complete")
+    assert transcript.start["model"] == "test/other"
+    question, reply = await relay.messages(conversation_id)
+    assert (question["content"], question["model"]) == ("Why?", "test/other")
+    assert (reply["id"], reply["content"]) == (transcript.start["message_id"], "Hello")
+    assert len(upstream.requests) == 1
+
+
+async def test_a_reply_to_a_question_at_once_is_joined_resumed_and_stopped_like_any_other(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    upstream.play(gated(gate := Gate(), "one ", "two ", "three"))
+    conversation_id = (await relay.conversation())["id"]
+    asking = asyncio.create_task(question_at_once(relay, conversation_id))
+    await gate.reached()
+    gate.open()
+    async with relay.stream(conversation_id) as joined:
+        id = (await joined.until("one ")).last_id
+    assert_problem(await relay.client.post(f"/conversations/{conversation_id}/messages", json={"content": "x"}), 409)
+    stopped = await relay.client.delete(f"/conversations/{conversation_id}/stream")
+    assert stopped.json()["status"] == (await bounded(asking)).last["status"] == "stopped"
+    assert (await relay.read(conversation_id, id)).last["status"] == "stopped"
+    assert len(upstream.requests) == 1
+
+
+async def test_a_reader_that_drops_a_question_at_once_comes_back_to_its_reply(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    upstream.play(gated(gate := Gate(), "one ", "two"))
+    conversation_id = (await relay.conversation())["id"]
+    path, headers = f"/conversations/{conversation_id}/messages", {"Accept": "text/event-stream"}
+    async with relay.client.stream("POST", path, json={"content": "Hi"}, headers=headers) as response:
+        start = await Reader(response).next()
+    gate.open_wide()
+    transcript = await relay.read(conversation_id, start.id)
+    assert (transcript.content, len(upstream.requests)) == ("one two", 1)
