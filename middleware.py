@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from logs import outline, request_id
 from routes import problem
 
+GONE_SECONDS = 1.0  # in which an aborted connection is gone
 PIECE = 256 * 1024  # bytes of a body that are sent at once
 
 WITHOUT_EFFECT = ("/", "/docs", "/redoc", "/openapi.json", "/health")  # pages of elsewhere may link to these
@@ -86,8 +87,10 @@ class Envelope:
                 logger.error("%s crashed in the middle of its response\n%s", scope["method"], outline(error))
             if not _abort(receive):
                 raise
-            while (await receive())["type"] != "http.disconnect":
-                pass  # until the server, too, knows that the connection is gone
+            with suppress(TimeoutError):  # until the server, too, knows that the connection is gone
+                async with asyncio.timeout(GONE_SECONDS):
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
 
 
 async def _send_in_pieces(send: Send, message: Message) -> None:

@@ -274,7 +274,14 @@ class OpenRouter:
             self._refreshing = self._own(self._refresh())
         refreshing = self._refreshing
         await asyncio.wait({refreshing})
+        if refreshing.cancelled():
+            raise UpstreamError(503, "The service is restarting: ask again in a moment.", retryable=True)
         return refreshing.result()
+
+    def stop_fetching(self) -> None:
+        """Let whoever waits for the models list be told to come back."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
 
     async def _refresh(self) -> Models:
         try:

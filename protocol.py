@@ -6,11 +6,14 @@ Knows nothing of the app. uvicorn has a time-out between requests, but none with
 import asyncio
 import logging
 import math
+from collections import deque
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head, and for a body that nobody reads
+HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head, once the connection is open or something has come
 MAX_HEAD_BYTES = 64 * 1024  # of a request; one read may overshoot it
+MAX_PIPELINED = 16  # requests that wait for the response to the one before them
 TAKE_TIMEOUT = 30.0  # seconds in which a client must take some of what was sent
 
 logger = logging.getLogger("server")
@@ -19,40 +22,52 @@ logger = logging.getLogger("server")
 class Protocol(HttpToolsProtocol):
     """Some of what was sent has to be taken in every `TAKE_TIMEOUT`, when the response has ended, too."""
 
-    _input: asyncio.TimerHandle | None = None
-    _head_bytes = 0.0
-    _output: asyncio.TimerHandle | None = None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        self._in_head = False
+        self._head_bytes = 0
+        self._input: asyncio.TimerHandle | None = None
+        self._output: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait_for_input()
+        self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._input is not None:  # the head hasn't ended in these bytes
+        if self._in_head:  # it hasn't ended in these bytes
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.transport.abort()
+        elif not self._unanswered and self._input is None:  # line ends, or the rest of a body that nobody reads
+            self._wait_for_head()
 
     def on_message_begin(self) -> None:
+        if len(self._unanswered) > MAX_PIPELINED:
+            self.transport.abort()
+            raise ConnectionAbortedError  # for the parser, which would go on with what it has
         super().on_message_begin()
-        self._wait_for_input()
+        self._in_head = True
+        self._wait_for_head()
         if not self.flow.write_paused:
-            self._output = _cancelled(self._output)  # who asks again is reading; if not, writing will be paused
+            _cancel(self._output)  # who asks again is reading; if not, writing will be paused
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers, which may have no end, are of no use
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._stop_waiting()
+        _cancel(self._input)
+        self._input, self._in_head, self._head_bytes = None, False, 0
+        before = self.cycle
         super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._stop_waiting()
-        super().on_message_complete()
+        if self.cycle is not before:
+            self._unanswered.append(self.cycle)
 
     def on_response_complete(self) -> None:
+        self._unanswered.popleft()
         super().on_response_complete()
-        if self.cycle.more_body:  # which is thrown away, however long it is
-            self._head_bytes = -math.inf
-            self._wait_for_input()
         self._expect_progress()
 
     def pause_writing(self) -> None:
@@ -61,21 +76,24 @@ class Protocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._output = _cancelled(self._output)
+        _cancel(self._output)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._input, self._output = _cancelled(self._input), _cancelled(self._output)
-        super().connection_lost(exc)
+        _cancel(self._input)
+        _cancel(self._output)
+        super().connection_lost(exc)  # tells the last request alone
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._unanswered.clear()
+        self.pipeline.clear()
 
-    def _wait_for_input(self) -> None:
-        if self._input is None:
-            self._input = self.loop.call_later(HEAD_TIMEOUT, self.transport.abort)
-
-    def _stop_waiting(self) -> None:
-        self._input, self._head_bytes = _cancelled(self._input), 0
+    def _wait_for_head(self) -> None:
+        _cancel(self._input)
+        self._input = self.loop.call_later(HEAD_TIMEOUT, self.transport.abort)
 
     def _expect_progress(self, before: float = math.inf) -> None:
-        self._output = _cancelled(self._output)
+        _cancel(self._output)
         left = self.transport.get_write_buffer_size()
         if left >= before:
             logger.info("a client was dropped: it left unread what was sent")
@@ -84,7 +102,6 @@ class Protocol(HttpToolsProtocol):
             self._output = self.loop.call_later(TAKE_TIMEOUT, self._expect_progress, left)
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
-    return None

@@ -14,9 +14,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,18 +24,20 @@ from dotenv import dotenv_values
 from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from uvicorn.server import HANDLED_SIGNALS
 
 import demo
 import logs
+import shutdown
 from bodies import Bounds
 from middleware import Boundary, Connections, Cors, Envelope, Guard, is_loopback
 from openrouter import OpenRouter, Timers
 from protocol import Protocol
 from replies import Replies, ReplyLimits
 from routes import State, exception_handlers, routes
+from shutdown import Shutdown
 from store import Limits, Store
 
-FLUSH_SECONDS = 0.7  # for readers to take the rest and their last event before the process exits
 MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
 
@@ -162,17 +163,18 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
         AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
         asyncio.get_running_loop().set_exception_handler(_log_unseen)
         state = _state(settings, timers or Timers())
-        server = _uvicorn_server()
+        server = shutdown.uvicorn_server()
         if server:  # under `uvicorn server:app`, too
             server.config.http_protocol_class = Protocol
             server.config.limit_concurrency = server.config.limit_concurrency or MAX_CONNECTIONS
         _warn(settings, server.config.host if server else settings.host)
+        replies, openrouter = state["replies"], state["openrouter"]
         try:
-            with _drain_at_signals(server, state["replies"], settings.shutdown_grace, connections):
+            with Shutdown(server, replies, openrouter, connections, settings.shutdown_grace):
                 yield state
         finally:
-            await state["replies"].drain(settings.shutdown_grace)
-            await state["openrouter"].aclose()
+            await replies.drain(settings.shutdown_grace)
+            await openrouter.aclose()
 
     layers = [
         Middleware(Envelope, connections=connections),
@@ -227,57 +229,6 @@ def _warn(settings: Settings, host: str) -> None:
         )
 
 
-# Shutdown
-
-
-def _uvicorn_server() -> uvicorn.Server | None:
-    """The server that runs this app, if it is uvicorn in the main thread: its signal handler is a method of it."""
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return server if isinstance(server, uvicorn.Server) else None
-
-
-@contextlib.contextmanager
-def _drain_at_signals(
-    server: uvicorn.Server | None, replies: Replies, grace: float, connections: Connections
-) -> Iterator[None]:
-    """At the first signal drain while the server still listens, and only then let it exit; at the second, at once.
-
-    uvicorn alone would stop listening at the signal, so that no probe could see the 503, and would raise it again.
-    """
-    if server is None:
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    draining: list[asyncio.Task[None]] = []
-
-    def drop_the_rest() -> None:
-        connections.abort()
-        for protocol in list(server.server_state.connections):
-            protocol.transport.abort()
-
-    def exit_now(_: asyncio.Task[None]) -> None:
-        loop.call_later(FLUSH_SECONDS, drop_the_rest)
-        server.should_exit = True
-
-    def begin_or_hurry() -> None:
-        if draining:
-            replies.cut()
-            return
-        logger.info("draining: %d replies in progress, %g s at the most", replies.in_progress, grace)
-        draining.append(loop.create_task(replies.drain(grace)))
-        draining[0].add_done_callback(exit_now)
-
-    def on_signal(_: int, __: FrameType | None) -> None:
-        loop.call_soon_threadsafe(begin_or_hurry)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # Start
 
 
@@ -316,6 +267,8 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before the lifespan, where the drain takes over
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()
+    for number in HANDLED_SIGNALS:  # nothing is left to end
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _raise_file_limit() -> None:

@@ -273,6 +273,78 @@ async def test_a_body_that_nobody_reads_is_not_waited_for(
     assert (await assert_dropped(hurried, start, again)).startswith(b"HTTP/1.1 404 ")
 
 
+@pytest.mark.parametrize("stray", [b"\r\n", b"\r\n\r\n"])
+async def test_a_connection_that_goes_on_with_line_ends_alone_is_not_kept(
+    upstream: ScriptedUpstream, hurried: Relay, stray: bytes
+) -> None:
+    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    reader, writer = await asyncio.open_connection(*address(hurried))
+    with contextlib.closing(writer):
+        writer.write(health)
+        assert b'"ok"' in await bounded(reader.readuntil(b'"ok"'))
+        writer.write(stray)
+        with contextlib.suppress(ConnectionResetError):
+            await bounded(reader.read())
+    assert b'"ok"' in await assert_dropped(hurried, health, stray)
+
+
+async def test_trailers_without_end_take_no_memory(
+    upstream: ScriptedUpstream, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", protocol.Protocol)
+    async with serving(upstream) as relay:
+        reader, writer = await asyncio.open_connection(*address(relay))
+        with contextlib.closing(writer):
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+            before = resident()
+            for _ in range(20):
+                writer.write(b"a: b\r\n" * 40_000)
+                await bounded(writer.drain())
+            assert resident() - before < 20 * MEGABYTE
+            writer.write(b"\r\n" + request("GET", "/health", LOCAL))
+            assert (await bounded(reader.read())).count(b'"ok"') == 2
+
+
+async def test_requests_pipelined_without_end_are_not_collected(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", protocol.Protocol)
+    upstream.play(gated(gate := Gate(), "one"))
+    async with serving(upstream) as relay:
+        path = f"/conversations/{await relay.ask()}/stream"
+        reader, writer = await asyncio.open_connection(*address(relay))
+        with contextlib.closing(writer):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await gate.reached()
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
+            with contextlib.suppress(ConnectionResetError):
+                while await bounded(reader.read(2**16)):
+                    pass
+        gate.open_wide()
+        await relay.idle()
+        assert (await relay.read(await relay.ask())).content == "one"
+
+
+async def test_a_client_that_pipelines_behind_a_stream_and_leaves_leaves_nothing(
+    upstream: ScriptedUpstream, hurried: Relay
+) -> None:
+    """uvicorn tells the last request alone that its client has gone."""
+    upstream.play(gated(gate := Gate(), "one"))
+    conversation_id = await hurried.ask()
+    async with hurried.stream(conversation_id) as reader:
+        await reader.next()
+        await gate.reached()
+        before = Leftovers.now(upstream)
+        stream = f"GET /conversations/{conversation_id}/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        connection = await asyncio.open_connection(*address(hurried))
+        connection[1].write(stream + request("GET", "/", LOCAL) * 3)
+        assert b"event: start" in await bounded(connection[0].readuntil(b"event: start"))
+        connection[1].transport.abort()
+        await before.are_all(upstream)
+        gate.open_wide()
+        assert (await reader.whole()).content == "one"
+
+
 async def test_a_long_body_that_nobody_reads_takes_the_connection_from_no_other_request(
     upstream: ScriptedUpstream, hurried: Relay
 ) -> None:

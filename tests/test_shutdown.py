@@ -309,22 +309,6 @@ async def test_a_reply_that_waits_for_its_next_try_is_given_up_at_the_end_of_the
         await exited_cleanly(relay, since, 1 + HURRY)
 
 
-async def test_a_reader_who_lags_behind_gets_the_rest(upstream: ScriptedUpstream) -> None:
-    """Nothing is in progress any more, and the client is still reading: more than the sockets hold."""
-    upstream.play(answer("\N{GRINNING FACE}" * 900_000))
-    async with running(upstream) as relay:
-        conversation_id = await relay.ask()
-        first = (await relay.read(conversation_id)).ids[0]
-        async with lagging(relay, f"/conversations/{conversation_id}/stream", first or "") as reader:
-            begun = await bounded(reader.readuntil(b"content"))
-            relay.terminate()
-            await eventually(lambda: "draining: 0 replies" in relay.output)
-            whole = begun + await bounded(reader.read())
-        assert whole.count(b"ude00") == 900_000
-        assert whole.endswith(b"\r\n0\r\n\r\n") and b'"done": true' in whole[-1000:]
-        assert await relay.exit() == 0
-
-
 async def test_a_server_that_was_stopped_before_in_this_process_ends_no_stream(upstream: ScriptedUpstream) -> None:
     """sse-starlette notes a shutdown in the class, for ever."""
     AppStatus.should_exit = True
@@ -343,3 +327,61 @@ async def test_a_signal_during_the_start_ends_it_in_good_order(upstream: Scripte
 def catches_sigterm(pid: int) -> bool:
     caught = re.search(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
     return bool(caught and int(caught[1], 16) & 1 << signal.SIGTERM - 1)
+
+
+# Whatever clients do
+
+
+@either_command
+async def test_a_reader_that_lags_far_behind_gets_the_rest_within_the_grace(
+    upstream: ScriptedUpstream, command: tuple[str, ...]
+) -> None:
+    """At the signal nothing is in progress any more, but more is left for this reader than a socket holds."""
+    text = "👋" * 900_000
+    upstream.play(answer(text, pieces=20))
+    async with running(upstream, command, grace=10) as relay:
+        conversation_id = await relay.ask()
+        first_id = (await relay.read(conversation_id)).ids[0]
+        assert first_id
+        async with lagging(relay, f"/conversations/{conversation_id}/stream", first_id) as reader:
+            octets = await bounded(reader.readexactly(500_000))
+            since = time.monotonic()
+            relay.terminate()
+            while piece := await bounded(reader.read(2**18)):
+                octets += piece
+                await asyncio.sleep(0.05)  # it is slow
+            assert octets.count(b'"done": true') == 1
+            assert octets.count(b"\\ud83d\\udc4b") == 900_000
+            assert time.monotonic() - since > 1.5
+        await exited_cleanly(relay, since, 10 + HURRY)
+
+
+@either_command
+async def test_a_client_that_pipelines_and_leaves_does_not_hold_the_exit_up(
+    upstream: ScriptedUpstream, command: tuple[str, ...]
+) -> None:
+    upstream.play(gated(gate := Gate(), "one"))
+    async with running(upstream, command, grace=2) as relay:
+        stream = f"GET /conversations/{await relay.ask()}/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        with connected(relay, sending=stream + request("GET", "/", LOCAL)):
+            await gate.reached()
+        gate.open_wide()
+        await relay.idle()
+        since = time.monotonic()
+        relay.terminate()
+        await exited_cleanly(relay, since, HURRY)
+
+
+@either_command
+async def test_who_waits_for_the_models_list_is_told_to_come_back(
+    upstream: ScriptedUpstream, command: tuple[str, ...]
+) -> None:
+    upstream.models = lambda _, wire: wire.hang()
+    async with running(upstream, command) as relay:
+        waiting = asyncio.create_task(relay.client.get("/models"))
+        await eventually(lambda: upstream.models_requests)
+        relay.terminate()
+        response = await bounded(waiting)
+        assert_problem(response, 503, "restarting")
+        assert int(response.headers["Retry-After"]) > 0
+        assert await relay.exit() == 0
