@@ -91,7 +91,8 @@ async def read_fields(
     if not body and optional:
         return {}
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    if body and (media_type.strip() != "application/json" or ("charset" in parameters and "utf-8" not in parameters)):
+    is_utf_8 = "charset" not in parameters or re.search("utf-?8", parameters)
+    if body and not (media_type.strip() == "application/json" and is_utf_8):
         raise Rejected(415, "The body must be declared as JSON in UTF-8: `Content-Type: application/json`.")
     fields = _parse(body)
     if not isinstance(fields, dict):

@@ -28,14 +28,17 @@ def configure(level: str, form: str) -> None:
             logger.handlers.clear()
             logger.propagate = True
     logging.getLogger("uvicorn").setLevel(logging.INFO)
-    logging.getLogger("uvicorn.access").addFilter(_without_query)
+    for name in ("uvicorn.access", "uvicorn.error"):
+        logging.getLogger(name).addFilter(_without_query)
 
 
 def _without_query(record: logging.LogRecord) -> bool:
-    # uvicorn's arguments: client, method, path with query, version, status. Somebody will put a token into a query.
-    if isinstance(record.args, tuple) and len(record.args) == 5:
-        client, method, path, version, status = record.args
-        record.args = (client, method, str(path).partition("?")[0], version, status)
+    # A path is one of uvicorn's arguments. Somebody will put a token into its query.
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            value.partition("?")[0] if isinstance(value, str) and value.startswith("/") else value
+            for value in record.args
+        )
     return True
 
 

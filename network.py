@@ -7,13 +7,14 @@ read, and stops and starts the socket's reading: a fifth of all that a token cos
 
 import asyncio
 import ipaddress
+import socket
 import ssl
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import chain, zip_longest
-from socket import AF_INET6, SOCK_STREAM
 from typing import Any
 
 import httpcore
@@ -91,6 +92,9 @@ def _as_httpx() -> Iterator[None]:
 class Backend(httpcore.AsyncNetworkBackend):
     """Connections by TCP."""
 
+    def __init__(self) -> None:
+        self._lookups: dict[str, asyncio.Future[list[str] | OSError]] = {}  # under way
+
     async def connect_tcp(
         self,
         host: str,
@@ -102,7 +106,22 @@ class Backend(httpcore.AsyncNetworkBackend):
         """Raises `httpcore.ConnectTimeout`, `httpcore.ConnectError`."""
         with _connecting():
             async with asyncio.timeout(timeout):
-                return await _first_to_connect(await _addresses(host, port), port)
+                return await _first_to_connect(await self._addresses(host), port)
+
+    async def _addresses(self, host: str) -> list[str]:
+        """The addresses of a host, its families taking turns; looked up once however many ask at once."""
+        try:
+            return [str(ipaddress.ip_address(host))]
+        except ValueError:
+            lookup = self._lookups.get(host)
+        if lookup is None:
+            lookup = self._lookups[host] = _looked_up(host)
+            lookup.add_done_callback(lambda _: self._lookups.pop(host))
+        await asyncio.wait({lookup})
+        found = lookup.result()
+        if isinstance(found, OSError):
+            raise found
+        return found
 
 
 @contextmanager
@@ -243,14 +262,27 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             self._turn.set_result(None)
 
 
-async def _addresses(host: str, port: int) -> list[str]:
-    """The addresses of a host, its families taking turns."""
-    try:
-        return [str(ipaddress.ip_address(host))]
-    except ValueError:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
-    new = [str(address[0]) for family, *_, address in found if family == AF_INET6]
-    old = [str(address[0]) for family, *_, address in found if family != AF_INET6]
+def _looked_up(host: str) -> "asyncio.Future[list[str] | OSError]":
+    """Addresses, or the error, from a daemon thread: asyncio's own ones hold up the exit while a resolver is silent."""
+    loop = asyncio.get_running_loop()
+    lookup: asyncio.Future[list[str] | OSError] = loop.create_future()
+
+    def look_up() -> None:
+        found: list[str] | OSError
+        try:
+            found = _in_turns(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found = error if isinstance(error, OSError) else OSError("the name can't be looked up")
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(lookup.set_result, found)
+
+    threading.Thread(target=look_up, name=f"lookup of {host}", daemon=True).start()
+    return lookup
+
+
+def _in_turns(found: list[tuple[Any, ...]]) -> list[str]:
+    new = [str(address[0]) for family, *_, address in found if family == socket.AF_INET6]
+    old = [str(address[0]) for family, *_, address in found if family != socket.AF_INET6]
     return [address for address in chain.from_iterable(zip_longest(new, old)) if address]
 
 

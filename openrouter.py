@@ -32,6 +32,7 @@ from wire import (
     UpstreamSilent,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UpstreamUnreadable,
     generation_in,
     parse_object,
     refusal,
@@ -208,7 +209,7 @@ class OpenRouter:
             retry_after = retry_after_seconds(response.headers.get("retry-after"))
             status = response.status_code if response.status_code >= 400 else None
             raise refusal(status, body, retry_after, self._api_key)
-        raise UpstreamBroken(
+        raise UpstreamUnreadable(
             f"Upstream answered with status {response.status_code} and no event stream: check OPENROUTER_BASE_URL."
         )
 
@@ -401,9 +402,9 @@ def _translation(error: Exception) -> UpstreamError:
 
 
 def _may_be_repeated(error: UpstreamError) -> bool:
-    # Not after silence: each try might be generated and billed, and a question is to be answered once.
+    # Not where upstream has taken the request: each try might be generated and billed, and a question is answered once.
     is_brief = (error.retry_after or 0) <= MAX_RETRY_AFTER
-    return error.retryable and is_brief and not isinstance(error, UpstreamSilent)
+    return error.retryable and is_brief and not isinstance(error, (UpstreamSilent, UpstreamUnreadable))
 
 
 def _name(error: UpstreamError) -> str:

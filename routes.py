@@ -34,7 +34,8 @@ RETRY_AFTER = 5  # seconds, where nothing better is known
 RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
 
 _CURSOR = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
-_EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|\d{1,9})")
+_EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|[0-9]{1,9})")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # https://www.w3.org/TR/trace-context/
 
 
 class State(TypedDict):
@@ -122,10 +123,10 @@ async def delete_conversation(request: Request) -> Response:
 
 async def add_message(request: Request) -> Response:
     store, replies, bounds = request.state["store"], request.state["replies"], request.state["bounds"]
-    replies.check_open()
     await store.conversation(_id(request))
     rules = {"content": bounds.content, "model": OPTIONAL_MODEL}
     fields = {"model": None} | await read_fields(request, bounds.max_body_bytes, rules, required="content")
+    replies.check_open()
     if "text/event-stream" in request.headers.get("accept", ""):
         return _follow(request, await replies.ask(_id(request), **fields, traceparent=_traceparent(request)), 0)
     return JSONResponse(_message(await store.add_user_message(_id(request), **fields)), status_code=201)
@@ -375,7 +376,8 @@ def _id(request: Request) -> str:
 
 
 def _traceparent(request: Request) -> str | None:
-    return request.headers.get("traceparent")
+    told = request.headers.get("traceparent", "")
+    return told if _TRACEPARENT.fullmatch(told) else None
 
 
 def _none_match(header: str, etag: str) -> bool:

@@ -308,4 +308,6 @@ if __name__ == "__main__":
     main()
 else:
     refuse_workers()
-    app = create_app(load_settings())
+    _settings = load_settings()
+    logs.configure(_settings.log_level.upper(), _settings.log_format.lower())  # uvicorn's first lines, too
+    app = create_app(_settings)

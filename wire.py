@@ -5,7 +5,8 @@ What can go wrong, by who is to blame:
     UpstreamError           `code` (an HTTP status), `message` for a person, `retryable`, `retry_after` (seconds)
     |- NotConfigured        this service: it has no API key
     |- UpstreamRefused      upstream answered with an error, before the stream or inside it
-    |- UpstreamBroken       upstream answered with something else than a whole stream
+    |- UpstreamBroken       the connection broke before the answer was whole
+    |  `- UpstreamUnreadable    upstream answered with something else than a stream
     |- UpstreamUnreachable  there is no connection to upstream
     `- UpstreamTimeout      upstream took too long to connect
        `- UpstreamSilent    upstream has the request, and was silent for too long
@@ -30,7 +31,8 @@ MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300
 MAX_EVENT_BYTES = 16 * 1024 * 1024  # images arrive as data URLs in one line
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CREDENTIAL = re.compile(r"\b(?:sk|user|org|key)[-_][\w.*-]{6,}")
+_PRIVATE = ("user_id", "raw", "flagged_input")  # what upstream says of an account, or quotes
+_CREDENTIAL = re.compile(r"\b(?:g?sk|xai|user|org|key)[-_][\w.*-]{6,}")
 
 # The words that stand in an error's `code`, `type` or `metadata.error_type` in place of a status.
 _STATUS_OF_WORD = {
@@ -92,6 +94,10 @@ class UpstreamBroken(UpstreamError):
         super().__init__(502, message, retryable=True)
 
 
+class UpstreamUnreadable(UpstreamBroken):
+    """Upstream has answered, but not in this protocol: another try might be generated, and billed, as well."""
+
+
 class UpstreamUnreachable(UpstreamError):
     """No connection to upstream."""
 
@@ -147,7 +153,7 @@ class EventParser:
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The data of every event that ends in `chunk`. Raises `UpstreamBroken` for an endless one."""
+        """The data of every event that ends in `chunk`. Raises `UpstreamUnreadable` for an endless one."""
         if not chunk:
             return
         if self._after_cr and chunk.startswith(b"\n"):
@@ -162,7 +168,7 @@ class EventParser:
             self._line_size = sum(map(len, self._line))
             yield from self._events(lines)
         if self._line_size + self._data_size > MAX_EVENT_BYTES:
-            raise UpstreamBroken(f"Upstream sent an event of more than {MAX_EVENT_BYTES} bytes.")
+            raise UpstreamUnreadable(f"Upstream sent an event of more than {MAX_EVENT_BYTES} bytes.")
 
     @property
     def is_between_events(self) -> bool:
@@ -205,7 +211,7 @@ class Completion:
         self.done = False  # `[DONE]` was read: nothing after it counts
 
     def take(self, data: bytes) -> Iterator[Generation | Delta]:
-        """The values in one event. Raises `UpstreamRefused`, `UpstreamBroken`."""
+        """The values in one event. Raises `UpstreamRefused`, `UpstreamUnreadable`."""
         if self.done:
             return
         if data.strip() == b"[DONE]":
@@ -263,13 +269,13 @@ class Completion:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises `UpstreamBroken` for anything else."""
+    """A JSON object. Raises `UpstreamUnreadable` for anything else."""
     try:
         value = json.loads(data.decode(errors="replace"))
     except (ValueError, RecursionError):
-        raise UpstreamBroken("Upstream sent something that isn't JSON.") from None
+        raise UpstreamUnreadable("Upstream sent something that isn't JSON.") from None
     if not isinstance(value, dict):
-        raise UpstreamBroken("Upstream sent JSON that isn't an object.")
+        raise UpstreamUnreadable("Upstream sent JSON that isn't an object.")
     return value
 
 
@@ -298,7 +304,7 @@ def refusal(status: int | None, body: Mapping[str, Any], retry_after: float | No
     fields: Mapping[str, Any] = error if isinstance(error, dict) else {"message": error}
     metadata = fields.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
-    code = status or _status_in(fields, metadata)
+    code = status if status and status < 600 else _status_in(fields, metadata)
     otherwise = f"Upstream failed with status {code}{': try again in a moment' if code >= 500 else ''}."
     sentence = _SENTENCE_OF_STATUS.get(code, otherwise)
     key = api_key if len(api_key) > 5 else ""  # local servers take any word
@@ -339,10 +345,11 @@ def retry_after_seconds(value: str | None) -> float | None:
 def plain_usage(value: Any, depth: int = 3) -> Any:
     """`usage` as upstream reported it, less what isn't a plain figure: it is stored and sent as JSON."""
     if isinstance(value, dict):
-        kept = ((sys.intern(encodable(str(k)[:64])), plain_usage(v, depth - 1)) for k, v in list(value.items())[:64])
-        return dict(kept) if depth else None
+        entries = [(str(name)[:64], part) for name, part in list(value.items())[:64] if name not in _PRIVATE]
+        kept = {sys.intern(encodable(name)): plain_usage(part, depth - 1) for name, part in entries}
+        return kept if depth else None
     if isinstance(value, str):
-        return encodable(value[:64])
+        return redacted(value[:64], [])
     is_figure = isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
     return value if is_figure else None
 
@@ -365,6 +372,6 @@ def _status_in(fields: Mapping[str, Any], metadata: Mapping[str, Any]) -> int:
 
 def _private(*parts: Mapping[str, Any]) -> Iterator[str]:
     for part in parts:
-        for name in ("user_id", "raw", "flagged_input"):
+        for name in _PRIVATE:
             if isinstance(value := part.get(name), str):
                 yield value

@@ -211,15 +211,15 @@ SILENCE = [
 ]
 
 RESPONSES = [
-    Fault("200 with HTML", status(200, "<html>Hello</html>", {"Content-Type": "text/html"})),
-    Fault("200 with JSON that is no stream", status(200, {"choices": [{"message": {"content": "Hi"}}]})),
+    Fault("200 with HTML", status(200, "<html>Hello</html>", {"Content-Type": "text/html"}), tries=1),
+    Fault("200 with JSON that is no stream", status(200, {"choices": [{"message": {"content": "Hi"}}]}), tries=1),
     Fault("200 with an error as JSON", status(200, {"error": {"code": 402, "message": "No"}}), code=402, **FOR_GOOD),
     Fault("502 with HTML", status(502, "<html>Bad gateway</html>", {"Content-Type": "text/html"})),
     Fault("500 with deep JSON", status(500, "[" * 100_000), code=500),
     Fault("500 with an endless body", steps(head(500), for_ever(body(b" " * 4096))), code=500),
     Fault("500 with a body that never comes", steps(head(500), Wire.hang), code=500, timers=IMPATIENT, within=4.0),
-    Fault("redirect", status(302, "", {"Location": "/api/v1/elsewhere"})),
-    Fault("204", steps(raw(b"HTTP/1.1 204 No Content\r\n\r\n"), Wire.close)),
+    Fault("redirect", status(302, "", {"Location": "/api/v1/elsewhere"}), tries=1),
+    Fault("204", steps(raw(b"HTTP/1.1 204 No Content\r\n\r\n"), Wire.close), tries=1),
     Fault("101", steps(raw(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), Wire.close)),
     Fault(
         "100 and 103, then a good answer",
@@ -263,10 +263,13 @@ REFUSALS = [
 ]
 
 CONTENT = [
-    *(Fault(f"an event that is {data[:12]}", steps(event(data))) for data in ("[1]", "42", '"x"', "null", "{", "NaN")),
+    *(
+        Fault(f"an event that is {data[:12]}", steps(event(data)), tries=1)
+        for data in ("[1]", "42", '"x"', "null", "{", "NaN")
+    ),
     Fault("JSON that isn't an object, in the middle", steps(TEXT, event("[1]"), Wire.hang), **CUT_OFF),
-    Fault("deep JSON", steps(event("[" * 100_000))),
-    Fault("deep JSON in an object", steps(event('{"choices": ' + '{"a":[' * 50_000 + "]}" * 50_000 + "}"))),
+    Fault("deep JSON", steps(event("[" * 100_000)), tries=1),
+    Fault("deep JSON in an object", steps(event('{"choices": ' + '{"a":[' * 50_000 + "]}" * 50_000 + "}")), tries=1),
     Fault(
         "10 MB in one line",
         steps(says("x" * MEGABYTES), FINISH, Wire.done),
@@ -282,8 +285,8 @@ CONTENT = [
         kept=HALF,
         within=10.0,
     ),
-    Fault("endless line", steps(body(b"data: "), for_ever(body(b"x" * 1024 * 1024))), within=10.0),
-    Fault("endless event", steps(for_ever(body(b"data: " + b"x" * 1024 * 1024 + b"\n"))), within=10.0),
+    Fault("endless line", steps(body(b"data: "), for_ever(body(b"x" * 1024 * 1024))), within=10.0, tries=1),
+    Fault("endless event", steps(for_ever(body(b"data: " + b"x" * 1024 * 1024 + b"\n"))), within=10.0, tries=1),
     Fault(
         "endless reply", steps(for_ever(says("x" * 99))), kept="x" * 1000, tries=1, settings={"max_reply_chars": 1000}
     ),

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
@@ -104,11 +105,11 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Let every name have these addresses."""
 
-    async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+    def getaddrinfo(*_: object, **__: object) -> list[tuple[object, ...]]:
         families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses]
-        return [(family, 1, 6, "", (address, port)) for family, address in zip(families, addresses, strict=True)]
+        return [(family, 1, 6, "", (address, 0)) for family, address in zip(families, addresses, strict=True)]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("network.socket.getaddrinfo", getaddrinfo)
 
 
 async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -312,7 +313,29 @@ async def test_an_address_that_refuses_costs_no_time(
 
 async def test_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, "192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1")
-    assert await network._addresses("host.example", 443) == ["2001:db8::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert await network.Backend()._addresses("host.example") == ["2001:db8::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"]
+
+
+async def test_a_name_is_looked_up_once_however_many_ask_and_again_when_it_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, answer = [], threading.Event()
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        answer.wait(10)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("network.socket.getaddrinfo", getaddrinfo)
+    backend = network.Backend()
+    together = [asyncio.create_task(backend._addresses("host.example")) for _ in range(5)]
+    await eventually(lambda: asked)
+    answer.set()
+    errors = await bounded(asyncio.gather(*together, return_exceptions=True))
+    assert [type(error) for error in errors] == [socket.gaierror] * 5
+    with pytest.raises(socket.gaierror):
+        await backend._addresses("host.example")
+    assert asked == ["host.example"] * 2
 
 
 async def test_a_host_that_only_refuses_is_an_error(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,15 @@ from tests.upstream import (
     status,
 )
 from tests.waiting import bounded, eventually
-from wire import NotConfigured, UpstreamBroken, UpstreamRefused, UpstreamSilent, UpstreamTimeout, UpstreamUnreachable
+from wire import (
+    NotConfigured,
+    UpstreamBroken,
+    UpstreamRefused,
+    UpstreamSilent,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+    UpstreamUnreadable,
+)
 
 Value = Generation | Delta | Finish
 
@@ -85,7 +93,7 @@ class Outcome:
 
     def failed(self, kind: type[UpstreamError], code: int) -> UpstreamError:
         """The error, which must be of this kind."""
-        assert type(self.error) is kind, f"{self.error!r}, {self.values}"
+        assert isinstance(self.error, kind), f"{self.error!r}, {self.values}"
         assert self.error.code == code
         return self.error
 
@@ -519,11 +527,16 @@ PASSING: dict[str, Script] = {
     "a reset after the head": saying(then="reset"),
     "an end without a delta": saying(),
     "an edge's page": status(502, "<html>", HTML),
-    "a login page": status(200, "<html>", HTML),
     "an error inside": saying({"error": {"code": 503, "message": "m"}, "choices": []}),
     "an error inside without a code": saying({"error": {"message": "m"}}),
     "a finish reason of error": saying({"choices": [{"finish_reason": "error"}]}),
     "an error inside after empty deltas": saying(says(""), {"error": {"code": "server_error", "message": "m"}}),
+}
+UNREADABLE: dict[str, Script] = {
+    "a login page": status(200, "<html>", HTML),
+    "a whole completion": status(200, {"choices": [{"message": {"content": "Hi"}}]}),
+    "no JSON": saying("{"),
+    "no object": saying("[1]"),
 }
 LASTING: dict[str, Script] = {
     **{str(code): status(code) for code in (400, 401, 402, 403, 404, 413, 418, 422)},
@@ -559,6 +572,15 @@ async def test_an_error_of_the_request_itself_is_not_tried_again(upstream: Scrip
     async with adapter(upstream.base_url, retries=(0.01, 0.02)) as openrouter:
         outcome = await read(openrouter)
     assert outcome.error is not None and not outcome.error.retryable
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("script", UNREADABLE.values(), ids=UNREADABLE)
+async def test_an_answer_that_cannot_be_read_is_not_asked_for_again(upstream: ScriptedUpstream, script: Script) -> None:
+    """It may have been generated, and billed."""
+    upstream.queue(script)
+    async with adapter(upstream.base_url, retries=(0.01, 0.02)) as openrouter:
+        assert (await read(openrouter)).failed(UpstreamUnreadable, 502).retryable
     assert len(upstream.requests) == 1
 
 
@@ -1058,17 +1080,17 @@ UNUSABLE: dict[str, tuple[Script, type[UpstreamError], int]] = {
     "a reset": (resetting, UpstreamBroken, 502),
     "a close": (closing, UpstreamBroken, 502),
     "silence": (hanging, UpstreamSilent, 504),
-    "a page": (status(200, "<html>", HTML), UpstreamBroken, 502),
-    "a redirect": (status(307, "", {"Location": "/"}), UpstreamBroken, 502),
-    "nothing": (status(200, b""), UpstreamBroken, 502),
-    "a list": (status(200, MODELS), UpstreamBroken, 502),
+    "a page": (status(200, "<html>", HTML), UpstreamUnreadable, 502),
+    "a redirect": (status(307, "", {"Location": "/"}), UpstreamUnreadable, 502),
+    "nothing": (status(200, b""), UpstreamUnreadable, 502),
+    "a list": (status(200, MODELS), UpstreamUnreadable, 502),
     "no list": (status(200, {"data": {"id": "x"}}), UpstreamBroken, 502),
     "null": (status(200, {"data": None}), UpstreamBroken, 502),
     "other fields": (status(200, {"models": MODELS}), UpstreamBroken, 502),
-    "half a list": (status(200, b'{"data": [{"id": "x"}'), UpstreamBroken, 502),
+    "half a list": (status(200, b'{"data": [{"id": "x"}'), UpstreamUnreadable, 502),
     "NaN": (status(200, b'{"data": [{"id": "x", "price": NaN}]}'), UpstreamBroken, 502),
     "infinity": (status(200, b'{"data": [{"id": "x", "price": 1e999}]}'), UpstreamBroken, 502),
-    "deep JSON": (status(200, DEEP), UpstreamBroken, 502),
+    "deep JSON": (status(200, DEEP), UpstreamUnreadable, 502),
     "too much": (status(200, {"data": ["x" * 3000]}), UpstreamBroken, 502),
     "a drip": (drips, UpstreamTimeout, 504),
     "bad gzip": (status(200, b"no gzip", GZIPPED), UpstreamBroken, 502),
@@ -1149,7 +1171,7 @@ async def test_closing_the_adapter_ends_a_fetch(upstream: ScriptedUpstream) -> N
         asking = asyncio.create_task(openrouter.models())
         await eventually(lambda: upstream.models_requests)
         await bounded(openrouter.aclose())
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(UpstreamError, match="restarting"):
             await bounded(asking)
         await eventually(lambda: upstream.connections == 0)
 
