@@ -25,10 +25,17 @@ KEPT_ALIVE = 100  # connections that wait for the next request
 
 
 def client(base_url: str, **settings: Any) -> httpx.AsyncClient:
-    """A client with as many connections as it takes, for upstream at `base_url`."""
+    """A client with as many connections as it takes, for upstream at `base_url`.
+
+    Raises `ValueError` for a proxy of another kind than HTTP, `OSError` for certificates that can't be read.
+    """
     url = httpx.URL(base_url)
     is_here = url.host in ("localhost", "::1") or url.host.startswith("127.")
     may_use_proxy = not is_here  # a proxy of the environment can't reach this machine
+    proxies = urllib.request.getproxies() if may_use_proxy else {}
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy and "://" in proxy and not proxy.startswith("http"):
+        raise ValueError("a proxy must be an http:// or https:// URL")
     # Loading certificates takes a while; without TLS an empty context does.
     verify = httpx.create_ssl_context() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if IS_ACTIVE:
@@ -38,7 +45,7 @@ def client(base_url: str, **settings: Any) -> httpx.AsyncClient:
         )
         return accelerated
     limits = httpx.Limits(max_keepalive_connections=KEPT_ALIVE)
-    if may_use_proxy and {url.scheme, "all"} & urllib.request.getproxies().keys():
+    if proxy:
         return httpx.AsyncClient(limits=limits, verify=verify, **settings)
     return httpx.AsyncClient(transport=Transport(verify, limits), verify=verify, trust_env=False, **settings)
 

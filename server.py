@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import uvicorn
 from dotenv import dotenv_values
 from sse_starlette.sse import AppStatus
@@ -26,6 +27,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from uvicorn.server import HANDLED_SIGNALS
 
+import accelerator
 import demo
 import logs
 import shutdown
@@ -107,19 +109,20 @@ def _is_base_url(url: str) -> bool:
         parts, port = urlsplit(url), urlsplit(url).port
     except ValueError:
         return False
-    is_web = parts.scheme in ("http", "https") and not re.search(r"[\s?#@]", url) and port != 0
+    is_web = parts.scheme in ("http", "https") and not re.search(r"[\s?#@\x7f]", url) and port != 0
     return is_web and _is_host(parts.hostname or "")
 
 
 def _is_origin(origin: str) -> bool:
-    return bool(re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+", origin))
+    return bool(re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@*]+", origin))
 
 
 def _is_host(host: str) -> bool:
     try:
         return bool(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        return bool(re.fullmatch(r"(?=.{1,253}$)(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?", host, re.ASCII))
+    except ValueError:  # a name, then; if its last part were a number, it would be a bad address
+        pattern = r"(?=.{1,253}$)(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?"
+        return bool(re.fullmatch(pattern, host, re.ASCII)) and not re.search(r"(^|\.)(\d+|xn--)\.?$", host)
 
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -155,7 +158,7 @@ _RULE_OF_TYPE: dict[type, _Rule] = {
 def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette:
     """The ASGI app. Nothing is shared between two apps in one process but the log."""
     connections = Connections()
-    origins = [origin.lower() for origin in settings.cors_origins]
+    origins = [_as_browsers_send_it(origin) for origin in settings.cors_origins]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
@@ -182,7 +185,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
             Cors,
             allow_origins=origins,
             allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
-            allow_headers=("Authorization", "If-None-Match", "Last-Event-ID", "X-Request-ID", "traceparent"),
+            allow_headers=("*",),
             allow_private_network=True,
             expose_headers=("Allow", "ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"),
         ),
@@ -192,6 +195,11 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
     app = Starlette(routes=routes, middleware=layers, exception_handlers=exception_handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
+
+
+def _as_browsers_send_it(origin: str) -> str:
+    scheme, _, host = origin.lower().partition("://")
+    return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/")) if host else origin.lower()
 
 
 def _state(settings: Settings, timers: Timers) -> State:
@@ -241,6 +249,20 @@ def load_settings() -> Settings:
         sys.exit(STARTUP_FAILURE)
 
 
+def check_client(settings: Settings) -> None:
+    """Exits with one line if upstream can't be asked with the proxies or certificates of the environment."""
+    if not {"ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"} & {*map(str.upper, os.environ)}:
+        return
+    try:
+        accelerator.client(settings.openrouter_base_url)
+    except (OSError, ValueError, httpx.InvalidURL):
+        print(
+            "ALL_PROXY, HTTP_PROXY and HTTPS_PROXY must be http:// or https:// proxies, SSL_CERT_FILE a PEM file.",
+            file=sys.stderr,
+        )
+        sys.exit(STARTUP_FAILURE)
+
+
 def refuse_workers() -> None:
     """Exits where uvicorn has started several processes: each would have conversations of its own."""
     if multiprocessing.parent_process() is not None and "--reload" not in sys.argv:
@@ -251,10 +273,11 @@ def refuse_workers() -> None:
 def serve(settings: Settings) -> None:
     """Run until a signal."""
     logs.configure(settings.log_level.upper(), settings.log_format.lower())
+    check_client(settings)
     _raise_file_limit()
     config = uvicorn.Config(
         create_app(settings),
-        host=settings.host,
+        host=settings.host.strip("[]"),
         port=settings.port,
         workers=1,
         ws="none",
@@ -309,5 +332,6 @@ if __name__ == "__main__":
 else:
     refuse_workers()
     _settings = load_settings()
+    check_client(_settings)
     logs.configure(_settings.log_level.upper(), _settings.log_format.lower())  # uvicorn's first lines, too
     app = create_app(_settings)

@@ -20,7 +20,7 @@ from tests.process import ROOT, RelayProcess, process
 from tests.relay import Relay
 from tests.sse import Block, Parser
 from tests.upstream import ANSWER, Gate, ScriptedUpstream, gated
-from tests.waiting import bounded
+from tests.waiting import bounded, eventually
 
 COMMANDS = [("python", "server.py"), ("uvicorn", "server:app")]
 FROM_ANYWHERE = [("python", str(ROOT / "server.py")), ("uvicorn", "--app-dir", str(ROOT), "server:app")]
@@ -135,13 +135,21 @@ async def test_uvicorn_with_several_processes_is_refused_with_the_reason() -> No
 URLS = ["localhost:1234", "ftp://host", "http://", "http://user@host", "http://host?x=1", "http://[bad"]
 WRONG = {
     "OPENROUTER_API_KEY": ["clé", "a\nb", "a\x00b"],
-    "OPENROUTER_BASE_URL": [*URLS, "http://host:abc", "http://host:99999", "http://a b", "http://a\nb"],
+    "OPENROUTER_BASE_URL": [
+        *URLS,
+        "http://host:abc",
+        "http://host:99999",
+        "http://a b",
+        "http://a\nb",
+        "http://192.168.1.300/v1",
+        "http://xn--/v1",
+    ],
     "MODEL_NAME": ["modèle", "x" * 201, "a\nb"],
     "APP_TITLE": ["a\nb", "\udcff"],
     "APP_URL": ["http://a\r\nX-Injected: 1", "\udcff"],
-    "HOST": ["a\nb", "a..b", "127.0.0.1:8001", "http://127.0.0.1"],
+    "HOST": ["a\nb", "a..b", "127.0.0.1:8001", "http://127.0.0.1", "256.1.1.1"],
     "PORT": ["x", "-1", "65536", "1.5", "80 81"],
-    "CORS_ORIGINS": ["localhost:5173", "http://a, b", "http://a/path", "http://user@a"],
+    "CORS_ORIGINS": ["localhost:5173", "http://a, b", "http://a/path", "http://user@a", "http://*.example.com"],
     "ALLOWED_HOSTS": ["http://a", "relay.example:80", "10.0.0.1:8001", "a b", "a/b"],
     "AUTH_TOKEN": ["tökën", "a\nb"],
     "LOG_LEVEL": ["LOUD", "10", "NOTSET"],
@@ -187,6 +195,24 @@ async def test_the_process_prints_that_line_and_nothing_else(command: tuple[str,
     async with process(*command, env={"MAX_REPLIES": "many"}, listening=False) as relay:
         assert await relay.exit() != 0
         assert re.fullmatch(r"MAX_REPLIES must be [^\n]+\.\n", relay.output)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", "socks5://localhost:1080"), ("https_proxy", "ftp://x"), ("SSL_CERT_FILE", "/no")],
+)
+async def test_a_proxy_or_certificate_that_cannot_be_used_is_told_in_one_line(
+    command: tuple[str, ...], variable: str, value: str
+) -> None:
+    async with process(*command, env={variable: value}, listening=False) as relay:
+        assert await relay.exit() != 0
+        assert re.fullmatch(r"[^\n]*ALL_PROXY, HTTP_PROXY and HTTPS_PROXY must [^\n]+\.\n", relay.output)
+
+
+async def test_an_ipv6_address_to_listen_on_may_have_brackets() -> None:
+    async with process("python", "server.py", env={"HOST": "[::1]"}, listening=False) as relay:
+        await eventually(lambda: "Uvicorn running on http://[::1]" in relay.output)
 
 
 def test_a_value_that_is_empty_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
