@@ -41,6 +41,7 @@ from wire import (
 
 __all__ = ["Delta", "Finish", "Generation", "Models", "OpenRouter", "Timers", "UpstreamError"]
 
+BATCH_CHARS = 256 * 1024  # of a history that are encoded in one go
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER = 30.0  # seconds that a `Retry-After` is waited for
@@ -119,7 +120,7 @@ class OpenRouter:
         """
         if not self._api_key:
             raise NotConfigured
-        body = _encode_request(model, turns)
+        body = await _encode_request(model, turns)
         del turns  # and the body is kept until the first delta alone: a history may be long, and the answer, too
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
         headers["Content-Length"] = str(len(body))
@@ -347,11 +348,33 @@ class _Body(httpx.AsyncByteStream):
         yield body
 
 
-def _encode_request(model: str, turns: Sequence[tuple[str, str]]) -> bytes:
-    messages = [{"role": role, "content": content} for role, content in turns]
+async def _encode_request(model: str, turns: Sequence[tuple[str, str]]) -> bytes:
     # `include_usage` is for local servers; OpenRouter reports usage anyway.
-    body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    head = _encode({"model": model, "stream": True, "stream_options": {"include_usage": True}})
+    messages: list[bytes] = []
+    for batch in _batches(turns):
+        if messages:
+            await asyncio.sleep(0)
+        messages.append(_encode([{"role": role, "content": content} for role, content in batch])[1:-1])
+    return b"".join((head[:-1], b',"messages":[', b",".join(messages), b"]}"))
+
+
+def _batches(turns: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """A history of megabytes in parts, so that others are served between them."""
+    batch: list[tuple[str, str]] = []
+    size = 0
+    for turn in turns:
+        batch.append(turn)
+        size += len(turn[1])
+        if size > BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 async def _read_out(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:

@@ -7,7 +7,7 @@ Knows nothing of httpx, upstream's JSON or the environment. Errors travel as exc
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Any, TypedDict
@@ -30,6 +30,7 @@ VERSION = "0.1.0"
 
 KEEP_ALIVE = 15  # seconds between comments on a silent stream
 LINGER = 5.0  # seconds that a client has for the rest of a body that isn't taken
+LONG_LIST = 256 * 1024  # bytes of text in messages, from which on they are encoded one by one
 RETRY_AFTER = 5  # seconds, where nothing better is known
 RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
 
@@ -134,7 +135,17 @@ async def add_message(request: Request) -> Response:
 
 async def list_messages(request: Request) -> Response:
     messages = await request.state["store"].messages(_id(request))
+    if sum(message.transcript.size for message in messages) > LONG_LIST:
+        return StreamingResponse(_one_by_one(messages), media_type="application/json")
     return JSONResponse({"messages": [_message(message) for message in messages]})
+
+
+async def _one_by_one(messages: Sequence[Message]) -> AsyncGenerator[bytes, None]:
+    """The same body in pieces: others are served between them, and a client that doesn't read holds only one."""
+    for number, message in enumerate(messages):
+        yield (b"," if number else b'{"messages":[') + json.dumps(_message(message), ensure_ascii=False).encode()
+        await asyncio.sleep(0)
+    yield b"]}"
 
 
 async def delete_messages(request: Request) -> Response:

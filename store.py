@@ -329,12 +329,19 @@ class Store:
         return self._begin(self._thread(conversation_id), model)
 
     async def extend_reply(self, conversation_id: str, message_id: str, kind: Kind, text: str) -> None:
-        """Add text to the reply in progress. Raises `NotFound` once it has been deleted, `StoreFull`."""
+        """Add text to the reply in progress, as much as there is room for.
+
+        Raises `NotFound` once it has been deleted, and `StoreFull` where that isn't all of it.
+        """
         message = self._thread(conversation_id).messages.get(message_id)
         if message is None:
             raise NotFound("The reply has been deleted.")
-        self._claim(byte_size(text), SWITCH_BYTES * message.transcript.switches_to(kind))
-        message.transcript.append(kind, text)
+        room = self._limits.max_store_bytes - self._size
+        fitting = text if byte_size(text) <= room else text.encode()[:room].decode(errors="ignore")
+        self._claim(byte_size(fitting), SWITCH_BYTES * message.transcript.switches_to(kind))
+        message.transcript.append(kind, fitting)
+        if fitting != text:
+            raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
 
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile."""

@@ -789,11 +789,12 @@ async def test_a_reply_that_fills_the_store_fails_with_507_and_keeps_its_text(up
             gate.open_wide()
             transcript = await reader.whole()
         error = transcript.last["error"]
-        assert (transcript.content, error["code"], error["retryable"]) == ("x" * 50, 507, True)
+        kept = "x" * 50 + "y" * 48  # as much as there was room for
+        assert (transcript.content, error["code"], error["retryable"]) == (kept, 507, True)
         assert "MAX_STORE_BYTES" in error["message"]
         _, reply = await relay.messages(conversation_id)
-        assert (reply["content"], reply["status"], reply["error"]) == ("x" * 50, "failed", error)
-        assert (await relay.read(conversation_id, transcript.ids[0])).content == "x" * 50
+        assert (reply["content"], reply["status"], reply["error"]) == (kept, "failed", error)
+        assert (await relay.read(conversation_id, transcript.ids[0])).content == kept
 
 
 async def test_a_failed_reply_that_filled_the_store_is_replaced_all_the_same(upstream: ScriptedUpstream) -> None:

@@ -530,13 +530,16 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
     for refused in (
         store.create_conversation(title="fivee"),
         store.update_conversation(made.id, {"system_prompt": "é" * 4 + "x"}),
-        store.extend_reply(made.id, reply.id, "content", "ééx"),
     ):
         with pytest.raises(StoreFull, match=r"MAX_STORE_BYTES is 20\): delete conversations, or raise MAX_STORE_BYTES"):
             await refused
     assert (await store.conversation(made.id)).system_prompt == "éé"
-    await store.extend_reply(made.id, reply.id, "content", "éé")
-    await store.finish_reply(made.id, reply.id, Ending("complete"))
+    await store.extend_reply(made.id, reply.id, "content", "x")
+    with pytest.raises(StoreFull, match="MAX_STORE_BYTES is 20"):
+        await store.extend_reply(made.id, reply.id, "content", "éé")  # of which one fits, and a half
+    await store.extend_reply(made.id, reply.id, "content", "x")
+    message = await store.finish_reply(made.id, reply.id, Ending("complete"))
+    assert message is not None and message.transcript.content == "xéx"
     with pytest.raises(StoreFull):
         await store.add_user_message(made.id, "x")
     assert await store.counts() == (1, 2)

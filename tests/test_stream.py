@@ -1,6 +1,7 @@
 """The stream from outside: its events, and every row of its table, joined, left and taken up again anywhere."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import routes
 from tests.problems import assert_problem
 from tests.readers import Reader, Transcript
 from tests.relay import Relay, serving
+from tests.sockets import connected, request, resident
 from tests.sse import Block
 from tests.upstream import ANSWER, USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
 from tests.waiting import bounded, eventually
@@ -726,6 +728,43 @@ async def test_a_reply_goes_on_though_nobody_ever_read_it(upstream: ScriptedUpst
     await eventually(is_complete)
     assert (await relay.messages(conversation_id))[-1]["content"] == ANSWER
     assert len(upstream.requests) == 1
+
+
+async def test_a_long_conversation_is_listed_and_sent_like_a_short_one(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    """Both are encoded in parts."""
+    upstream.play(answer("A" * 150_000, pieces=3))
+    conversation_id = (await relay.conversation(system_prompt="Be long."))["id"]
+    sent = [{"role": "system", "content": "Be long."}]
+    for number in range(4):
+        question = f"{number} é👋\u2028" + "Q" * 150_000
+        await relay.say(conversation_id, question)
+        sent.append({"role": "user", "content": question})
+        await relay.read(conversation_id)
+        assert upstream.requests[-1].body["messages"] == sent
+        sent.append({"role": "assistant", "content": "A" * 150_000})
+    messages = await relay.messages(conversation_id)
+    assert [{"role": m["role"], "content": m["content"]} for m in messages] == sent[1:]
+
+
+async def test_a_client_that_does_not_read_a_long_list_holds_only_a_part_of_it(
+    upstream: ScriptedUpstream, relay: Relay
+) -> None:
+    upstream.play(answer("A" * 1_000_000, pieces=2))
+    conversation_id = await relay.ask()
+    for _ in range(10):
+        await relay.read(conversation_id)
+        await relay.say(conversation_id, "Again")
+    before = resident()
+    with contextlib.ExitStack() as frozen:
+        for _ in range(10):
+            listing = request("GET", f"/conversations/{conversation_id}/messages", [("Host", "localhost")])
+            frozen.enter_context(connected(relay, sending=listing, receive_buffer=4096))
+        await relay.health()
+        listed = await relay.messages(conversation_id)
+        assert len(listed) == 21
+        assert resident() - before < 60 * 1024 * 1024  # not 10 bodies of 10 MB, and those that this test has read
 
 
 # As bare text, and together with the question
