@@ -210,7 +210,8 @@ class OpenRouter:
             retry_after = retry_after_seconds(response.headers.get("retry-after"))
             status = response.status_code if response.status_code >= 400 else None
             raise refusal(status, body, retry_after, self._api_key)
-        raise UpstreamUnreadable(
+        kind = UpstreamUnreadable if response.status_code >= 200 else UpstreamBroken
+        raise kind(
             f"Upstream answered with status {response.status_code} and no event stream: check OPENROUTER_BASE_URL."
         )
 
