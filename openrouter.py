@@ -205,15 +205,12 @@ class OpenRouter:
         content_type = response.headers.get("content-type", "text/event-stream")
         if response.status_code == 200 and content_type.lower().startswith("text/event-stream"):
             return
-        body = await self._error_body(response)
-        if response.status_code >= 400 or body.get("error"):
+        status, body = response.status_code, await self._error_body(response)
+        if status >= 400 or body.get("error"):
             retry_after = retry_after_seconds(response.headers.get("retry-after"))
-            status = response.status_code if response.status_code >= 400 else None
-            raise refusal(status, body, retry_after, self._api_key)
-        kind = UpstreamUnreadable if response.status_code >= 200 else UpstreamBroken
-        raise kind(
-            f"Upstream answered with status {response.status_code} and no event stream: check OPENROUTER_BASE_URL."
-        )
+            raise refusal(status if status >= 400 else None, body, retry_after, self._api_key)
+        kind = UpstreamUnreadable if status >= 200 else UpstreamBroken
+        raise kind(f"Upstream answered with status {status} and no event stream: check OPENROUTER_BASE_URL.")
 
     async def _error_body(self, response: httpx.Response) -> dict[str, Any]:
         """The JSON object in an error's response; empty if there is none, as on an edge's HTML page."""
