@@ -10,7 +10,7 @@ RUN python -m pip --python /venv/bin/python install --no-cache-dir --no-compile 
 # What uvicorn[standard] brings for WebSockets, --reload and --log-config, and uvloop's 12 MB of debug symbols.
 RUN python -m pip --python /venv/bin/python uninstall --yes watchfiles websockets pyyaml \
     && find /venv -name '*.so' -exec strip --strip-unneeded {} +
-COPY *.py openapi.json /app/
+COPY *.py openapi.json LICENSE /app/
 # The root file system is read-only later: bytecode is made now, and not held against the time of its source.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /venv/lib /app
 

@@ -41,9 +41,6 @@ class Reply:
         self.ended = message.status != "streaming"
         self.readers = 0
         self._changed = asyncio.Event()
-        self._loop = asyncio.get_running_loop()  # asking for it again costs a system call in Python 3.11
-        self._next_wake = 0.0  # of the loop's clock
-        self._timer: asyncio.TimerHandle | None = None
 
     async def follow(self, position: int) -> AsyncGenerator[tuple[Kind, str], None]:
         """The text from `position` (in characters) on, as it comes, until the reply has ended."""
@@ -69,26 +66,40 @@ class Reply:
             await self._changed.wait()
         return self.message
 
-    def grew(self) -> None:
-        """Wake the readers: at once for the first text, then once in `WAKE_INTERVAL` at the most."""
-        if self._timer is None:
-            if self._loop.time() >= self._next_wake:
-                self._wake()
-            else:
-                self._timer = self._loop.call_at(self._next_wake, self._wake)
+    def wake(self) -> None:
+        """Let its readers take what has come."""
+        self._changed.set()  # those who wait now, and nobody else
+        self._changed.clear()
 
     def end(self, message: Message) -> None:
         """Nothing more comes; `message` is in its final state."""
         self.message, self.ended = message, True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._next_wake = self._loop.time() + WAKE_INTERVAL
-        self._changed.set()  # a pulse: it wakes those who wait now, and lets nobody else through
-        self._changed.clear()
+
+class Pulse:
+    """Wakes the readers of all replies together, once in `WAKE_INTERVAL`: what is done in one go is less work."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._next = 0.0  # of the loop's clock
+        self._due: set[Reply] = set()
+
+    def wake(self, reply: Reply) -> None:
+        """At once, if nobody was woken for that long, else with the others."""
+        if not self._due:
+            now = self._loop.time()
+            if now >= self._next:
+                self._next = now + WAKE_INTERVAL
+                return reply.wake()
+            self._loop.call_at(self._next, self._wake_all)
+        self._due.add(reply)
+
+    def _wake_all(self) -> None:
+        self._next = self._loop.time() + WAKE_INTERVAL
+        due, self._due = self._due, set()
+        for reply in due:
+            reply.wake()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,7 @@ class Replies:
         self._latest: dict[str, _Running] = {}  # of those, by conversation
         self._beginning: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
+        self._pulse = Pulse()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining_for: int | None = None  # seconds
 
@@ -299,9 +311,10 @@ class Replies:
 
     async def _extend(self, running: _Running, delta: Delta) -> None:
         message = running.message
+        is_first = not message.transcript.length  # which nobody shall wait for
         room = self._limits.max_reply_chars - message.transcript.length
         await self._store.extend_reply(running.conversation_id, message.id, delta.kind, delta.text[:room])
-        running.grew()
+        running.wake() if is_first else self._pulse.wake(running)
         if len(delta.text) > room:
             raise _TooLong
 
