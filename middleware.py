@@ -25,7 +25,7 @@ from routes import problem
 GONE_SECONDS = 1.0  # in which an aborted connection is gone
 PIECE = 256 * 1024  # bytes of a body that are sent at once
 
-WITHOUT_EFFECT = ("/", "/docs", "/redoc", "/openapi.json", "/health")  # pages of elsewhere may link to these
+WITHOUT_EFFECT = ("/", "/docs", "/redoc", "/openapi.json", "/health")  # other sites may link to these
 
 logger = logging.getLogger("server")
 
@@ -52,7 +52,7 @@ class Connections:
 
 
 class Envelope:
-    """What every response carries, and the end of those that can't be finished."""
+    """Adds what every response carries, and drops the connection of one that breaks off."""
 
     def __init__(self, app: ASGIApp, connections: Connections) -> None:
         self.app = app
@@ -113,7 +113,7 @@ class Cors(CORSMiddleware):
     """Starlette's, with a problem response to a preflight that fails."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Raises nothing; what isn't allowed is told."""
+        """What isn't allowed, as a problem that names the setting."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response
@@ -149,7 +149,7 @@ class Boundary:
 
 
 class Guard:
-    """Who may call: the right `Host`, no page of elsewhere, the token."""
+    """Refuses requests with a foreign `Host` or `Origin`, and those without the token."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], origins: Iterable[str], token: str) -> None:
         self.app = app

@@ -143,19 +143,19 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._received: list[bytes] = []
         self._size = 0  # of that, in bytes
         self._is_full = False  # what is sent has to wait
-        self._is_over = False  # nothing more comes
-        self._is_lost = False  # nor goes
+        self._saw_end = False  # nothing more comes
+        self._is_closed = False  # nor goes
         self._error: Exception | None = None
-        self._turn: asyncio.Future[None] | None = None  # of the caller who waits
+        self._waiter: asyncio.Future[None] | None = None  # of the caller who waits
         self._deadline = 0.0  # of that caller
-        self._late: _Timeout
+        self._timeout_error: _Timeout
         self._timer: asyncio.TimerHandle | None = None
 
     # What httpcore calls
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """All that has come, empty at the end. Raises `httpcore.ReadError`, `httpcore.ReadTimeout`."""
-        while not self._received and not self._is_over:
+        while not self._received and not self._saw_end:
             await self._wait(timeout, httpcore.ReadTimeout)
         if not self._received and self._error is not None:
             raise httpcore.ReadError from self._error
@@ -167,16 +167,16 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Raises `httpcore.WriteError`, `httpcore.WriteTimeout`."""
-        if not self._is_over:
+        if not self._saw_end:
             self._transport.write(buffer)
-        while self._is_full and not self._is_over:
+        while self._is_full and not self._saw_end:
             await self._wait(timeout, httpcore.WriteTimeout)
-        if self._is_over:
+        if self._saw_end:
             raise httpcore.WriteError from self._error
 
     async def aclose(self) -> None:
         """Close it, whatever is under way."""
-        if not self._is_lost:
+        if not self._is_closed:
             self._transport.abort()
 
     async def start_tls(
@@ -185,7 +185,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         """Raises `httpcore.ConnectTimeout`, `httpcore.ConnectError`."""
         with _connecting():
             try:
-                if self._received or self._is_over:  # what came in clear must not pass for what comes by TLS
+                if self._received or self._saw_end:  # what came in clear must not pass for what comes by TLS
                     raise ConnectionAbortedError("the server spoke before the handshake")
                 async with asyncio.timeout(timeout):
                     transport = await self._loop.start_tls(
@@ -201,7 +201,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         """`is_readable` tells the pool that an idle connection is of no use any more."""
-        return bool(self._received) or self._is_over if info == "is_readable" else self._transport.get_extra_info(info)
+        return bool(self._received) or self._saw_end if info == "is_readable" else self._transport.get_extra_info(info)
 
     # What asyncio calls
 
@@ -213,13 +213,13 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._size += len(data)
         if self._size > HIGH_WATER:
             self._transport.pause_reading()
-        self._go_on()
+        self._wake()
 
     def eof_received(self) -> None:
         self._end(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
+        self._is_closed = True
         self._end(exc)
 
     def pause_writing(self) -> None:
@@ -227,39 +227,39 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def resume_writing(self) -> None:
         self._is_full = False
-        self._go_on()
+        self._wake()
 
     def _end(self, error: Exception | None) -> None:
         self._error = self._error or error
-        self._is_over = True
+        self._saw_end = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._go_on()
+        self._wake()
 
     # Waiting
 
     async def _wait(self, timeout: float | None, late: _Timeout) -> None:
-        self._turn = self._loop.create_future()
+        self._waiter = self._loop.create_future()
         if timeout is not None:
-            self._late, self._deadline = late, self._loop.time() + timeout
+            self._timeout_error, self._deadline = late, self._loop.time() + timeout
             if self._timer is None:
                 self._timer = self._loop.call_at(self._deadline, self._check_time)
-        await self._turn
+        await self._waiter
 
     def _check_time(self) -> None:
         # The timer isn't moved with each read: when it fires it looks how far the deadline has moved meanwhile.
         self._timer = None
-        if self._turn is None or self._turn.done():
+        if self._waiter is None or self._waiter.done():
             return
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._check_time)
         else:
-            self._turn.set_exception(self._late())
+            self._waiter.set_exception(self._timeout_error())
 
-    def _go_on(self) -> None:
-        if self._turn is not None and not self._turn.done():
-            self._turn.set_result(None)
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 def _looked_up(host: str) -> "asyncio.Future[list[str] | OSError]":

@@ -108,7 +108,8 @@ class OpenRouter:
             _, late = await asyncio.wait(self._tasks, timeout=0.3)
             for task in late:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            if late:
+                await asyncio.wait(late, timeout=0.3)
         await self._client.aclose()
 
     # Completions
@@ -116,7 +117,8 @@ class OpenRouter:
     async def stream(self, model: str, turns: Sequence[tuple[str, str]], traceparent: str | None = None) -> Values:
         """The answer to `turns` (role, content), ended by a `Finish`. Raises `UpstreamError`.
 
-        A failed try is repeated, but never after the first delta. Cancel the task that reads it once at the most.
+        A failed try is repeated, but never after the first delta. Cancel the task that reads it once at the most: a
+        second time would interrupt httpcore's cleaning up, and lose a place in its pool.
         """
         if not self._api_key:
             raise NotConfigured
@@ -332,7 +334,7 @@ class OpenRouter:
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # who asked for the models has had it; who left doesn't need it
+            task.exception()  # so that it counts as retrieved: whoever waits for it has it
 
 
 class _Body(httpx.AsyncByteStream):

@@ -138,7 +138,7 @@ class Replies:
         self._limits = limits
         self._running: dict[str, _Running] = {}  # by message
         self._latest: dict[str, _Running] = {}  # of those, by conversation
-        self._beginning: dict[str, asyncio.Task[Reply]] = {}  # by conversation
+        self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
         self._pulse = Pulse()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -161,7 +161,7 @@ class Replies:
 
     async def ask(self, conversation_id: str, content: str, model: str | None, traceparent: str | None) -> Reply:
         """Add a question and start its reply, both or neither. Raises what `Store.ask` raises, and `Unavailable`."""
-        while beginning := self._beginning.get(conversation_id):
+        while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
         return await self._started(conversation_id, self._ask(conversation_id, content, model, traceparent))
 
@@ -170,7 +170,7 @@ class Replies:
 
         Raises what `Store.begin_reply` raises, and `Unavailable`.
         """
-        while beginning := self._beginning.get(conversation_id):
+        while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
             if not beginning.exception():
                 return beginning.result()
@@ -178,12 +178,12 @@ class Replies:
 
     async def find(self, conversation_id: str, message_id: str) -> Reply | None:
         """The reply with this message, in progress or not; None if there is none. Raises `NotFound`."""
-        await self._begun(conversation_id)
+        await self._wait_until_begun(conversation_id)
         return await self._find(conversation_id, message_id)
 
     async def stop(self, conversation_id: str) -> Message | None:
         """Stop the reply in progress and keep its text; None if there is none."""
-        await self._begun(conversation_id)
+        await self._wait_until_begun(conversation_id)
         running = self._latest.get(conversation_id)
         if running is None:
             return None
@@ -192,7 +192,7 @@ class Replies:
 
     async def forget(self, conversation_id: str, message_id: str) -> None:
         """End the reply whose message was deleted; its readers see it stopped."""
-        await self._begun(conversation_id)
+        await self._wait_until_begun(conversation_id)
         if running := self._running.get(message_id):
             running.interrupt(Ending("stopped"))
             await running.wait()
@@ -214,8 +214,8 @@ class Replies:
         while self._tasks and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=left)
 
-    async def _begun(self, conversation_id: str) -> None:
-        if beginning := self._beginning.get(conversation_id):
+    async def _wait_until_begun(self, conversation_id: str) -> None:
+        if beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
 
     async def _find(self, conversation_id: str, message_id: str) -> Reply | None:
@@ -232,8 +232,8 @@ class Replies:
     async def _started(self, conversation_id: str, work: Coroutine[Any, Any, Reply]) -> Reply:
         # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
         beginning: asyncio.Task[Reply] = self._own(work)
-        self._beginning[conversation_id] = beginning
-        beginning.add_done_callback(lambda _: self._beginning.pop(conversation_id))
+        self._begins[conversation_id] = beginning
+        beginning.add_done_callback(lambda _: self._begins.pop(conversation_id))
         await asyncio.wait({beginning})
         return beginning.result()
 
@@ -284,21 +284,21 @@ class Replies:
         running = _Running(conversation_id, message)
         self._running[message.id] = self._latest[conversation_id] = running
         values = self._openrouter.stream(message.model or "", turns, traceparent)
-        running.task = self._own(self._make(running, values))
-        running.task.add_done_callback(partial(self._made, running))
+        running.task = self._own(self._generate(running, values))
+        running.task.add_done_callback(partial(self._on_generated, running))
         logger.info(
             "streaming started: reply %s in conversation %s, model %s", message.id, conversation_id, message.model
         )
         return running
 
-    async def _make(self, running: _Running, values: Values) -> Ending:
+    async def _generate(self, running: _Running, values: Values) -> Ending:
         expiry = asyncio.get_running_loop().call_later(self._limits.reply_timeout, self._expire, running)
         try:
-            return await self._relay(running, values)
+            return await self._copy(running, values)
         finally:
             expiry.cancel()
 
-    async def _relay(self, running: _Running, values: Values) -> Ending:
+    async def _copy(self, running: _Running, values: Values) -> Ending:
         async with aclosing(values):
             async for value in values:
                 if isinstance(value, Delta):
@@ -322,7 +322,7 @@ class Replies:
         seconds = self._limits.reply_timeout
         running.interrupt(_failed(504, f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows."))
 
-    def _made(self, running: _Running, task: asyncio.Task[Ending]) -> None:
+    def _on_generated(self, running: _Running, task: asyncio.Task[Ending]) -> None:
         # A callback, not a `finally` in the task: one that is cancelled before its first step never enters its body.
         self._own(self._finish(running, self._ending(running, task)))
 
@@ -368,7 +368,7 @@ class Replies:
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # who waits for it gets it; who left doesn't need it
+            task.exception()  # so that it counts as retrieved: whoever waits for it has it
 
 
 class _TooLong(Exception):

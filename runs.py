@@ -13,7 +13,7 @@ from typing import Any
 
 from wire import Completion, Delta, EventParser, Generation, UpstreamError
 
-MAX_MISSES = 8  # beyond the hits: a stream whose events differ in more than their text isn't tried again and again
+MAX_MISSES = 8  # events that were no run, less those that were: a stream of events that differ isn't tried for ever
 
 _MARK = "\u2603"
 

@@ -27,7 +27,7 @@ TITLE_CHARS = 80
 CONVERSATION_BYTES = 512
 MESSAGE_BYTES = 768
 SWITCH_BYTES = 8  # from content to reasoning or back
-LEAST_BESIDE_TEXT = 1024 * 1024  # that any store may take
+LEAST_OVERHEAD = 1024 * 1024  # that any store may take
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS: tuple[Kind, Kind] = ("content", "reasoning")
@@ -65,7 +65,7 @@ class Transcript:
 
     def __init__(self, text: str | None = None) -> None:
         """A whole text, all of it content; without one, a transcript that grows."""
-        self._text = _at_rest(text or "")
+        self._text = _compact(text or "")
         self._growing = io.StringIO(newline="") if text is None else None
         self._switches = array("Q")  # positions at which the kind changes; it begins as content
         self.length = len(text or "")  # characters
@@ -105,7 +105,7 @@ class Transcript:
     def close(self) -> None:
         """Nothing more comes: keep the text alone."""
         if self._growing is not None:
-            self._text, self._growing = _at_rest(self._growing.getvalue()), None
+            self._text, self._growing = _compact(self._growing.getvalue()), None
 
     @property
     def content(self) -> str:
@@ -214,7 +214,7 @@ class Store:
         self._limits = limits
         self._threads: dict[str, _Thread] = {}
         self._size = 0  # bytes of text
-        self._beside = 0  # bytes of what is kept beside text
+        self._overhead = 0  # bytes of what is kept beside text
         self._message_count = 0
         self._clock = 0  # microseconds since 1970
 
@@ -228,7 +228,7 @@ class Store:
         """A new, empty conversation. Raises `StoreFull`."""
         if len(self._threads) >= self._limits.max_conversations:
             raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
-        self._claim(byte_size(title) + byte_size(system_prompt), CONVERSATION_BYTES)
+        self._reserve(byte_size(title) + byte_size(system_prompt), CONVERSATION_BYTES)
         now = self._now()
         conversation = Conversation(
             id=str(uuid4()),
@@ -262,7 +262,7 @@ class Store:
         own_title = changes.get("title", thread.own_title)
         system_prompt = changes.get("system_prompt", thread.conversation.system_prompt)
         before = byte_size(thread.own_title) + byte_size(thread.conversation.system_prompt)
-        self._claim(byte_size(own_title) + byte_size(system_prompt) - before)
+        self._reserve(byte_size(own_title) + byte_size(system_prompt) - before)
         thread.own_title = own_title
         title = own_title or _first_line(thread.messages)
         thread.conversation = replace(thread.conversation, **{**changes, "title": title})
@@ -274,7 +274,7 @@ class Store:
         """Forget it and its messages; returns the id of the reply that was in progress. Raises `NotFound`."""
         thread = self._thread(conversation_id)
         in_progress = self._remove_messages(thread, list(thread.messages))
-        self._claim(-byte_size(thread.own_title) - byte_size(thread.conversation.system_prompt), -CONVERSATION_BYTES)
+        self._reserve(-byte_size(thread.own_title) - byte_size(thread.conversation.system_prompt), -CONVERSATION_BYTES)
         del self._threads[conversation_id]
         logger.info("conversation %s deleted", conversation_id)
         return in_progress
@@ -338,7 +338,7 @@ class Store:
             raise NotFound("The reply has been deleted.")
         room = self._limits.max_store_bytes - self._size
         fitting = text if byte_size(text) <= room else text.encode()[:room].decode(errors="ignore")
-        self._claim(byte_size(fitting), SWITCH_BYTES * message.transcript.switches_to(kind))
+        self._reserve(byte_size(fitting), SWITCH_BYTES * message.transcript.switches_to(kind))
         message.transcript.append(kind, fitting)
         if fitting != text:
             raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
@@ -350,7 +350,7 @@ class Store:
         if thread is None or message is None or message.status != "streaming":
             return message
         message = thread.messages[message_id] = ended(message, ending)
-        self._beside += _memory(message.usage) + _memory(ending.error and ending.error.message)
+        self._overhead += _memory(message.usage) + _memory(ending.error and ending.error.message)
         self._touch(thread)
         return message
 
@@ -368,7 +368,7 @@ class Store:
             )
         self._check_room(thread)
         transcript = Transcript(content)
-        self._claim(transcript.size, _beside_text(model))
+        self._reserve(transcript.size, _overhead_of(model))
         message = self._add(thread, "user", transcript, model, "complete")
         logger.info("message %s added to conversation %s", message.id, thread.conversation.id)
         return message
@@ -381,9 +381,9 @@ class Store:
         model = model or _asked_model(thread) or thread.conversation.default_model
         if last.role == "assistant":
             self._remove_messages(thread, [last.id])
-            self._beside += _beside_text(model)  # in its place, however full the store is
+            self._overhead += _overhead_of(model)  # in its place, however full the store is
         else:
-            self._claim(0, _beside_text(model))
+            self._reserve(0, _overhead_of(model))
         turns = _turns(thread)
         return OwedReply(self._add(thread, "assistant", Transcript(), model, "streaming"), turns)
 
@@ -400,7 +400,7 @@ class Store:
         for message in [thread.messages.pop(message_id) for message_id in ids]:
             kept = _memory(message.usage) + _memory(message.error and message.error.message)
             kept += SWITCH_BYTES * message.transcript.switches
-            self._claim(-message.transcript.size, -_beside_text(message.model) - kept)
+            self._reserve(-message.transcript.size, -_overhead_of(message.model) - kept)
             in_progress = message.id if message.status == "streaming" else in_progress
         self._message_count -= len(ids)
         return in_progress
@@ -431,14 +431,14 @@ class Store:
         if self._size - (last.transcript.size if is_replaced else 0) >= self._limits.max_store_bytes:
             raise self._full("max_store_bytes", "The store has no room for a reply", "conversations")
 
-    def _claim(self, text: int, beside: int = 0) -> None:
+    def _reserve(self, text: int, beside: int = 0) -> None:
         """Take so many bytes or, negative, give them back. Raises `StoreFull`, and takes nothing then."""
         most = self._limits.max_store_bytes
         has_no_room = text > 0 and self._size + text > most
-        if has_no_room or (beside > 0 and self._beside + beside > max(most, LEAST_BESIDE_TEXT)):
+        if has_no_room or (beside > 0 and self._overhead + beside > max(most, LEAST_OVERHEAD)):
             raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
         self._size += text
-        self._beside += beside
+        self._overhead += beside
 
     def _full(self, limit: str, what: str, to_delete: str) -> StoreFull:
         return StoreFull(
@@ -466,12 +466,12 @@ def byte_size(text: str | None) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _at_rest(text: str) -> str | bytes:
+def _compact(text: str) -> str | bytes:
     """In a string one emoji makes every character take four bytes; in UTF-8 it doesn't."""
     return text if text.isascii() else text.encode()
 
 
-def _beside_text(model: str | None) -> int:
+def _overhead_of(model: str | None) -> int:
     return MESSAGE_BYTES + byte_size(model)
 
 

@@ -638,7 +638,7 @@ async def test_a_failed_reply_can_be_replaced_however_much_is_kept_beside_text(m
     store = Store("m", limits(max_store_bytes=10_000))
     conversation_id = await asked(store)
     await answered(store, conversation_id, "more", FAILED)
-    monkeypatch.setattr("store.LEAST_BESIDE_TEXT", 0)
+    monkeypatch.setattr("store.LEAST_OVERHEAD", 0)
     store._limits = limits(max_store_bytes=1_000)
     await answered(store, conversation_id, "less")
     assert await contents(store, conversation_id) == ["Why?", "less"]
