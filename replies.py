@@ -314,7 +314,10 @@ class Replies:
         is_first = not message.transcript.length  # which nobody shall wait for
         room = self._limits.max_reply_chars - message.transcript.length
         await self._store.extend_reply(running.conversation_id, message.id, delta.kind, delta.text[:room])
-        running.wake() if is_first else self._pulse.wake(running)
+        if is_first:
+            running.wake()
+        else:
+            self._pulse.wake(running)
         if len(delta.text) > room:
             raise _TooLong
 
