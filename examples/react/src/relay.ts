@@ -13,11 +13,11 @@ export const relayUrl: string = import.meta.env.VITE_RELAY_URL ?? 'http://localh
 
 /** What the relay answered instead (problem+json); `status` is 0 if it can't be reached. `message` is for people. */
 export class Problem extends Error {
-  constructor(
-    readonly status: number,
-    message: string,
-  ) {
+  readonly status: number
+
+  constructor(status: number, message: string) {
     super(message)
+    this.status = status
   }
 }
 

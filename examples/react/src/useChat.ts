@@ -14,7 +14,7 @@ const nothing = { id: '', messages: [] as Message[], gone: false }
  * for the relay answers each question once, however often its answer is followed.
  */
 export function useChat() {
-  const id = useSyncExternalStore(onHashChange, () => encodeURIComponent(location.hash.slice(1)))
+  const id = useSyncExternalStore(onHashChange, () => encodeURIComponent(location.hash.slice(1)), onServer)
   const [conversations, setConversations] = useState<Conversation[]>([])
   const [read, setRead] = useState(nothing)
   const [models, setModels] = useState<Model[]>([])
@@ -142,6 +142,8 @@ export function useChat() {
     },
   }
 }
+
+const onServer = () => ''
 
 function onHashChange(listener: () => void) {
   addEventListener('hashchange', listener)

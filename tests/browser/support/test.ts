@@ -1,3 +1,5 @@
+import { execFile } from 'node:child_process'
+import { promisify } from 'node:util'
 import { test as base, type BrowserContext, type Page } from '@playwright/test'
 import { Cable } from './cable'
 import { Chat } from './chat'
@@ -68,17 +70,22 @@ export const testWithOwnRelay = testWithDetours.extend<{ relay: OwnRelay; cable:
   detours: ({ cable }, use) => use({ 'localhost:8001': cable.port }),
 })
 
-/** With `npm run dev:proxy` in the place of `npm run dev`. */
-export const testThroughVite = testWithDetours.extend<{ vite: Program }>({
-  vite: async ({}, use) => {
+/** With a Vite that passes `/api` on, run by this script, on an origin that the relay doesn't list. */
+export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview' }>({
+  script: ['dev:proxy', { option: true }],
+  baseURL: async ({ script }, use, testInfo) => {
     const port = String(await freePort())
-    const command = ['npm', 'run', 'dev:proxy', '--', '--host', '127.0.0.1', '--port', port]
+    const dist = ['--outDir', testInfo.outputPath('dist')]
+    const command = ['npm', 'run', script, '--', '--host', '127.0.0.1', '--port', port]
+    if (script === 'preview') {
+      await promisify(execFile)('npm', ['run', 'build', '--', '--mode', 'proxy', ...dist], { cwd: example })
+      command.push(...dist)
+    }
     const vite = new Program(`http://127.0.0.1:${port}`, command, {}, example)
     await vite.start()
-    await use(vite)
+    await use(vite.url)
     await vite.stop()
   },
-  detours: ({ vite }, use) => use({ 'localhost:5173': Number(new URL(vite.url).port) }),
 })
 
 function watch(context: BrowserContext, complaints: string[]) {
