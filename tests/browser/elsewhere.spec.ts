@@ -1,5 +1,5 @@
 import { expectGrowth, words } from './support/chat'
-import { expect, test, testWithOwnRelay } from './support/test'
+import { expect, requestsOf, test, testWithOwnRelay } from './support/test'
 
 const question = `Repeat: ${words(150)}`
 
@@ -50,6 +50,27 @@ test('an edit whose message another tab has replaced meanwhile is asked after it
     await tab.ends('complete')
   }
   expect((await chat.stored()).map(({ role }) => role)).toEqual(['user', 'assistant', 'user', 'assistant'])
+})
+
+testWithOwnRelay('tabs that nobody sees keep no connection from the one that is seen', async ({ chat, anotherTab }) => {
+  const others = []
+  const requests = []
+  for (let connection = 0; connection < 6; connection++) {
+    const other = await anotherTab()
+    await other.openExisting({ default_model: 'demo/silent' })
+    await other.ask('Anything?')
+    await expect(other.answer).toHaveAttribute('data-status', 'streaming')
+    await other.hide()
+    others.push(other)
+    requests.push(requestsOf(other.page))
+  }
+  await chat.open('demo/length')
+  await chat.ask('Is there a connection left?') // the other tabs hear of it
+  await chat.ends('complete')
+  expect(requests.flat()).toEqual([])
+  await others[0]!.hide(false)
+  await others[0]!.stop.click()
+  await others[0]!.ends('stopped')
 })
 
 testWithOwnRelay('a conversation older than the 200 that are listed has its title and its model', async ({ chat, relay }) => {

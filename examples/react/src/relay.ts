@@ -11,15 +11,22 @@ export type ReplyEvent = Schemas['ReplyEvent']
 /** Where the relay is: its own address (CORS), or `/api` to go through Vite's proxy. */
 export const relayUrl: string = import.meta.env.VITE_RELAY_URL ?? 'http://localhost:8001'
 
-/** What the relay answered instead (problem+json); `status` is 0 if it can't be reached. `message` is for people. */
+/**
+ * What the relay answered instead (problem+json); `status` is 0 if it can't be reached. `message` is for people.
+ * `retryAfter` are the seconds after which it may get better by itself, if it may.
+ */
 export class Problem extends Error {
   readonly status: number
+  readonly retryAfter?: number
 
-  constructor(status: number, message: string) {
+  constructor(status: number, message: string, retryAfter?: number) {
     super(message)
     this.status = status
+    this.retryAfter = retryAfter
   }
 }
+
+const SOON = 1.5 // s
 
 /** The JSON of a success; a `Problem` if there is none. */
 export async function request<T = void>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
@@ -30,6 +37,18 @@ export async function request<T = void>(method: string, path: string, body?: obj
     return response.status === 204 ? (undefined as T) : await response.json()
   } catch (error) {
     throw error instanceof Problem ? error : unreachable() // never, or broken off in the middle
+  }
+}
+
+/** Why a stream was refused, which `EventSource` doesn't tell: it is asked for once more. */
+export async function refusalOf(path: string): Promise<Problem> {
+  try {
+    const response = await fetch(relayUrl + path, { headers: { Accept: 'text/event-stream' } })
+    if (!response.ok && response.status !== 409) return await problemOf(response)
+    await response.body?.cancel()
+    return new Problem(0, 'The answer can’t be followed right now.', SOON) // or it has ended meanwhile: 409
+  } catch {
+    return unreachable()
   }
 }
 
@@ -48,12 +67,12 @@ async function problemOf(response: Response): Promise<Problem> {
   // An answer that isn't the relay's own comes from a proxy that can't reach it.
   if (!response.headers.get('Content-Type')?.startsWith('application/problem+json')) return unreachable()
   const { status, detail }: Schemas['Problem'] = await response.json()
-  return new Problem(status, detail)
+  return new Problem(status, detail, Number(response.headers.get('Retry-After')) || undefined)
 }
 
 function unreachable(): Problem {
   const { href, origin } = new URL(relayUrl, location.href)
   // A browser doesn't tell the one from the other.
   const refused = origin === location.origin ? '' : ` If so, is ${location.origin} in its CORS_ORIGINS?`
-  return new Problem(0, `Can’t reach the relay at ${href.replace(/\/$/, '')}. Is it running?${refused}`)
+  return new Problem(0, `Can’t reach the relay at ${href.replace(/\/$/, '')}. Is it running?${refused}`, SOON)
 }

@@ -3,8 +3,10 @@ import { follow, isOwed, withReply } from './follow'
 import { getConversation, getConversations, getMessages, getModels, Problem, request } from './relay'
 import type { Conversation, Message, Model } from './relay'
 
+const onHashChange = onEvent('hashchange')
+const onVisibilityChange = onEvent('visibilitychange')
 const otherTabs = new BroadcastChannel('chat-relay')
-const nothing = { id: '', messages: [] as Message[], gone: false }
+const nothing = { id: '', messages: [] as Message[], gone: false, refused: false }
 
 /**
  * A chat with the relay, for one page; the open conversation's id is the URL's hash.
@@ -14,32 +16,34 @@ const nothing = { id: '', messages: [] as Message[], gone: false }
  * for the relay answers each question once, however often its answer is followed.
  */
 export function useChat() {
-  const id = useSyncExternalStore(onHashChange, () => encodeURIComponent(location.hash.slice(1)), onServer)
+  const id = useSyncExternalStore(onHashChange, () => encodeURIComponent(location.hash.slice(1)), () => '')
+  const hidden = useSyncExternalStore(onVisibilityChange, () => document.hidden, () => true)
   const [conversations, setConversations] = useState<Conversation[]>([])
   const [read, setRead] = useState(nothing)
   const [models, setModels] = useState<Model[]>([])
   const [picked, setPicked] = useState<string>()
-  const [trouble, setTrouble] = useState('') // with the connection; it goes by itself
+  const [trouble, setTrouble] = useState('') // with reading and following
   const [problem, setProblem] = useState('') // with the last action
   const [round, setRound] = useState(0)
   const refresh = useCallback(() => setRound((round) => round + 1), [])
 
   useEffect(() => {
+    if (hidden) return // a browser has six connections to an origin for all its tabs: they are for those that are seen
     const left = new AbortController()
     let leave = () => {}
     let timer = 0
-    const refreshSoon = (why: string) => {
-      setTrouble(`${why} Trying again …`)
-      timer = window.setTimeout(refresh, 1500)
-    }
     const onReply = (reply: Message) => {
       setTrouble('')
       setRead((read) => ({ ...read, messages: withReply(read.messages, reply) }))
       if (reply.status !== 'streaming') refresh()
     }
-    const onTrouble = (over: boolean) => {
-      if (over) refreshSoon('The answer can’t be followed right now.')
-      else setTrouble('The connection is lost. The answer goes on as soon as it is back …')
+    const onLost = () => setTrouble('The connection is lost. The answer goes on as soon as it is back …')
+    const onProblem = ({ status, message, retryAfter }: Problem) => {
+      if (left.signal.aborted) return
+      setTrouble(status === 404 ? '' : retryAfter ? `${message} Trying again …` : message)
+      if (status === 404) setRead((read) => ({ ...nothing, id, messages: read.id === id ? read.messages : [], gone: true }))
+      else if (retryAfter) timer = window.setTimeout(refresh, retryAfter * 1000)
+      else setRead((read) => ({ ...read, refused: true }))
     }
     const readAndFollow = async () => {
       const { conversations } = await getConversations(left.signal)
@@ -47,22 +51,17 @@ export function useChat() {
       const { messages } = id ? await getMessages(id, left.signal) : nothing
       if (id && !conversations.some((one) => one.id === id)) // it is older than all that are listed
         setConversations([...conversations, await getConversation(id, left.signal)])
-      setRead({ id, messages, gone: false })
-      if (isOwed(messages)) leave = follow(id, onReply, onTrouble)
+      setRead({ ...nothing, id, messages })
+      if (isOwed(messages)) leave = follow(id, onReply, (problem) => (problem ? onProblem(problem) : onLost()))
       else setTrouble('')
     }
-    readAndFollow().catch((error: Problem) => {
-      if (left.signal.aborted) return
-      if (error.status !== 404) return refreshSoon(error.message)
-      setTrouble('')
-      setRead((read) => ({ id, messages: read.id === id ? read.messages : [], gone: true }))
-    })
+    readAndFollow().catch(onProblem)
     return () => {
       left.abort()
       leave()
       clearTimeout(timer)
     }
-  }, [id, round, refresh])
+  }, [id, hidden, round, refresh])
 
   useEffect(() => {
     if (models.length === 0) getModels().then(({ models }) => setModels(models), () => {}) // an id can be typed
@@ -72,7 +71,6 @@ export function useChat() {
     const left = new AbortController()
     const { signal } = left
     otherTabs.addEventListener('message', refresh, { signal })
-    document.addEventListener('visibilitychange', () => document.hidden || refresh(), { signal })
     addEventListener('online', refresh, { signal })
     return () => left.abort()
   }, [refresh])
@@ -94,7 +92,7 @@ export function useChat() {
     }
   }
 
-  const { messages, gone } = read.id === id ? read : nothing
+  const { messages, gone, refused } = read.id === id ? read : nothing
   const conversation = conversations.find((conversation) => conversation.id === id)
   const model = conversation?.default_model ?? picked ?? conversations[0]?.default_model
   const path = `/conversations/${id}`
@@ -115,8 +113,8 @@ export function useChat() {
     /** The relay no longer has the open conversation; `messages` are what this page still knows. */
     gone,
     loading: read.id !== id,
-    /** A reply is in progress or owed. */
-    busy: !gone && isOwed(messages),
+    /** A reply is in progress or owed, and the relay hasn't refused it (`trouble` says why). */
+    busy: !gone && !refused && isOwed(messages),
     refresh,
     /** Asks; in a new conversation if none is open, and in place of an earlier message and all that followed it. */
     send: (content: string, inPlaceOf?: Message) =>
@@ -143,9 +141,9 @@ export function useChat() {
   }
 }
 
-const onServer = () => ''
-
-function onHashChange(listener: () => void) {
-  addEventListener('hashchange', listener)
-  return () => removeEventListener('hashchange', listener)
+function onEvent(type: string) {
+  return (listener: () => void) => {
+    addEventListener(type, listener)
+    return () => removeEventListener(type, listener)
+  }
 }

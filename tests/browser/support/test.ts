@@ -56,9 +56,10 @@ const testWithDetours = test.extend<{ detours: Detours }>({
 })
 
 /** With a relay for each test, behind a cable; the browser finds it under localhost:8001 like any other. */
-export const testWithOwnRelay = testWithDetours.extend<{ relay: OwnRelay; cable: Cable }>({
-  relay: async ({}, use) => {
-    const relay = await OwnRelay.start()
+export const testWithOwnRelay = testWithDetours.extend<{ settings: Record<string, string>; relay: OwnRelay; cable: Cable }>({
+  settings: [{}, { option: true }],
+  relay: async ({ settings }, use) => {
+    const relay = await OwnRelay.start(settings)
     await use(relay)
     await relay.process.stop()
   },
