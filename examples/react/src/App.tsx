@@ -1,10 +1,11 @@
-import { useEffect, useRef, useState } from 'react'
+import { useEffect, useRef } from 'react'
 import { Answer, Question, Typing } from './Messages'
 import { Announcer } from './Announcer'
 import { Composer } from './Composer'
 import { ConversationList } from './ConversationList'
 import { Icon } from './Icon'
 import { useChat } from './useChat'
+import { useDraft } from './useDraft'
 import { usePinnedScroll } from './usePinnedScroll'
 
 const starters = ['Why is the sky blue?', 'Explain closures with an example', 'Plan a quiet weekend']
@@ -12,9 +13,7 @@ const starters = ['Why is the sky blue?', 'Explain closures with an example', 'P
 export function App() {
   const chat = useChat()
   const { conversation, messages, busy, gone } = chat
-  const [draft, setDraft] = useState('')
-  const [editedId, setEditedId] = useState('')
-  const edited = messages.find(({ id }) => id === editedId)
+  const draft = useDraft(messages, chat.dismiss)
   const composer = useRef<HTMLTextAreaElement>(null)
   const { page, atEnd, toEnd } = usePinnedScroll(conversation?.id)
   const last = messages.at(-1)
@@ -24,9 +23,9 @@ export function App() {
     document.title = conversation?.title ? `${conversation.title} · Chat relay` : 'Chat relay'
   }, [conversation?.title])
 
-  const compose = (text: string, inPlaceOf = '') => {
-    setDraft(text)
-    setEditedId(inPlaceOf)
+  /** Does it, and goes on in the composer: what was clicked may be gone. */
+  const compose = (first: () => void) => {
+    first()
     composer.current?.focus()
   }
   const startNew = () => {
@@ -35,8 +34,9 @@ export function App() {
     composer.current?.focus()
   }
   const send = async () => {
-    toEnd()
-    if (await chat.send(draft, edited)) compose('')
+    const { text, edited, onSent } = draft
+    compose(toEnd)
+    onSent(text, await chat.send(text, edited))
   }
 
   return (
@@ -82,7 +82,7 @@ export function App() {
               <h2>What would you like to know?</h2>
               <p>Enter sends, Shift + Enter starts a new line.</p>
               {starters.map((starter) => (
-                <button key={starter} onClick={() => compose(starter)}>
+                <button key={starter} disabled={draft.text !== ''} onClick={() => compose(() => draft.write(starter))}>
                   {starter}
                 </button>
               ))}
@@ -93,8 +93,8 @@ export function App() {
               <Question
                 key={message.id}
                 message={message}
-                edited={message === edited}
-                onEdit={gone ? undefined : () => compose(message.content, message.id)}
+                edited={message === draft.edited}
+                onEdit={gone ? undefined : () => compose(() => draft.edit(message))}
               />
             ) : (
               <Answer
@@ -122,10 +122,10 @@ export function App() {
           )}
           <Composer
             ref={composer}
-            text={draft}
-            onText={setDraft}
-            editing={edited !== undefined}
-            onCancelEditing={() => compose('')}
+            text={draft.text}
+            onText={draft.write}
+            editing={draft.edited !== undefined}
+            onCancelEditing={() => compose(draft.cancel)}
             busy={busy}
             onSend={send}
             onStop={chat.stop}

@@ -27,6 +27,7 @@ export class Problem extends Error {
 }
 
 const SOON = 1.5 // s
+const MOST = 200_000 // code points, the relay's MAX_MESSAGE_CHARS
 
 /** The JSON of a success; a `Problem` if there is none. */
 export async function request<T = void>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
@@ -37,6 +38,20 @@ export async function request<T = void>(method: string, path: string, body?: obj
     return response.status === 204 ? (undefined as T) : await response.json()
   } catch (error) {
     throw error instanceof Problem ? error : unreachable() // never, or broken off in the middle
+  }
+}
+
+/** Asks; what the relay would refuse for its text is refused before anything is sent or deleted for it. */
+export async function ask(conversation: () => Promise<string>, content: string, inPlaceOf?: string): Promise<void> {
+  const length = [...content].length
+  if (!content.trim()) throw new Problem(422, 'There is nothing in the message.')
+  if (length > MOST) throw new Problem(422, `The message has ${length} characters, and the relay takes ${MOST}.`)
+  if (inPlaceOf) await request('DELETE', inPlaceOf)
+  try {
+    await request('POST', `/conversations/${await conversation()}/messages`, { content })
+  } catch (error) {
+    if (!inPlaceOf || !(error instanceof Problem)) throw error
+    throw new Problem(410, `The old question is gone, the new one wasn’t taken and is still in the box. ${error.message}`)
   }
 }
 

@@ -1,6 +1,6 @@
 import { useCallback, useEffect, useState, useSyncExternalStore } from 'react'
 import { follow, isOwed, withReply } from './follow'
-import { getConversation, getConversations, getMessages, getModels, Problem, request } from './relay'
+import { ask, getConversation, getConversations, getMessages, getModels, Problem, request } from './relay'
 import type { Conversation, Message, Model } from './relay'
 
 const onHashChange = onEvent('hashchange')
@@ -82,9 +82,9 @@ export function useChat() {
       await change()
       return true
     } catch (error) {
-      // 0: not reached; 404: not there any more. Reading will find out, and say it better.
       if (!(error instanceof Problem)) throw error
-      if (error.status !== 0 && error.status !== 404) setProblem(error.message)
+      if (error.status === 0) setProblem('The relay didn’t answer, so this may not have been done.')
+      else if (error.status !== 404) setProblem(error.message) // not there any more: reading will find out
       return false
     } finally {
       refresh()
@@ -97,8 +97,9 @@ export function useChat() {
   const model = conversation?.default_model ?? picked ?? conversations[0]?.default_model
   const path = `/conversations/${id}`
   const create = async () => {
+    const { hash } = location
     const { id } = await request<Conversation>('POST', '/conversations', { default_model: model })
-    location.hash = id
+    if (location.hash === hash) location.hash = id // not if another one has been opened meanwhile
     return id
   }
 
@@ -116,13 +117,10 @@ export function useChat() {
     /** A reply is in progress or owed, and the relay hasn't refused it (`trouble` says why). */
     busy: !gone && !refused && isOwed(messages),
     refresh,
+    dismiss: () => setProblem(''),
     /** Asks; in a new conversation if none is open, and in place of an earlier message and all that followed it. */
     send: (content: string, inPlaceOf?: Message) =>
-      act(async () => {
-        if (inPlaceOf) await request('DELETE', `${path}/messages/${inPlaceOf.id}`)
-        const to = id && !gone ? id : await create()
-        await request('POST', `/conversations/${to}/messages`, { content })
-      }),
+      act(() => ask(async () => (id && !gone ? id : create()), content, inPlaceOf && `${path}/messages/${inPlaceOf.id}`)),
     stop: () => act(() => request('DELETE', `${path}/stream`)),
     /** Asks for another answer in place of this one, a failed one among them. */
     regenerate: (answer: Message) => act(() => request('DELETE', `${path}/messages/${answer.id}`)),
@@ -131,7 +129,7 @@ export function useChat() {
     remove: (conversation: Conversation) =>
       act(async () => {
         await request('DELETE', `/conversations/${conversation.id}`)
-        if (conversation.id === id) location.hash = ''
+        if (location.hash.slice(1) === conversation.id) location.hash = ''
       }),
     /** The model of the next answers, in this conversation and in new ones. */
     pickModel: (model: string) => {

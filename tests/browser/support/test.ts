@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
-import { test as base, type BrowserContext, type Page } from '@playwright/test'
+import { test as base, type BrowserContext, type Page, type Route } from '@playwright/test'
 import { Cable } from './cable'
 import { Chat } from './chat'
 import { example } from './paths'
@@ -94,6 +94,27 @@ function watch(context: BrowserContext, complaints: string[]) {
     if (['error', 'warning'].includes(message.type())) complaints.push(`${message.text()} (${message.location().url})`)
   })
   context.on('weberror', (error) => complaints.push(String(error.error())))
+}
+
+/** Lets the next request of this kind wait until the function that it returns is called, which also lets it pass. */
+export async function hold(page: Page, method: string, url: string | RegExp): Promise<() => void> {
+  let release = () => {}
+  const released = new Promise<void>((resolve) => (release = resolve))
+  await once(page, method, url, async (route) => {
+    await released
+    await route.continue()
+  })
+  return release
+}
+
+/** What becomes of the next request of this kind. */
+export async function once(page: Page, method: string, url: string | RegExp, handle: (route: Route) => Promise<void>) {
+  let isOver = false
+  await page.route(url, (route) => {
+    if (isOver || route.request().method() !== method) return route.fallback()
+    isOver = true
+    return handle(route)
+  })
 }
 
 /** The addresses that a page asks for from now on. */
