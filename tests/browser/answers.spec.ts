@@ -1,5 +1,5 @@
 import { expectGrowth, words } from './support/chat'
-import { expect, requestsOf, test, testWithOwnRelay } from './support/test'
+import { expect, hold, requestsOf, test, testWithOwnRelay } from './support/test'
 
 test('the first answer streams in, word by word', async ({ chat, page }) => {
   await chat.open('demo/echo')
@@ -41,6 +41,19 @@ test('stop keeps the text that has come', async ({ chat, page }) => {
   await page.reload()
   await chat.ends('stopped')
   expect(await chat.text()).toBe(text)
+})
+
+test('stop also stops an answer that has not begun yet', async ({ chat, page }) => {
+  await chat.open('demo/long')
+  const release = await hold(page, 'GET', /\/stream$/)
+  await chat.box.fill('Never mind')
+  await chat.send.click()
+  const stopped = page.waitForResponse((response) => response.request().method() === 'DELETE')
+  await chat.stop.click()
+  expect((await stopped).status()).toBe(204) // there is nothing to stop yet
+  release()
+  await chat.ends('stopped')
+  expect((await chat.stored()).at(-1)?.status).toBe('stopped')
 })
 
 test('an edited question takes the place of the old one and of all that followed it', async ({ chat }) => {

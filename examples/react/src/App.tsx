@@ -24,10 +24,12 @@ export function App() {
   }, [conversation?.title])
 
   /** Does it, and goes on in the composer: what was clicked may be gone. */
-  const compose = (first: () => void) => {
+  const compose = (first: () => unknown) => {
     first()
     composer.current?.focus()
   }
+  /** The same, but no phone's keyboard comes up for it. */
+  const goOn = (first: () => unknown) => (matchMedia('(hover: hover)').matches ? compose(first) : first())
   const startNew = () => {
     location.hash = ''
     document.getElementById('conversations')?.hidePopover()
@@ -102,7 +104,7 @@ export function App() {
                 message={message}
                 model={chat.model}
                 writing={busy && message === last}
-                onRegenerate={message === last && !busy && !gone ? () => chat.regenerate(message) : undefined}
+                onRegenerate={message === last && !busy && !gone ? () => goOn(() => chat.regenerate(message)) : undefined}
               />
             ),
           )}
@@ -128,7 +130,7 @@ export function App() {
             onCancelEditing={() => compose(draft.cancel)}
             busy={busy}
             onSend={send}
-            onStop={chat.stop}
+            onStop={() => goOn(chat.stop)}
             models={chat.models}
             model={chat.model}
             onPickModel={chat.pickModel}

@@ -24,7 +24,7 @@ export function ModelPicker({ models, model, onPickModel }: Props) {
   }
   const onKeyDown = (event: KeyboardEvent) => {
     const move = { ArrowDown: 1, ArrowUp: -1 }[event.key]
-    if (move && !open) show('')
+    if (!open && (move || event.key === 'Enter')) show('')
     else if (move) setActive((active + move + found.length) % found.length)
     else if (event.key === 'Enter' && open) pick(found[active]?.id)
     else if (event.key === 'Escape' && open) close()

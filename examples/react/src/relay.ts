@@ -55,6 +55,9 @@ export async function ask(conversation: () => Promise<string>, content: string, 
   }
 }
 
+/** The message that was stopped, none if no reply is in progress. */
+export const stopReply = (id: string) => request<Message | undefined>('DELETE', `/conversations/${id}/stream`)
+
 /** Why a stream was refused, which `EventSource` doesn't tell: it is asked for once more. */
 export async function refusalOf(path: string): Promise<Problem> {
   try {

@@ -1,6 +1,6 @@
-import { useCallback, useEffect, useState, useSyncExternalStore } from 'react'
+import { useCallback, useEffect, useRef, useState, useSyncExternalStore } from 'react'
 import { follow, isOwed, withReply } from './follow'
-import { ask, getConversation, getConversations, getMessages, getModels, Problem, request } from './relay'
+import { ask, getConversation, getConversations, getMessages, getModels, Problem, request, stopReply } from './relay'
 import type { Conversation, Message, Model } from './relay'
 
 const onHashChange = onEvent('hashchange')
@@ -24,6 +24,7 @@ export function useChat() {
   const [picked, setPicked] = useState<string>()
   const [trouble, setTrouble] = useState('') // with reading and following
   const [problem, setProblem] = useState('') // with the last action
+  const stopWanted = useRef('') // the conversation whose reply had not begun when it was to be stopped
   const [round, setRound] = useState(0)
   const refresh = useCallback(() => setRound((round) => round + 1), [])
 
@@ -36,6 +37,10 @@ export function useChat() {
       setTrouble('')
       setRead((read) => ({ ...read, messages: withReply(read.messages, reply) }))
       if (reply.status !== 'streaming') refresh()
+      else if (stopWanted.current === id) {
+        stopWanted.current = ''
+        stopReply(id).catch(() => {}) // it goes on, and can be stopped again
+      }
     }
     const onLost = () => setTrouble('The connection is lost. The answer goes on as soon as it is back …')
     const onProblem = ({ status, message, retryAfter }: Problem) => {
@@ -53,7 +58,10 @@ export function useChat() {
         setConversations([...conversations, await getConversation(id, left.signal)])
       setRead({ ...nothing, id, messages })
       if (isOwed(messages)) leave = follow(id, onReply, (problem) => (problem ? onProblem(problem) : onLost()))
-      else setTrouble('')
+      else {
+        stopWanted.current = ''
+        setTrouble('')
+      }
     }
     readAndFollow().catch(onProblem)
     return () => {
@@ -78,6 +86,7 @@ export function useChat() {
   /** Changes something at the relay, then reads it back; false if the relay refused. */
   const act = async (change: () => Promise<unknown>): Promise<boolean> => {
     setProblem('')
+    stopWanted.current = ''
     try {
       await change()
       return true
@@ -121,7 +130,7 @@ export function useChat() {
     /** Asks; in a new conversation if none is open, and in place of an earlier message and all that followed it. */
     send: (content: string, inPlaceOf?: Message) =>
       act(() => ask(async () => (id && !gone ? id : create()), content, inPlaceOf && `${path}/messages/${inPlaceOf.id}`)),
-    stop: () => act(() => request('DELETE', `${path}/stream`)),
+    stop: () => act(async () => (stopWanted.current = (await stopReply(id)) ? '' : id)),
     /** Asks for another answer in place of this one, a failed one among them. */
     regenerate: (answer: Message) => act(() => request('DELETE', `${path}/messages/${answer.id}`)),
     rename: ({ id }: Conversation, title: string) =>

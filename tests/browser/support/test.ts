@@ -96,13 +96,13 @@ function watch(context: BrowserContext, complaints: string[]) {
   context.on('weberror', (error) => complaints.push(String(error.error())))
 }
 
-/** Lets the next request of this kind wait until the function that it returns is called, which also lets it pass. */
+/** Lets requests of this kind wait until the function that it returns is called. */
 export async function hold(page: Page, method: string, url: string | RegExp): Promise<() => void> {
   let release = () => {}
   const released = new Promise<void>((resolve) => (release = resolve))
-  await once(page, method, url, async (route) => {
-    await released
-    await route.continue()
+  await page.route(url, async (route) => {
+    if (route.request().method() === method) await released
+    await route.fallback()
   })
   return release
 }
