@@ -32,7 +32,7 @@ for (const [look, options] of Object.entries(looks)) {
       await chat.ask('A title to be listed')
       await chat.ends('complete')
       await chat.model.click()
-      await expect(page.getByRole('listbox', { name: 'Models' })).toBeVisible()
+      await expect(page.getByRole('listbox', { name: 'Models' })).toContainText('$0.1 in, $0.4 out per M')
       await expectAccessible(page)
       await chat.model.press('Escape')
       await chat.questions.getByRole('button', { name: 'Edit' }).click()

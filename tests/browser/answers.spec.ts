@@ -127,6 +127,18 @@ test('an answer can’t run scripts, load pictures or link to code', async ({ ch
   expect(requests.filter((url) => url.includes('beacon') || url.endsWith('/x'))).toEqual([])
 })
 
+test('footnotes of two answers keep out of each other’s way', async ({ chat, page }) => {
+  await chat.open('demo/echo')
+  for (const answers of [1, 2]) {
+    await chat.ask('Really?[^1]\n\n[^1]: No.')
+    await expect(chat.answers).toHaveCount(answers)
+    await chat.ends('complete')
+    await expect(page.getByRole('heading', { name: 'Footnotes' })).toHaveCount(answers)
+  }
+  const ids = await page.locator('[id]').evaluateAll((elements) => elements.map(({ id }) => id))
+  expect(ids).toEqual([...new Set(ids)])
+})
+
 test('emoji, right-to-left text and unusual line ends arrive one code point at a time and whole', async ({ chat }) => {
   await chat.open('demo/unicode')
   await chat.ask('👩‍👩‍👧‍👦')

@@ -73,12 +73,17 @@ testWithOwnRelay('tabs that nobody sees keep no connection from the one that is 
   await others[0]!.ends('stopped')
 })
 
-testWithOwnRelay('a conversation older than the 200 that are listed has its title and its model', async ({ chat, relay }) => {
+testWithOwnRelay('a conversation older than the 200 that are listed has its title and its model, and can be listed', async ({ chat, relay }) => {
+  await relay.create({ title: 'Even longer ago' })
   const id = await relay.create({ title: 'Long ago', default_model: 'demo/length' })
   await Promise.all(Array.from({ length: 200 }, (_, number) => relay.create({ title: `Newer ${number}` })))
   await chat.page.goto(`/#${id}`)
   await expect(chat.page.getByRole('heading', { name: 'Long ago' })).toBeVisible()
   await expect(chat.page.getByRole('link', { name: 'Long ago' })).toHaveAttribute('aria-current', 'page')
+  await expect(chat.page.getByRole('link', { name: 'Even longer ago' })).toHaveCount(0)
+  await chat.page.getByRole('button', { name: 'Show more' }).click()
+  await expect(chat.page.getByRole('link', { name: 'Even longer ago' })).toBeVisible()
+  await expect(chat.page.getByRole('button', { name: 'Show more' })).toHaveCount(0)
   await chat.pick('demo/echo')
   await chat.ask('Still there?')
   await expect(chat.answer).toHaveAccessibleName('Answer of demo/echo')

@@ -46,6 +46,7 @@ export function App() {
       <aside id="conversations" className="sidebar" popover="auto">
         <ConversationList
           conversations={chat.conversations}
+          onMore={chat.listMore}
           current={conversation}
           onNew={startNew}
           onRename={chat.rename}

@@ -95,7 +95,7 @@ function price({ pricing }: Model): string {
   const [input, output] = [Number(pricing?.prompt) * 1e6, Number(pricing?.completion) * 1e6]
   if (!(input >= 0 && output >= 0)) return ''
   if (input === 0 && output === 0) return 'free'
-  return `$${round(input)} in, $${round(output)} out`
+  return `$${round(input)} in, $${round(output)} out per M`
 }
 
 const round = (dollars: number) => String(Number(dollars.toPrecision(3)))

@@ -19,12 +19,13 @@ const blank: Message = {
  *
  * `onReply` gets the message as far as it has come, last with a status other than `streaming`. A lost connection is
  * taken up again by EventSource itself, which sends the last id: what follows is exactly the rest, so it is appended.
- * `onTrouble` hears of it, and with the problem if the relay refused and EventSource has given up.
+ * `onLost` hears of it. `onProblem` gets the reason if the relay refused and EventSource has given up.
  */
 export function follow(
   id: string,
   onReply: (reply: Message) => void,
-  onTrouble: (problem?: Problem) => void,
+  onLost: () => void,
+  onProblem: (problem: Problem) => void,
 ): () => void {
   const path = `/conversations/${id}/stream`
   const source = new EventSource(relayUrl + path)
@@ -46,8 +47,10 @@ export function follow(
     if ('error' in event) grow({ status: 'failed', error: event.error })
     else grow({ status: event.status, finish_reason: event.finish_reason, usage: event.usage })
   }
-  source.onerror = async () =>
-    onTrouble(source.readyState === EventSource.CLOSED ? await refusalOf(path) : undefined)
+  source.onerror = async () => {
+    if (source.readyState === EventSource.CLOSED) onProblem(await refusalOf(path))
+    else onLost()
+  }
   return () => source.close()
 }
 

@@ -41,6 +41,8 @@ export async function request<T = void>(method: string, path: string, body?: obj
   }
 }
 
+const get = <T>(path: string, signal: AbortSignal) => request<T>('GET', path, undefined, signal)
+
 /** Asks; what the relay would refuse for its text is refused before anything is sent or deleted for it. */
 export async function ask(conversation: () => Promise<string>, content: string, inPlaceOf?: string): Promise<void> {
   const length = [...content].length
@@ -72,14 +74,28 @@ export async function refusalOf(path: string): Promise<Problem> {
 
 export const getModels = () => request<Schemas['ModelList']>('GET', '/models')
 
-export const getConversations = (signal: AbortSignal) =>
-  request<Schemas['ConversationList']>('GET', '/conversations?limit=200', undefined, signal)
+/** The messages of a conversation, none without an id. */
+export async function getMessages(id: string, signal: AbortSignal): Promise<Message[]> {
+  if (!id) return []
+  return (await get<Schemas['MessageList']>(`/conversations/${id}/messages`, signal)).messages
+}
 
-export const getConversation = (id: string, signal: AbortSignal) =>
-  request<Conversation>('GET', `/conversations/${id}`, undefined, signal)
+/** So many pages of conversations, newest first, and the one with this id however old it is; whether there are more. */
+export async function getConversations(pages: number, id: string, signal: AbortSignal) {
+  const conversations: Conversation[] = []
+  let cursor: string | null = ''
+  for (; pages > 0 && cursor !== null; pages--) {
+    const page: Schemas['ConversationList'] = await get(`/conversations?limit=200&cursor=${cursor}`, signal)
+    conversations.push(...page.conversations)
+    cursor = page.next_cursor
+  }
+  const isListed = !id || conversations.some((one) => one.id === id)
+  if (!isListed) conversations.push(...(await unlessGone(get<Conversation>(`/conversations/${id}`, signal))))
+  return { conversations, more: cursor !== null }
+}
 
-export const getMessages = (id: string, signal: AbortSignal) =>
-  request<Schemas['MessageList']>('GET', `/conversations/${id}/messages`, undefined, signal)
+const unlessGone = <T>(got: Promise<T>) =>
+  got.then((it) => [it], (problem: Problem) => (problem.status === 404 ? [] : Promise.reject(problem)))
 
 async function problemOf(response: Response): Promise<Problem> {
   // An answer that isn't the relay's own comes from a proxy that can't reach it.

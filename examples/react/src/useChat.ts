@@ -1,11 +1,13 @@
 import { useCallback, useEffect, useRef, useState, useSyncExternalStore } from 'react'
 import { follow, isOwed, withReply } from './follow'
-import { ask, getConversation, getConversations, getMessages, getModels, Problem, request, stopReply } from './relay'
+import { ask, getConversations, getMessages, getModels, Problem, request, stopReply } from './relay'
 import type { Conversation, Message, Model } from './relay'
 
+const otherTabs = new BroadcastChannel('chat-relay')
+const onOtherTab = onEvent('message', otherTabs)
+const onOnline = onEvent('online')
 const onHashChange = onEvent('hashchange')
 const onVisibilityChange = onEvent('visibilitychange')
-const otherTabs = new BroadcastChannel('chat-relay')
 const nothing = { id: '', messages: [] as Message[], gone: false, refused: false }
 
 /**
@@ -18,7 +20,8 @@ const nothing = { id: '', messages: [] as Message[], gone: false, refused: false
 export function useChat() {
   const id = useSyncExternalStore(onHashChange, () => encodeURIComponent(location.hash.slice(1)), () => '')
   const hidden = useSyncExternalStore(onVisibilityChange, () => document.hidden, () => true)
-  const [conversations, setConversations] = useState<Conversation[]>([])
+  const [{ conversations, more }, setListed] = useState({ conversations: [] as Conversation[], more: false })
+  const [pages, setPages] = useState(1) // of conversations
   const [read, setRead] = useState(nothing)
   const [models, setModels] = useState<Model[]>([])
   const [picked, setPicked] = useState<string>()
@@ -51,17 +54,12 @@ export function useChat() {
       else setRead((read) => ({ ...read, refused: true }))
     }
     const readAndFollow = async () => {
-      const { conversations } = await getConversations(left.signal)
-      setConversations(conversations)
-      const { messages } = id ? await getMessages(id, left.signal) : nothing
-      if (id && !conversations.some((one) => one.id === id)) // it is older than all that are listed
-        setConversations([...conversations, await getConversation(id, left.signal)])
+      setListed(await getConversations(pages, id, left.signal))
+      const messages = await getMessages(id, left.signal)
       setRead({ ...nothing, id, messages })
-      if (isOwed(messages)) leave = follow(id, onReply, (problem) => (problem ? onProblem(problem) : onLost()))
-      else {
-        stopWanted.current = ''
-        setTrouble('')
-      }
+      if (isOwed(messages)) leave = follow(id, onReply, onLost, onProblem)
+      else setTrouble('')
+      if (!isOwed(messages)) stopWanted.current = ''
     }
     readAndFollow().catch(onProblem)
     return () => {
@@ -69,19 +67,14 @@ export function useChat() {
       leave()
       clearTimeout(timer)
     }
-  }, [id, hidden, round, refresh])
+  }, [id, hidden, pages, round, refresh])
 
   useEffect(() => {
     if (models.length === 0) getModels().then(({ models }) => setModels(models), () => {}) // an id can be typed
   }, [models.length, round])
 
-  useEffect(() => {
-    const left = new AbortController()
-    const { signal } = left
-    otherTabs.addEventListener('message', refresh, { signal })
-    addEventListener('online', refresh, { signal })
-    return () => left.abort()
-  }, [refresh])
+  useEffect(() => onOnline(refresh), [refresh])
+  useEffect(() => onOtherTab(refresh), [refresh])
 
   /** Changes something at the relay, then reads it back; false if the relay refused. */
   const act = async (change: () => Promise<unknown>): Promise<boolean> => {
@@ -114,6 +107,8 @@ export function useChat() {
 
   return {
     conversations,
+    /** Lists more of them, if there are. */
+    listMore: more ? () => setPages(pages + 1) : undefined,
     conversation,
     messages,
     models,
@@ -148,9 +143,10 @@ export function useChat() {
   }
 }
 
-function onEvent(type: string) {
+function onEvent(type: string, target?: EventTarget) {
   return (listener: () => void) => {
-    addEventListener(type, listener)
-    return () => removeEventListener(type, listener)
+    const source = target ?? window // which a server doesn't have
+    source.addEventListener(type, listener)
+    return () => source.removeEventListener(type, listener)
   }
 }
