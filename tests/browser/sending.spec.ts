@@ -74,7 +74,9 @@ test.describe('on a bad network', () => {
     expect(await chat.stored()).toHaveLength(4)
   })
 
-  test('a question that never arrived stays in the box, although it was asked once before', async ({ chat, page }) => {
+  test('a question that never arrived stays in the box, although it was asked before, here and elsewhere', async ({ chat, page, relay }) => {
+    const other = await relay.create({ title: 'Elsewhere', default_model: 'demo/length' })
+    await relay.ask(other, 'Twice?')
     await chat.open('demo/length')
     await chat.ask('Twice?')
     await chat.ends('complete')
@@ -84,6 +86,10 @@ test.describe('on a bad network', () => {
     await chat.box.press('Enter')
     await expect(page.getByRole('alert')).toContainText('may not have been done')
     await read
+    await expect(chat.box).toHaveValue('Twice?')
+    await page.goto(`/#${other}`)
+    await expect(page.getByRole('heading', { name: 'Elsewhere' })).toBeVisible()
+    await chat.ends('complete')
     await expect(chat.box).toHaveValue('Twice?')
   })
 })
@@ -109,7 +115,7 @@ test('a conversation that comes into being late doesn’t take its reader out of
   await chat.box.press('Enter')
   await page.getByRole('link', { name: 'Another one' }).first().click()
   release()
-  await page.getByRole('link', { name: 'Late' }).first().waitFor()
+  await page.getByRole('link', { name: 'Late', exact: true }).first().waitFor()
   expect(chat.id()).toBe(other)
 })
 
@@ -132,7 +138,7 @@ test('a conversation that goes late doesn’t take its reader out of another', a
 test('a draft is there again after an edit, and no starter takes its place', async ({ chat, page }) => {
   await chat.open('demo/length')
   await chat.box.fill('A draft')
-  await expect(page.getByRole('button', { name: 'Why is the sky blue?' })).toBeDisabled()
+  await expect(page.getByRole('button', { name: 'Why is the sky blue?', exact: true })).toBeDisabled()
   await chat.ask('Original')
   await chat.ends('complete')
   await chat.box.fill('A draft')

@@ -1,4 +1,5 @@
-import { refusalOf, relayUrl, type Message, type Problem, type ReasoningEvent, type ReplyEvent, type StartEvent } from './relay'
+import { refusalOf, relayUrl } from './relay'
+import type { Message, Problem, ReasoningEvent, ReplyEvent, StartEvent } from './relay'
 
 const blank: Message = {
   id: '',

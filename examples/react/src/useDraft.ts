@@ -5,7 +5,7 @@ import type { Message } from './relay'
 export function useDraft(messages: Message[], onFound: () => void) {
   const [draft, setDraft] = useState('')
   const [edit, setEdit] = useState<{ id: string; text: string }>()
-  const [lost, setLost] = useState<{ text: string; before: Message[] }>()
+  const [lost, setLost] = useState<{ text: string; hash: string; before: Message[] }>() // or has it arrived?
 
   const clear = (sent: string) => {
     setDraft((draft) => (draft === sent ? '' : draft)) // typing may have gone on
@@ -13,7 +13,7 @@ export function useDraft(messages: Message[], onFound: () => void) {
   }
   const isFound = ({ id, role, content }: Message) =>
     role === 'user' && content === lost?.text && !lost.before.some((message) => message.id === id)
-  if (lost && messages.some(isFound)) {
+  if (lost?.hash === location.hash && messages.some(isFound)) {
     setLost(undefined)
     clear(lost.text)
     onFound() // it had arrived, only the response had not
@@ -28,7 +28,7 @@ export function useDraft(messages: Message[], onFound: () => void) {
     /** What has been sent leaves the box, at once or when it is found among the messages after all. */
     onSent: (text: string, arrived: boolean) => {
       if (arrived) clear(text)
-      setLost(arrived ? undefined : { text, before: messages })
+      setLost(arrived ? undefined : { text, hash: location.hash, before: messages })
     },
   }
 }
