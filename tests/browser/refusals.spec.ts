@@ -6,11 +6,14 @@ test.describe('a conversation that is full', () => {
   test.use({ settings: { MAX_MESSAGES: '3' } })
 
   test('says so instead of an answer, asks again only when told, and can be shortened', async ({ chat, page }) => {
+    await page.setViewportSize({ width: 600, height: 420 })
     await chat.open('demo/length')
     await chat.ask('First')
     await chat.ends('complete')
     await chat.ask('Second')
     await expect(chat.notice).toContainText('MAX_MESSAGES is 3')
+    await expect(chat.questions.last()).toBeInViewport()
+    await expect(chat.notice).toBeInViewport({ ratio: 1 })
     await expect(chat.stop).toHaveCount(0)
     await expect(page.getByText('Waiting for the answer')).toHaveCount(0)
     await expect(page.waitForRequest(/./, { timeout: 4_000 })).rejects.toThrow('Timeout')

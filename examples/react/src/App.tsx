@@ -62,7 +62,7 @@ export function App() {
           <h1>{title}</h1>
         </header>
 
-        <div role="status">
+        <div className="notices" role="status">
           {chat.trouble && (
             <p className="notice">
               <span>{chat.trouble}</span> <button onClick={chat.refresh}>Try now</button>

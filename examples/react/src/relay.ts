@@ -48,7 +48,7 @@ export async function ask(conversation: () => Promise<string>, content: string, 
   const length = [...content].length
   if (!content.trim()) throw new Problem(422, 'There is nothing in the message.')
   if (length > MOST) throw new Problem(422, `The message has ${length} characters, and the relay takes ${MOST}.`)
-  if (inPlaceOf) await request('DELETE', inPlaceOf)
+  if (inPlaceOf) await unlessGone(request('DELETE', inPlaceOf))
   try {
     await request('POST', `/conversations/${await conversation()}/messages`, { content })
   } catch (error) {

@@ -4,8 +4,6 @@ import { ask, getConversations, getMessages, getModels, Problem, request, stopRe
 import type { Conversation, Message, Model } from './relay'
 
 const otherTabs = new BroadcastChannel('chat-relay')
-const onOtherTab = onEvent('message', otherTabs)
-const onOnline = onEvent('online')
 const onHashChange = onEvent('hashchange')
 const onVisibilityChange = onEvent('visibilitychange')
 const nothing = { id: '', messages: [] as Message[], gone: false, refused: false }
@@ -49,7 +47,8 @@ export function useChat() {
     const onProblem = ({ status, message, retryAfter }: Problem) => {
       if (left.signal.aborted) return
       setTrouble(status === 404 ? '' : retryAfter ? `${message} Trying again …` : message)
-      if (status === 404) setRead((read) => ({ ...nothing, id, messages: read.id === id ? read.messages : [], gone: true }))
+      const known = (read: typeof nothing) => (read.id === id ? read.messages : [])
+      if (status === 404) setRead((read) => ({ ...nothing, id, messages: known(read), gone: true }))
       else if (retryAfter) timer = window.setTimeout(refresh, retryAfter * 1000)
       else setRead((read) => ({ ...read, refused: true }))
     }
@@ -73,8 +72,8 @@ export function useChat() {
     if (models.length === 0) getModels().then(({ models }) => setModels(models), () => {}) // an id can be typed
   }, [models.length, round])
 
-  useEffect(() => onOnline(refresh), [refresh])
-  useEffect(() => onOtherTab(refresh), [refresh])
+  useEffect(() => onEvent('online')(refresh), [refresh])
+  useEffect(() => onEvent('message', otherTabs)(refresh), [refresh])
 
   /** Changes something at the relay, then reads it back; false if the relay refused. */
   const act = async (change: () => Promise<unknown>): Promise<boolean> => {
