@@ -1,5 +1,5 @@
 import { expectGrowth, words } from './support/chat'
-import { expect, requestsOf, test, testWithOwnRelay } from './support/test'
+import { expect, hold, requestsOf, test, testWithOwnRelay } from './support/test'
 
 test('the first answer streams in, word by word', async ({ chat, page }) => {
   await chat.open('demo/echo')
@@ -41,6 +41,19 @@ test('stop keeps the text that has come', async ({ chat, page }) => {
   await page.reload()
   await chat.ends('stopped')
   expect(await chat.text()).toBe(text)
+})
+
+test('stop also stops an answer that has not begun yet', async ({ chat, page }) => {
+  await chat.open('demo/long')
+  const release = await hold(page, 'GET', /\/stream$/)
+  await chat.box.fill('Never mind')
+  await chat.send.click()
+  const stopped = page.waitForResponse((response) => response.request().method() === 'DELETE')
+  await chat.stop.click()
+  expect((await stopped).status()).toBe(204) // there is nothing to stop yet
+  release()
+  await chat.ends('stopped')
+  expect((await chat.stored()).at(-1)?.status).toBe('stopped')
 })
 
 test('an edited question takes the place of the old one and of all that followed it', async ({ chat }) => {
@@ -112,6 +125,18 @@ test('an answer can’t run scripts, load pictures or link to code', async ({ ch
   await expect(chat.answer.locator('.markdown').locator('a:not([href^="http"]), img, svg, b, script')).toHaveCount(0)
   await expect(page).not.toHaveTitle('1')
   expect(requests.filter((url) => url.includes('beacon') || url.endsWith('/x'))).toEqual([])
+})
+
+test('footnotes of two answers keep out of each other’s way', async ({ chat, page }) => {
+  await chat.open('demo/echo')
+  for (const answers of [1, 2]) {
+    await chat.ask('Really?[^1]\n\n[^1]: No.')
+    await expect(chat.answers).toHaveCount(answers)
+    await chat.ends('complete')
+    await expect(page.getByRole('heading', { name: 'Footnotes' })).toHaveCount(answers)
+  }
+  const ids = await page.locator('[id]').evaluateAll((elements) => elements.map(({ id }) => id))
+  expect(ids).toEqual([...new Set(ids)])
 })
 
 test('emoji, right-to-left text and unusual line ends arrive one code point at a time and whole', async ({ chat }) => {

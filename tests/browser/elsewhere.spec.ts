@@ -1,5 +1,5 @@
 import { expectGrowth, words } from './support/chat'
-import { expect, test, testWithOwnRelay } from './support/test'
+import { expect, requestsOf, test, testWithOwnRelay } from './support/test'
 
 const question = `Repeat: ${words(150)}`
 
@@ -52,12 +52,38 @@ test('an edit whose message another tab has replaced meanwhile is asked after it
   expect((await chat.stored()).map(({ role }) => role)).toEqual(['user', 'assistant', 'user', 'assistant'])
 })
 
-testWithOwnRelay('a conversation older than the 200 that are listed has its title and its model', async ({ chat, relay }) => {
+testWithOwnRelay('tabs that nobody sees keep no connection from the one that is seen', async ({ chat, anotherTab }) => {
+  const others = []
+  const requests = []
+  for (let connection = 0; connection < 6; connection++) {
+    const other = await anotherTab()
+    await other.openExisting({ default_model: 'demo/silent' })
+    await other.ask('Anything?')
+    await expect(other.answer).toHaveAttribute('data-status', 'streaming')
+    await other.hide()
+    others.push(other)
+    requests.push(requestsOf(other.page))
+  }
+  await chat.open('demo/length')
+  await chat.ask('Is there a connection left?') // the other tabs hear of it
+  await chat.ends('complete')
+  expect(requests.flat()).toEqual([])
+  await others[0]!.hide(false)
+  await others[0]!.stop.click()
+  await others[0]!.ends('stopped')
+})
+
+testWithOwnRelay('a conversation older than the 200 that are listed has its title and its model, and can be listed', async ({ chat, relay }) => {
+  await relay.create({ title: 'Even longer ago' })
   const id = await relay.create({ title: 'Long ago', default_model: 'demo/length' })
   await Promise.all(Array.from({ length: 200 }, (_, number) => relay.create({ title: `Newer ${number}` })))
   await chat.page.goto(`/#${id}`)
   await expect(chat.page.getByRole('heading', { name: 'Long ago' })).toBeVisible()
   await expect(chat.page.getByRole('link', { name: 'Long ago' })).toHaveAttribute('aria-current', 'page')
+  await expect(chat.page.getByRole('link', { name: 'Even longer ago' })).toHaveCount(0)
+  await chat.page.getByRole('button', { name: 'Show more' }).click()
+  await expect(chat.page.getByRole('link', { name: 'Even longer ago' })).toBeVisible()
+  await expect(chat.page.getByRole('button', { name: 'Show more' })).toHaveCount(0)
   await chat.pick('demo/echo')
   await chat.ask('Still there?')
   await expect(chat.answer).toHaveAccessibleName('Answer of demo/echo')

@@ -74,6 +74,28 @@ testWithOwnRelay.describe('without a network', () => {
     expect(relay.generations(chat.id())).toBe(1)
   })
 
+  testWithOwnRelay('stop and rename say that they may not have been done', async ({ chat, cable, page }) => {
+    await chat.open('demo/silent')
+    await chat.ask('Stop me')
+    await expect(chat.answer).toHaveAttribute('data-status', 'streaming')
+    cable.cut()
+    await expect(chat.notice).toContainText('The connection is lost.')
+    await chat.stop.click()
+    await expect(page.getByRole('alert')).toContainText('may not have been done')
+    cable.mend()
+    await expect(chat.notice).toHaveCount(0)
+    await chat.stop.click()
+    await chat.ends('stopped')
+    await expect(page.getByRole('alert')).toHaveCount(0)
+
+    cable.cut()
+    const row = page.getByRole('listitem').filter({ has: page.locator('[aria-current]') })
+    await row.hover()
+    await row.getByRole('button', { name: 'Rename Stop me' }).click()
+    await page.getByRole('textbox', { name: 'New title of Stop me' }).press('Enter')
+    await expect(page.getByRole('alert')).toContainText('may not have been done')
+  })
+
   testWithOwnRelay('a question that can’t be sent stays in the box until it can', async ({ chat, cable }) => {
     await chat.open('demo/length')
     cable.cut()

@@ -60,18 +60,3 @@ test('a rate limit counts down, and lets the same model be asked again only then
   await expect(again).toBeDisabled()
   await expect(chat.answers).toHaveCount(1)
 })
-
-test.describe('what the relay refuses', () => {
-  test.use({ mayComplain: /422 \(Unprocessable/ })
-
-  test('is shown, and the text stays in the box', async ({ chat, page }) => {
-    await chat.open('demo/length')
-    await chat.box.fill('x'.repeat(200_001))
-    await chat.send.click()
-    await expect(page.getByRole('alert')).toContainText('200000')
-    expect(await chat.box.inputValue()).toHaveLength(200_001)
-    await chat.ask('Shorter')
-    await chat.ends('complete')
-    await expect(page.getByRole('alert')).toHaveCount(0)
-  })
-})

@@ -10,17 +10,23 @@ test('with CORS the page talks straight to the relay', async ({ chat, page }) =>
   expect(requests).toContain(`http://localhost:8001/conversations/${chat.id()}/stream`)
 })
 
-testThroughVite('through Vite’s proxy the page talks to its own origin only', async ({ chat, page }) => {
-  const requests = requestsOf(page)
-  await chat.open('demo/echo')
-  const shown = chat.statesShown()
-  await chat.ask(`Through Vite? ${words(250)}`)
-  expect((await shown).length).toBeGreaterThan(3) // nothing on the way keeps the stream back
-  await chat.ends('complete')
-  await chat.showsWhatIsStored()
-  expect(requests).toContain(`http://localhost:5173/api/conversations/${chat.id()}/stream`)
-  expect(requests.filter((url) => !url.startsWith('http://localhost:5173/'))).toEqual([])
-})
+for (const script of ['dev:proxy', 'preview'] as const) {
+  testThroughVite.describe(`npm run ${script}`, () => {
+    testThroughVite.use({ script })
+
+    testThroughVite('lets the page talk to its own origin only, whichever it is', async ({ chat, page, baseURL }) => {
+      const requests = requestsOf(page)
+      await chat.open('demo/echo')
+      const shown = chat.statesShown()
+      await chat.ask(`Through Vite? ${words(250)}`)
+      expect((await shown).length).toBeGreaterThan(3) // nothing on the way keeps the stream back
+      await chat.ends('complete')
+      await chat.showsWhatIsStored()
+      expect(requests).toContain(`${baseURL}/api/conversations/${chat.id()}/stream`)
+      expect(requests.filter((url) => !url.startsWith(`${baseURL}/`))).toEqual([])
+    })
+  })
+}
 
 testThroughVite('through Vite’s proxy an answer can be stopped', async ({ chat }) => {
   await chat.open('demo/silent')

@@ -1,10 +1,11 @@
-import { useEffect, useRef, useState } from 'react'
+import { useEffect, useRef } from 'react'
 import { Answer, Question, Typing } from './Messages'
 import { Announcer } from './Announcer'
 import { Composer } from './Composer'
 import { ConversationList } from './ConversationList'
 import { Icon } from './Icon'
 import { useChat } from './useChat'
+import { useDraft } from './useDraft'
 import { usePinnedScroll } from './usePinnedScroll'
 
 const starters = ['Why is the sky blue?', 'Explain closures with an example', 'Plan a quiet weekend']
@@ -12,9 +13,7 @@ const starters = ['Why is the sky blue?', 'Explain closures with an example', 'P
 export function App() {
   const chat = useChat()
   const { conversation, messages, busy, gone } = chat
-  const [draft, setDraft] = useState('')
-  const [editedId, setEditedId] = useState('')
-  const edited = messages.find(({ id }) => id === editedId)
+  const draft = useDraft(messages, chat.dismiss)
   const composer = useRef<HTMLTextAreaElement>(null)
   const { page, atEnd, toEnd } = usePinnedScroll(conversation?.id)
   const last = messages.at(-1)
@@ -24,19 +23,22 @@ export function App() {
     document.title = conversation?.title ? `${conversation.title} · Chat relay` : 'Chat relay'
   }, [conversation?.title])
 
-  const compose = (text: string, inPlaceOf = '') => {
-    setDraft(text)
-    setEditedId(inPlaceOf)
+  /** Does it, and goes on in the composer: what was clicked may be gone. */
+  const compose = (first: () => unknown) => {
+    first()
     composer.current?.focus()
   }
+  /** The same, but no phone's keyboard comes up for it. */
+  const goOn = (first: () => unknown) => (matchMedia('(hover: hover)').matches ? compose(first) : first())
   const startNew = () => {
     location.hash = ''
     document.getElementById('conversations')?.hidePopover()
     composer.current?.focus()
   }
   const send = async () => {
-    toEnd()
-    if (await chat.send(draft, edited)) compose('')
+    const { text, edited, onSent } = draft
+    compose(toEnd)
+    onSent(text, await chat.send(text, edited))
   }
 
   return (
@@ -44,6 +46,7 @@ export function App() {
       <aside id="conversations" className="sidebar" popover="auto">
         <ConversationList
           conversations={chat.conversations}
+          onMore={chat.listMore}
           current={conversation}
           onNew={startNew}
           onRename={chat.rename}
@@ -59,7 +62,7 @@ export function App() {
           <h1>{title}</h1>
         </header>
 
-        <div role="status">
+        <div className="notices" role="status">
           {chat.trouble && (
             <p className="notice">
               <span>{chat.trouble}</span> <button onClick={chat.refresh}>Try now</button>
@@ -82,7 +85,7 @@ export function App() {
               <h2>What would you like to know?</h2>
               <p>Enter sends, Shift + Enter starts a new line.</p>
               {starters.map((starter) => (
-                <button key={starter} onClick={() => compose(starter)}>
+                <button key={starter} disabled={draft.text !== ''} onClick={() => compose(() => draft.write(starter))}>
                   {starter}
                 </button>
               ))}
@@ -93,8 +96,8 @@ export function App() {
               <Question
                 key={message.id}
                 message={message}
-                edited={message === edited}
-                onEdit={gone ? undefined : () => compose(message.content, message.id)}
+                edited={message === draft.edited}
+                onEdit={gone ? undefined : () => compose(() => draft.edit(message))}
               />
             ) : (
               <Answer
@@ -102,7 +105,7 @@ export function App() {
                 message={message}
                 model={chat.model}
                 writing={busy && message === last}
-                onRegenerate={message === last && !busy && !gone ? () => chat.regenerate(message) : undefined}
+                onRegenerate={message === last && !busy && !gone ? () => goOn(() => chat.regenerate(message)) : undefined}
               />
             ),
           )}
@@ -122,13 +125,13 @@ export function App() {
           )}
           <Composer
             ref={composer}
-            text={draft}
-            onText={setDraft}
-            editing={edited !== undefined}
-            onCancelEditing={() => compose('')}
+            text={draft.text}
+            onText={draft.write}
+            editing={draft.edited !== undefined}
+            onCancelEditing={() => compose(draft.cancel)}
             busy={busy}
             onSend={send}
-            onStop={chat.stop}
+            onStop={() => goOn(chat.stop)}
             models={chat.models}
             model={chat.model}
             onPickModel={chat.pickModel}

@@ -60,6 +60,11 @@ export function Composer({ ref, text, onText, editing, onCancelEditing, busy, on
       </div>
       <div className="row">
         <ModelPicker {...picker} />
+        {sending && (
+          <span className="sending" role="status">
+            Sending …
+          </span>
+        )}
         {busy && (
           <button type="button" className="stop" onClick={onStop}>
             <Icon name="stop" /> Stop

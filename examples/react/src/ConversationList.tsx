@@ -5,13 +5,14 @@ import type { Conversation } from './relay'
 
 type Props = {
   conversations: Conversation[]
+  onMore?: () => void
   current?: Conversation
   onNew: () => void
   onRename: (conversation: Conversation, title: string) => void
   onRemove: (conversation: Conversation) => void
 }
 
-export function ConversationList({ conversations, current, onNew, onRename, onRemove }: Props) {
+export function ConversationList({ conversations, onMore, current, onNew, onRename, onRemove }: Props) {
   const newButton = useRef<HTMLButtonElement>(null)
   const remove = (conversation: Conversation) => {
     newButton.current?.focus() // the row that had it goes away
@@ -34,12 +35,13 @@ export function ConversationList({ conversations, current, onNew, onRename, onRe
           />
         ))}
       </ul>
+      {onMore && <button onClick={onMore}>Show more</button>}
       {conversations.length === 0 && <p className="hint">Your conversations will be listed here.</p>}
     </nav>
   )
 }
 
-type RowProps = Omit<Props, 'conversations' | 'current' | 'onNew'> & { conversation: Conversation; current: boolean }
+type RowProps = Omit<Props, 'conversations' | 'onMore' | 'current' | 'onNew'> & { conversation: Conversation; current: boolean }
 
 function Row({ conversation, current, onRename, onRemove }: RowProps) {
   const [mode, setMode] = useState<'link' | 'rename' | 'remove'>('link')

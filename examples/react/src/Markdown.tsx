@@ -22,6 +22,9 @@ const components: Components = {
   a: Link,
   // A picture is a request to wherever the model says, with whatever it puts into the address: the reader decides.
   img: ({ src, alt }) => <Link href={String(src)}>Picture: {alt || String(src)}</Link>,
+  // Without the ids that footnotes bring: they are the same in every answer, and a link to a hash isn't one here.
+  h2: ({ children }) => <h2>{children}</h2>,
+  li: ({ className, children }) => <li className={className}>{children}</li>,
   pre: ({ children }) => <Code>{children}</Code>,
   table: ({ children }) => (
     <div className="wide" tabIndex={0} role="group" aria-label="Table">

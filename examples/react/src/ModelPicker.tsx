@@ -24,7 +24,7 @@ export function ModelPicker({ models, model, onPickModel }: Props) {
   }
   const onKeyDown = (event: KeyboardEvent) => {
     const move = { ArrowDown: 1, ArrowUp: -1 }[event.key]
-    if (move && !open) show('')
+    if (!open && (move || event.key === 'Enter')) show('')
     else if (move) setActive((active + move + found.length) % found.length)
     else if (event.key === 'Enter' && open) pick(found[active]?.id)
     else if (event.key === 'Escape' && open) close()
@@ -95,7 +95,7 @@ function price({ pricing }: Model): string {
   const [input, output] = [Number(pricing?.prompt) * 1e6, Number(pricing?.completion) * 1e6]
   if (!(input >= 0 && output >= 0)) return ''
   if (input === 0 && output === 0) return 'free'
-  return `$${round(input)} in, $${round(output)} out`
+  return `$${round(input)} in, $${round(output)} out per M`
 }
 
 const round = (dollars: number) => String(Number(dollars.toPrecision(3)))

@@ -1,4 +1,5 @@
-import { relayUrl, type Message, type ReasoningEvent, type ReplyEvent, type StartEvent } from './relay'
+import { refusalOf, relayUrl } from './relay'
+import type { Message, Problem, ReasoningEvent, ReplyEvent, StartEvent } from './relay'
 
 const blank: Message = {
   id: '',
@@ -19,10 +20,16 @@ const blank: Message = {
  *
  * `onReply` gets the message as far as it has come, last with a status other than `streaming`. A lost connection is
  * taken up again by EventSource itself, which sends the last id: what follows is exactly the rest, so it is appended.
- * `onTrouble` hears of it, and with `true` if the relay refused and EventSource has given up.
+ * `onLost` hears of it. `onProblem` gets the reason if the relay refused and EventSource has given up.
  */
-export function follow(id: string, onReply: (reply: Message) => void, onTrouble: (over: boolean) => void): () => void {
-  const source = new EventSource(`${relayUrl}/conversations/${id}/stream`)
+export function follow(
+  id: string,
+  onReply: (reply: Message) => void,
+  onLost: () => void,
+  onProblem: (problem: Problem) => void,
+): () => void {
+  const path = `/conversations/${id}/stream`
+  const source = new EventSource(relayUrl + path)
   let reply = blank
   const grow = (fields: Partial<Message>) => onReply((reply = { ...reply, ...fields }))
 
@@ -41,7 +48,10 @@ export function follow(id: string, onReply: (reply: Message) => void, onTrouble:
     if ('error' in event) grow({ status: 'failed', error: event.error })
     else grow({ status: event.status, finish_reason: event.finish_reason, usage: event.usage })
   }
-  source.onerror = () => onTrouble(source.readyState === EventSource.CLOSED)
+  source.onerror = async () => {
+    if (source.readyState === EventSource.CLOSED) onProblem(await refusalOf(path))
+    else onLost()
+  }
   return () => source.close()
 }
 

@@ -49,6 +49,14 @@ export class Chat {
     await expect(this.model).toHaveAttribute('aria-expanded', 'false')
   }
 
+  /** What the page sees when its tab goes behind another one, which headless Chromium doesn't do. */
+  async hide(hidden = true) {
+    await this.page.evaluate((hidden) => {
+      Object.defineProperty(document, 'hidden', { configurable: true, value: hidden })
+      document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))
+    }, hidden)
+  }
+
   async ask(question: string) {
     await this.box.fill(question)
     await this.send.click()

@@ -1,4 +1,6 @@
-import { test as base, type BrowserContext, type Page } from '@playwright/test'
+import { execFile } from 'node:child_process'
+import { promisify } from 'node:util'
+import { test as base, type BrowserContext, type Page, type Route } from '@playwright/test'
 import { Cable } from './cable'
 import { Chat } from './chat'
 import { example } from './paths'
@@ -54,9 +56,10 @@ const testWithDetours = test.extend<{ detours: Detours }>({
 })
 
 /** With a relay for each test, behind a cable; the browser finds it under localhost:8001 like any other. */
-export const testWithOwnRelay = testWithDetours.extend<{ relay: OwnRelay; cable: Cable }>({
-  relay: async ({}, use) => {
-    const relay = await OwnRelay.start()
+export const testWithOwnRelay = testWithDetours.extend<{ settings: Record<string, string>; relay: OwnRelay; cable: Cable }>({
+  settings: [{}, { option: true }],
+  relay: async ({ settings }, use) => {
+    const relay = await OwnRelay.start(settings)
     await use(relay)
     await relay.process.stop()
   },
@@ -68,17 +71,22 @@ export const testWithOwnRelay = testWithDetours.extend<{ relay: OwnRelay; cable:
   detours: ({ cable }, use) => use({ 'localhost:8001': cable.port }),
 })
 
-/** With `npm run dev:proxy` in the place of `npm run dev`. */
-export const testThroughVite = testWithDetours.extend<{ vite: Program }>({
-  vite: async ({}, use) => {
+/** With a Vite that passes `/api` on, run by this script, on an origin that the relay doesn't list. */
+export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview' }>({
+  script: ['dev:proxy', { option: true }],
+  baseURL: async ({ script }, use, testInfo) => {
     const port = String(await freePort())
-    const command = ['npm', 'run', 'dev:proxy', '--', '--host', '127.0.0.1', '--port', port]
+    const dist = ['--outDir', testInfo.outputPath('dist')]
+    const command = ['npm', 'run', script, '--', '--host', '127.0.0.1', '--port', port]
+    if (script === 'preview') {
+      await promisify(execFile)('npm', ['run', 'build', '--', '--mode', 'proxy', ...dist], { cwd: example })
+      command.push(...dist)
+    }
     const vite = new Program(`http://127.0.0.1:${port}`, command, {}, example)
     await vite.start()
-    await use(vite)
+    await use(vite.url)
     await vite.stop()
   },
-  detours: ({ vite }, use) => use({ 'localhost:5173': Number(new URL(vite.url).port) }),
 })
 
 function watch(context: BrowserContext, complaints: string[]) {
@@ -86,6 +94,27 @@ function watch(context: BrowserContext, complaints: string[]) {
     if (['error', 'warning'].includes(message.type())) complaints.push(`${message.text()} (${message.location().url})`)
   })
   context.on('weberror', (error) => complaints.push(String(error.error())))
+}
+
+/** Lets requests of this kind wait until the function that it returns is called. */
+export async function hold(page: Page, method: string, url: string | RegExp): Promise<() => void> {
+  let release = () => {}
+  const released = new Promise<void>((resolve) => (release = resolve))
+  await page.route(url, async (route) => {
+    if (route.request().method() === method) await released
+    await route.fallback()
+  })
+  return release
+}
+
+/** What becomes of the next request of this kind. */
+export async function once(page: Page, method: string, url: string | RegExp, handle: (route: Route) => Promise<void>) {
+  let isOver = false
+  await page.route(url, (route) => {
+    if (isOver || route.request().method() !== method) return route.fallback()
+    isOver = true
+    return handle(route)
+  })
 }
 
 /** The addresses that a page asks for from now on. */
