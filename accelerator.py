@@ -60,6 +60,6 @@ def as_httpx(error: Exception) -> Exception:
             return httpx.ConnectTimeout("")
         case TimeoutError():
             return httpx.ReadTimeout("")
-        case aiohttp.ClientConnectorError() | aiohttp.InvalidURL():
+        case aiohttp.ClientConnectorError() | aiohttp.ClientHttpProxyError() | aiohttp.InvalidURL():
             return httpx.ConnectError("")
     return httpx.ReadError("")

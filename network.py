@@ -121,7 +121,7 @@ class Backend(httpcore.AsyncNetworkBackend):
         found = lookup.result()
         if isinstance(found, OSError):
             raise found
-        return found
+        return list(found)  # each caller's own: they are used up
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -173,9 +173,13 @@ class OpenRouter:
         # httpx leaks a pool slot when it is cancelled between connecting and sending. So it sends in a task of its
         # own, which `_give_up` cancels once the request is out; `trace` tells when.
         sent: asyncio.Future[None] = self._loop.create_future()
+        is_tunnel = False  # that a proxy is asked for, first
 
-        async def trace(event: str, _: object) -> None:
-            if event.endswith("send_request_body.complete") and not sent.done():
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            nonlocal is_tunnel
+            if event.endswith("send_request_headers.started"):
+                is_tunnel = info["request"].method == b"CONNECT"
+            elif event.endswith("send_request_body.complete") and not is_tunnel and not sent.done():
                 sent.set_result(None)
 
         if accelerator.IS_ACTIVE:  # it can be cancelled at any time, and has no trace

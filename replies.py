@@ -44,21 +44,28 @@ class Reply:
 
     async def follow(self, position: int) -> AsyncGenerator[tuple[Kind, str], None]:
         """The text from `position` (in characters) on, as it comes, until the reply has ended."""
+        while True:
+            for kind, text in self.message.transcript.read(position, SLICE_CHARS):
+                position += len(text)
+                yield kind, text
+            if position < self.message.transcript.length:
+                continue
+            if self.ended:
+                return
+            await self._changed.wait()
+
+    @contextmanager
+    def being_read(self) -> Iterator[None]:
+        """By one reader more. Raises `Unavailable` where there are too many."""
+        if self.readers >= MAX_READERS:
+            raise Unavailable(f"The reply has {MAX_READERS} readers, more than that is not served.", retry_after=5)
         self.readers += 1
-        logger.debug("reply %s: a reader joins at %d", self.message.id, position)
+        logger.debug("reply %s: a reader joins", self.message.id)
         try:
-            while True:
-                for kind, text in self.message.transcript.read(position, SLICE_CHARS):
-                    position += len(text)
-                    yield kind, text
-                if position < self.message.transcript.length:
-                    continue
-                if self.ended:
-                    return
-                await self._changed.wait()
+            yield
         finally:
             self.readers -= 1
-            logger.debug("reply %s: a reader leaves at %d", self.message.id, position)
+            logger.debug("reply %s: a reader leaves", self.message.id)
 
     async def wait(self) -> Message:
         """The message in its final state."""

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from bodies import MODEL, OPTIONAL_MODEL, TITLE, Bounds, Rejected, read_fields, unprocessable
 from docs import openapi, redoc, swagger_ui
 from openrouter import OpenRouter, UpstreamError
-from replies import MAX_READERS, Replies, Reply, Unavailable
+from replies import Replies, Reply, Unavailable
 from store import Conversation, Failure, Message, NotFound, NothingOwed, ReplyInProgress, Store, StoreFull
 
 VERSION = "0.1.0"
@@ -302,16 +302,29 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
     return _follow(request, reply, int(place))
 
 
+class Reading(Response):
+    """A response that counts as a reader of the reply while it is sent. A generator can't: it may never be started."""
+
+    def __init__(self, reply: Reply, response: Response) -> None:
+        self.reply = reply
+        self.response = response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises `Unavailable` where there are too many readers."""
+        with self.reply.being_read():
+            await self.response(scope, receive, send)
+
+
 def _follow(request: Request, reply: Reply, position: int) -> Response:
-    if reply.readers >= MAX_READERS:
-        raise Unavailable(f"The reply has {MAX_READERS} readers, more than that is not served.", RETRY_AFTER)
     headers = {**_STREAM_HEADERS, "X-Message-Id": reply.message.id, "X-Model": reply.message.model or ""}
     accepted = request.headers.get("accept", "")
+    response: Response
     if "text/plain" in accepted and "text/event-stream" not in accepted:
-        return StreamingResponse(_text(reply, position), headers=headers, media_type="text/plain")
-    return EventSourceResponse(
-        _events(reply, position), headers=headers, ping=KEEP_ALIVE, ping_message_factory=_keep_alive
-    )
+        response = StreamingResponse(_text(reply, position), headers=headers, media_type="text/plain")
+    else:
+        events = _events(reply, position)
+        response = EventSourceResponse(events, headers=headers, ping=KEEP_ALIVE, ping_message_factory=_keep_alive)
+    return Reading(reply, response)
 
 
 def _keep_alive() -> ServerSentEvent:

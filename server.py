@@ -107,10 +107,11 @@ def _value(variable: str, text: str, kind: type) -> Any:
 def _is_base_url(url: str) -> bool:
     try:
         parts, port = urlsplit(url), urlsplit(url).port
-    except ValueError:
+        is_for_client = bool(httpx.URL(url).host)
+    except (ValueError, httpx.InvalidURL):
         return False
-    is_web = parts.scheme in ("http", "https") and not re.search(r"[\s?#@\x7f]", url) and port != 0
-    return is_web and _is_host(parts.hostname or "")
+    is_web = parts.scheme in ("http", "https") and not re.search(r"[\s?#@]", url) and port != 0
+    return is_web and is_for_client and _is_host(parts.hostname or "")
 
 
 def _is_origin(origin: str) -> bool:
@@ -122,7 +123,7 @@ def _is_host(host: str) -> bool:
         return bool(ipaddress.ip_address(host.strip("[]")))
     except ValueError:  # a name, then; if its last part were a number, it would be a bad address
         pattern = r"(?=.{1,253}$)(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?"
-        return bool(re.fullmatch(pattern, host, re.ASCII)) and not re.search(r"(^|\.)(\d+|xn--)\.?$", host)
+        return bool(re.fullmatch(pattern, host, re.ASCII)) and not re.search(r"(^|\.)\d+\.?$", host)
 
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

@@ -5,6 +5,7 @@ wait for clients for ever, and would raise the signal again.
 """
 
 import asyncio
+import contextvars
 import logging
 import signal
 from types import FrameType
@@ -48,6 +49,7 @@ class Shutdown:
         self._connections = connections
         self._grace = grace
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()  # a signal comes in the middle of some request's
         self._draining: asyncio.Task[None] | None = None
         self._deadline = 0.0
 
@@ -62,7 +64,7 @@ class Shutdown:
             self._draining.cancel()
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:
-        self._loop.call_soon_threadsafe(self._drain_or_hurry)
+        self._loop.call_soon_threadsafe(self._drain_or_hurry, context=self._context)
 
     def _drain_or_hurry(self) -> None:
         if self._draining is None:

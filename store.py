@@ -76,16 +76,16 @@ class Transcript:
         assert self._growing is not None, "a closed transcript doesn't grow"
         if not text:
             return
-        if self.switches_to(kind):
+        if self.would_switch(kind, text):
             self._switches.append(self.length)
         self._growing.seek(self.length)
         self._growing.write(text)
         self.length += len(text)
         self.size += byte_size(text)
 
-    def switches_to(self, kind: Kind) -> bool:
-        """Whether its last text is of the other kind."""
-        return kind != _KINDS[len(self._switches) % 2]
+    def would_switch(self, kind: Kind, text: str) -> bool:
+        """Whether this text's kind isn't that of the last one."""
+        return bool(text) and kind != _KINDS[len(self._switches) % 2]
 
     @property
     def switches(self) -> int:
@@ -289,18 +289,13 @@ class Store:
 
     async def add_user_message(self, conversation_id: str, content: str, model: str | None = None) -> Message:
         """A question. Raises `NotFound`, `ReplyInProgress`, `StoreFull`."""
-        return self._add_question(self._thread(conversation_id), content, model)
+        return self._add_question(self._thread(conversation_id), content, model, to_reply=False)
 
     async def ask(self, conversation_id: str, content: str, model: str | None = None) -> OwedReply:
         """A question, and the reply to it begun; both or neither. Raises `NotFound`, `ReplyInProgress`, `StoreFull`."""
         thread = self._thread(conversation_id)
-        question = self._add_question(thread, content, model)
-        try:
-            return self._begin(thread, None)
-        except StoreFull:
-            self._remove_messages(thread, [question.id])
-            self._touch(thread)
-            raise
+        self._add_question(thread, content, model, to_reply=True)
+        return self._begin(thread, None)
 
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> str | None:
         """Forget that message and every later one; returns the id of a reply in progress among them.
@@ -338,7 +333,7 @@ class Store:
             raise NotFound("The reply has been deleted.")
         room = self._limits.max_store_bytes - self._size
         fitting = text if byte_size(text) <= room else text.encode()[:room].decode(errors="ignore")
-        self._reserve(byte_size(fitting), SWITCH_BYTES * message.transcript.switches_to(kind))
+        self._reserve(byte_size(fitting), SWITCH_BYTES * message.transcript.would_switch(kind, fitting))
         message.transcript.append(kind, fitting)
         if fitting != text:
             raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
@@ -360,15 +355,20 @@ class Store:
             raise NotFound("There is no conversation with this id. They are kept in memory: a restart forgets them.")
         return thread
 
-    def _add_question(self, thread: _Thread, content: str, model: str | None) -> Message:
+    def _add_question(self, thread: _Thread, content: str, model: str | None, *, to_reply: bool) -> Message:
         if _last_status(thread) == "streaming":
             raise ReplyInProgress(
                 "A reply is in progress: read it to its end, or stop it with DELETE on the conversation's stream, "
                 "then send the message."
             )
-        self._check_room(thread)
+        self._check_room(thread, 1 + to_reply)
         transcript = Transcript(content)
-        self._reserve(transcript.size, _overhead_of(model))
+        if to_reply:  # room for its first byte, too, which is given back until it comes
+            overhead = _overhead_of(model or thread.conversation.default_model)
+            self._reserve(transcript.size + 1, _overhead_of(model) + overhead)
+            self._reserve(-1, -overhead)
+        else:
+            self._reserve(transcript.size, _overhead_of(model))
         message = self._add(thread, "user", transcript, model, "complete")
         logger.info("message %s added to conversation %s", message.id, thread.conversation.id)
         return message
@@ -421,13 +421,13 @@ class Store:
         moment = _EPOCH + timedelta(microseconds=self._clock)
         return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
-    def _check_room(self, thread: _Thread, replaced: int = 0) -> None:
-        if len(thread.messages) - replaced >= self._limits.max_messages:
+    def _check_room(self, thread: _Thread, more: int) -> None:
+        if len(thread.messages) + more > self._limits.max_messages:
             raise self._full("max_messages", "The conversation has no room for another message", "messages")
 
     def _check_room_for_reply(self, thread: _Thread, last: Message) -> None:
         is_replaced = last.role == "assistant"
-        self._check_room(thread, int(is_replaced))
+        self._check_room(thread, 0 if is_replaced else 1)
         if self._size - (last.transcript.size if is_replaced else 0) >= self._limits.max_store_bytes:
             raise self._full("max_store_bytes", "The store has no room for a reply", "conversations")
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 import bodies
 import protocol
-import routes
 from tests.problems import assert_problem
 from tests.process import ROOT, process
 from tests.relay import Relay, client, serving
@@ -201,7 +200,7 @@ async def test_a_reply_that_nobody_waits_for_is_finished(upstream: ScriptedUpstr
 async def test_a_reply_has_a_bounded_number_of_readers(
     upstream: ScriptedUpstream, ready: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "MAX_READERS", 2)
+    monkeypatch.setattr("replies.MAX_READERS", 2)
     gate = Gate()
     upstream.play(gated(gate, "one"))
     conversation_id = await ready.ask()
@@ -212,6 +211,27 @@ async def test_a_reply_has_a_bounded_number_of_readers(
             assert int(three.response.headers["retry-after"]) > 0
         gate.open_wide()
         assert [(await reader.whole()).content for reader in (one, two)] == ["one", "one"]
+
+
+async def test_readers_that_come_in_the_same_moment_are_counted_too(
+    upstream: ScriptedUpstream, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replies.MAX_READERS", 3)
+    upstream.play(gated(gate := Gate(), "one"))
+    conversation_id = await relay.ask()
+
+    async def status() -> int:
+        async with relay.stream(conversation_id) as reader:
+            if reader.response.status_code == 200:
+                await reader.whole()
+            return reader.response.status_code
+
+    await asyncio.gather(*(relay.health() for _ in range(20)))  # so that the connections are there
+    statuses = asyncio.gather(*(status() for _ in range(20)))
+    await gate.reached()
+    await relay.health()
+    gate.open_wide()
+    assert sorted(await bounded(statuses)) == [200] * 3 + [503] * 17
 
 
 # Slow and endless requests

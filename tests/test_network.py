@@ -338,6 +338,15 @@ async def test_a_name_is_looked_up_once_however_many_ask_and_again_when_it_has_f
     assert asked == ["host.example"] * 2
 
 
+async def test_callers_who_share_a_lookup_are_all_connected(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served_by(hello) as port:
+        resolve_to(monkeypatch, "127.0.0.1")
+        asking = (client.get(f"http://one.example:{port}/") for _ in range(10))
+        assert [response.text for response in await bounded(asyncio.gather(*asking))] == ["hello"] * 10
+
+
 async def test_a_host_that_only_refuses_is_an_error(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async with served_by(hello) as port:
         resolve_to(monkeypatch, "127.0.0.2", "127.0.0.3")
@@ -373,6 +382,35 @@ async def test_a_connection_that_comes_about_as_its_caller_leaves_is_closed(monk
 
 
 # Proxies
+
+
+async def test_a_reply_that_is_given_up_in_a_tunnels_handshake_leaves_no_connection(
+    authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy is asked for the tunnel by a request of its own: that it is out doesn't mean that the reply's is."""
+    tunnelled, ended = asyncio.Event(), asyncio.Event()
+
+    async def tunnel_to_nowhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await reader.readexactly(1)  # of the handshake, which isn't answered
+        tunnelled.set()
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    async with served_by(tunnel_to_nowhere) as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        timers = Timers(connect=0.5, retries=())
+        openrouter = OpenRouter(
+            "https://upstream.example", "sk-key", app_url="http://localhost", app_title="Test", timers=timers
+        )
+        asking = asyncio.create_task(anext(openrouter.stream("m", [("user", "Hi")])))
+        await bounded(tunnelled.wait())
+        asking.cancel()
+        await asyncio.wait([asking])
+        await bounded(ended.wait())
+        await openrouter.aclose()
 
 
 async def test_a_proxy_of_the_environment_is_used_for_elsewhere_and_not_for_this_machine(

@@ -448,12 +448,13 @@ async def test_a_question_that_is_asked_has_its_reply_begun(store: Store) -> Non
 @pytest.mark.parametrize("most", [limits(max_messages=1), limits(max_store_bytes=4)], ids=["messages", "bytes"])
 async def test_a_question_whose_reply_has_no_room_is_not_kept(most: Limits) -> None:
     store = Store("some/model", most)
-    conversation_id = (await store.create_conversation()).id
+    made = await store.create_conversation()
+    conversation_id = made.id
     for _ in range(3):  # nor is room lost by it
         with pytest.raises(StoreFull):
             await store.ask(conversation_id, "Why?")
     assert await store.counts() == (1, 0)
-    assert (await store.conversation(conversation_id)).title is None
+    assert await store.conversation(conversation_id) == made
     await store.add_user_message(conversation_id, "Why?")
 
 

@@ -39,6 +39,7 @@ def test_it_adds_the_relay_its_packages_and_nothing_else_to_its_base(image: Imag
     assert {path.split("/", 1)[0] for path in added} == {"app", "venv"}
     assert {path for path in added if path.startswith("app/") and "__pycache__" not in path} == {
         "app/openapi.json",
+        "app/LICENSE",
         *(f"app/{module.name}" for module in ROOT.glob("*.py")),
     }
     packages = {path.name.split("-")[0] for path in site_packages(image).glob("*.dist-info")}
