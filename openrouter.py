@@ -95,6 +95,10 @@ class OpenRouter:
             headers.append((b"Authorization", f"Bearer {api_key}".encode()))
         timeout = httpx.Timeout(timers.read, connect=timers.connect, pool=None)
         self._client = accelerator.client(self._base_url, headers=headers, timeout=timeout)
+        # What all requests for a completion have in common, made once.
+        like = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        self._like = self._client.build_request("POST", f"{self._base_url}/chat/completions", headers=like)
+        del self._like.headers["Content-Length"]
         if accelerator.IS_ACTIVE:
             logger.info("the accelerator is in use: httpx-aiohttp is installed")
         self._models: _ModelsCache | None = None
@@ -124,17 +128,10 @@ class OpenRouter:
             raise NotConfigured
         body = await _encode_request(model, turns)
         del turns  # and the body is kept until the first delta alone: a history may be long, and the answer, too
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
-        headers["Content-Length"] = str(len(body))
-        if traceparent:
-            headers["traceparent"] = traceparent
         for number, pause in enumerate((*self._timers.retries, None), start=1):
             has_delta = False
-            request = self._client.build_request(
-                "POST", f"{self._base_url}/chat/completions", content=_Body(body), headers=headers
-            )
             try:
-                async with aclosing(self._try(request)) as values:
+                async with aclosing(self._try(self._request(body, traceparent))) as values:
                     async for value in values:
                         if not has_delta and isinstance(value, Delta):
                             has_delta, body = True, b""
@@ -146,6 +143,18 @@ class OpenRouter:
                 pause = max(pause, error.retry_after or 0)
                 logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
             await asyncio.sleep(pause)
+
+    def _request(self, body: bytes, traceparent: str | None) -> httpx.Request:
+        headers = [*self._like.headers.raw, (b"Content-Length", b"%d" % len(body))]
+        if traceparent:
+            headers.append((b"traceparent", traceparent.encode()))
+        return httpx.Request(
+            self._like.method,
+            self._like.url,
+            headers=headers,
+            stream=_Body(body),
+            extensions=self._like.extensions.copy(),
+        )
 
     async def _try(self, request: httpx.Request) -> Values:
         patience_ends = self._loop.time() + self._timers.delta

@@ -76,8 +76,8 @@ class Runs:
         is_whole = self._misses <= MAX_MISSES and self._parser.is_between_events
         error = self._collect(values, self._parser.feed(event))
         self._misses += 1
-        if is_whole and error is None and self._completion.is_plain:
-            self._learn(event)
+        if self._misses > 1 and is_whole and error is None and self._completion.is_plain:
+            self._learn(event)  # not from the first one, which a reader waits for
         return error
 
     def _collect(self, values: list[Generation | Delta], events: Iterator[bytes]) -> UpstreamError | None:
