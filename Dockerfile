@@ -11,6 +11,10 @@ RUN python -m pip --python /venv/bin/python install --no-cache-dir --no-compile 
 RUN python -m pip --python /venv/bin/python uninstall --yes watchfiles websockets pyyaml \
     && find /venv -name '*.so' -exec strip --strip-unneeded {} +
 COPY *.py openapi.json LICENSE /app/
+COPY api /app/api
+COPY serving /app/serving
+COPY stores /app/stores
+COPY upstream /app/upstream
 # The root file system is read-only later: bytecode is made now, and not held against the time of its source.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /venv/lib /app
 

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-import accelerator
-from runs import Runs
-from wire import (
+from upstream import client as accelerator
+from upstream.runs import Runs
+from upstream.wire import (
     Completion,
     Delta,
     Finish,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from logs import outline
 from openrouter import Delta, Generation, OpenRouter, UpstreamError, Values
+from serving.logs import outline
 from store import Ending, Failure, Kind, Message, NotFound, OwedReply, Store, StoreFull, ended
 
 MAX_READERS = 1_000  # of one reply

@@ -20,8 +20,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from bodies import MODEL, OPTIONAL_MODEL, TITLE, Bounds, Rejected, read_fields, unprocessable
-from docs import openapi, redoc, swagger_ui
+from api.bodies import MODEL, OPTIONAL_MODEL, TITLE, Bounds, Rejected, read_fields, unprocessable
+from api.pages import openapi, redoc, swagger_ui
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Reply, Unavailable
 from store import Conversation, Failure, Message, NotFound, NothingOwed, ReplyInProgress, Store, StoreFull

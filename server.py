@@ -27,18 +27,17 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from uvicorn.server import HANDLED_SIGNALS
 
-import accelerator
 import demo
-import logs
-import shutdown
-from bodies import Bounds
-from middleware import Boundary, Connections, Cors, Envelope, Guard, is_loopback
+from api.bodies import Bounds
 from openrouter import OpenRouter, Timers
-from protocol import Protocol
 from replies import Replies, ReplyLimits
 from routes import State, exception_handlers, routes
-from shutdown import Shutdown
+from serving import logs, shutdown
+from serving.connections import Protocol
+from serving.middleware import Boundary, Connections, Cors, Envelope, Guard, is_loopback
+from serving.shutdown import Shutdown
 from store import Limits, Store
+from upstream import client as accelerator
 
 MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too

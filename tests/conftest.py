@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.relay import Relay, serving
-from tests.upstream import ScriptedUpstream
+from tests.support.relay import Relay, serving
+from tests.support.upstream import ScriptedUpstream
 
 LONGEST_TEST = 60.0
 

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.process import RelayProcess, process
-from tests.relay import Relay
-from tests.sockets import resident
-from tests.upstream import ScriptedUpstream, UpstreamRequest, Wire, answer, cut
-from tests.waiting import eventually
+from tests.support.process import RelayProcess, process
+from tests.support.relay import Relay
+from tests.support.sockets import resident
+from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire, answer, cut
+from tests.support.waiting import eventually
 
 AT_ONCE = 25
 """Conversations that go on side by side."""

@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from openrouter import Timers
-from tests.contract import check_response
-from tests.problems import assert_problem
-from tests.process import ROOT
-from tests.relay import Relay, serving
-from tests.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, answer, gated, status
+from tests.support.contract import check_response
+from tests.support.problems import assert_problem
+from tests.support.process import ROOT
+from tests.support.relay import Relay, serving
+from tests.support.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, answer, gated, status
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z")
 NOWHERE = "00000000-0000-4000-8000-000000000000"

@@ -23,12 +23,12 @@ from hypothesis.stateful import (
 )
 
 from openrouter import Timers
-from tests.problems import assert_problem
-from tests.readers import Reader
-from tests.relay import Relay, serving
-from tests.sse import Block
-from tests.upstream import USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire
-from tests.waiting import eventually
+from tests.support.problems import assert_problem
+from tests.support.readers import Reader
+from tests.support.relay import Relay, serving
+from tests.support.sse import Block
+from tests.support.upstream import USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire
+from tests.support.waiting import eventually
 
 MOST_CONVERSATIONS = 2
 ENDS = ["complete", "too long", "error", "cut off", "refused"]

@@ -15,14 +15,14 @@ import uvicorn.protocols.http.auto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import bodies
-import protocol
-from tests.problems import assert_problem
-from tests.process import ROOT, process
-from tests.relay import Relay, client, serving
-from tests.sockets import Leftovers, address, connected, exchange, request, resident
-from tests.upstream import ANSWER, Gate, ScriptedUpstream, answer, gated
-from tests.waiting import bounded, eventually
+from api import bodies
+from serving import connections as protocol
+from tests.support.problems import assert_problem
+from tests.support.process import ROOT, process
+from tests.support.relay import Relay, client, serving
+from tests.support.sockets import Leftovers, address, connected, exchange, request, resident
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, answer, gated
+from tests.support.waiting import bounded, eventually
 
 LOCAL = [("Host", "localhost")]
 JSON = [*LOCAL, ("Content-Type", "application/json")]
@@ -385,7 +385,7 @@ if __name__ == "__main__":
 """
 
 HURRIED = """
-import protocol
+from serving import connections as protocol
 import server
 
 protocol.HEAD_TIMEOUT = 0.3

@@ -11,11 +11,11 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
-from bodies import Text
+from api.bodies import Text
 from routes import routes
 from server import Settings
-from tests.contract import DOCUMENT, Json, check_response, event_violations, operations, resolved, violations
-from tests.sse import Parser
+from tests.support.contract import DOCUMENT, Json, check_response, event_violations, operations, resolved, violations
+from tests.support.sse import Parser
 
 CONVERSATION = "/conversations/0b5f6f0e-6f0c-4d0e-9c3e-2f6a1f1f8f51"
 OPERATIONS = [pytest.param(operation, id=f"{method} {path}") for method, path, operation in operations()]

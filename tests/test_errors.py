@@ -10,16 +10,16 @@ from uuid import uuid4
 import httpx
 import pytest
 
-import bodies
 import routes
+from api import bodies
 from openrouter import Timers
 from store import Store
-from tests.contract import check_response
-from tests.problems import assert_problem
-from tests.process import free_port, process
-from tests.relay import Relay, serving
-from tests.upstream import Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
-from tests.waiting import bounded
+from tests.support.contract import check_response
+from tests.support.problems import assert_problem
+from tests.support.process import free_port, process
+from tests.support.relay import Relay, serving
+from tests.support.upstream import Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.support.waiting import bounded
 
 VITE = "http://localhost:5173"
 JSON = {"Content-Type": "application/json"}

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-import accelerator
 from openrouter import Timers
-from tests.relay import Relay, serving
-from tests.sockets import Leftovers
-from tests.upstream import ANSWER, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
+from tests.support.relay import Relay, serving
+from tests.support.sockets import Leftovers
+from tests.support.upstream import ANSWER, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
+from upstream import client as accelerator
 
 QUICK = Timers(retries=(0.01, 0.02))
 IMPATIENT = Timers(connect=0.4, read=0.4, delta=0.8, tail=0.3, retries=(0.01, 0.02))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import ROOT, process
+from tests.support.process import ROOT, process
 
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-import middleware
-from tests.problems import assert_problem
-from tests.process import process
-from tests.relay import Relay, client, serving
-from tests.sockets import Headers, exchange, request
-from tests.upstream import ScriptedUpstream
-from tests.waiting import eventually
+from serving import middleware
+from tests.support.problems import assert_problem
+from tests.support.process import process
+from tests.support.relay import Relay, client, serving
+from tests.support.sockets import Headers, exchange, request
+from tests.support.upstream import ScriptedUpstream
+from tests.support.waiting import eventually
 
 LISTED = "http://localhost:5173"
 ELSEWHERE = "https://evil.example"

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx
 import pytest
 
-from tests.problems import assert_problem
-from tests.process import process
-from tests.relay import Relay, serving
-from tests.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
-from tests.waiting import bounded, eventually
+from tests.support.problems import assert_problem
+from tests.support.process import process
+from tests.support.relay import Relay, serving
+from tests.support.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.support.waiting import bounded, eventually
 
 
 @asynccontextmanager

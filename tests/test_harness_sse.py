@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.readers import Transcript
-from tests.sse import Block, Parser
+from tests.support.readers import Transcript
+from tests.support.sse import Block, Parser
 
 STREAM = ": hello\nevent: start\nid: 1\nretry: 1000\ndata:{}\n\n: ping\n\ndata: é\u2028\x85\ndata\ndata:  b\nid\n\n"
 BLOCKS = [

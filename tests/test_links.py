@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import ROOT
+from tests.support.process import ROOT
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 

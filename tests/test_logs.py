@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from logs import JsonFormatter, TextFormatter
-from tests.process import process
-from tests.upstream import ANSWER, ScriptedUpstream, answer, status
+from serving.logs import JsonFormatter, TextFormatter
+from tests.support.process import process
+from tests.support.upstream import ANSWER, ScriptedUpstream, answer, status
 
 Line = tuple[str, str, str, str | None]
 """Logger, level, message, request id."""

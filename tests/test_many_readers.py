@@ -13,12 +13,12 @@ import pytest
 
 import server
 from store import Conversation, Ending, Message, OwedReply, Store
-from tests.problems import assert_problem
-from tests.readers import Transcript
-from tests.relay import Relay, serving
-from tests.sse import Parser
-from tests.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
-from tests.waiting import bounded, eventually
+from tests.support.problems import assert_problem
+from tests.support.readers import Transcript
+from tests.support.relay import Relay, serving
+from tests.support.sse import Parser
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
+from tests.support.waiting import bounded, eventually
 
 TEXT = "".join(f"{number} é👋\u2028\n" for number in range(300))
 

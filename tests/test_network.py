@@ -17,12 +17,12 @@ import httpx
 import pytest
 import trustme
 
-import accelerator
-import network
-from network import STAGGER, Transport
 from openrouter import Delta, OpenRouter, Timers, UpstreamError
-from tests.upstream import ScriptedUpstream, answer
-from tests.waiting import bounded, eventually
+from tests.support.upstream import ScriptedUpstream, answer
+from tests.support.waiting import bounded, eventually
+from upstream import client as accelerator
+from upstream import transport as network
+from upstream.transport import STAGGER, Transport
 
 MEGABYTE = 1024 * 1024
 QUICK = httpx.Timeout(0.3)
@@ -109,7 +109,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
         families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses]
         return [(family, 1, 6, "", (address, 0)) for family, address in zip(families, addresses, strict=True)]
 
-    monkeypatch.setattr("network.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("upstream.transport.socket.getaddrinfo", getaddrinfo)
 
 
 async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -306,7 +306,7 @@ async def test_an_address_that_refuses_costs_no_time(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served_by(hello) as port:
-        monkeypatch.setattr("network.STAGGER", 60.0)
+        monkeypatch.setattr("upstream.transport.STAGGER", 60.0)
         resolve_to(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
         assert (await bounded(client.get(f"http://three.example:{port}/"))).text == "hello"
 
@@ -326,7 +326,7 @@ async def test_a_name_is_looked_up_once_however_many_ask_and_again_when_it_has_f
         answer.wait(10)
         raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr("network.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("upstream.transport.socket.getaddrinfo", getaddrinfo)
     backend = network.Backend()
     together = [asyncio.create_task(backend._addresses("host.example")) for _ in range(5)]
     await eventually(lambda: asked)

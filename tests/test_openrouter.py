@@ -21,10 +21,8 @@ import httpcore
 import httpx
 import pytest
 
-import accelerator
-from network import Transport
 from openrouter import Delta, Finish, Generation, Models, OpenRouter, Timers, UpstreamError, _translated
-from tests.upstream import (
+from tests.support.upstream import (
     ANSWER,
     MODELS,
     USAGE,
@@ -37,8 +35,10 @@ from tests.upstream import (
     gated,
     status,
 )
-from tests.waiting import bounded, eventually
-from wire import (
+from tests.support.waiting import bounded, eventually
+from upstream import client as accelerator
+from upstream.transport import Transport
+from upstream.wire import (
     NotConfigured,
     UpstreamBroken,
     UpstreamRefused,
@@ -445,7 +445,7 @@ async def test_an_error_inside_the_stream_keeps_the_text_before_it(upstream: Scr
 
 
 async def test_an_event_without_end_is_refused(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wire.MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr("upstream.wire.MAX_EVENT_BYTES", 1000)
 
     async def endless(wire: Wire) -> None:
         await wire.send(b"data: " + b"x" * 100)

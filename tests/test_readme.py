@@ -10,7 +10,7 @@ import pytest
 
 from routes import routes
 from server import Settings
-from tests.process import ROOT, process
+from tests.support.process import ROOT, process
 from tests.test_faults import FAULTS, Fault
 
 README = (ROOT / "README.md").read_text()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import runs
-from runs import Runs
-from wire import Completion, Delta, EventParser, Generation, UpstreamError
+from upstream import runs
+from upstream.runs import Runs
+from upstream.wire import Completion, Delta, EventParser, Generation, UpstreamError
 
 Outcome = tuple[list[Generation | Delta], str | None, bool, Any]
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-import accelerator
 from server import Settings, SettingsError
-from tests.process import ROOT, RelayProcess, process
-from tests.relay import Relay
-from tests.upstream import Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
-from tests.waiting import eventually
-from wire import UpstreamRefused, refusal
+from tests.support.process import ROOT, RelayProcess, process
+from tests.support.relay import Relay
+from tests.support.upstream import Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
+from tests.support.waiting import eventually
+from upstream import client as accelerator
+from upstream.wire import UpstreamRefused, refusal
 
 KEY = "sk-or-v1-MARKkey0123456789abcdef"
 TOKEN = "MARKtoken-0123456789"

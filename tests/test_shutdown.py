@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from sse_starlette.sse import AppStatus
 
-from tests.problems import assert_problem
-from tests.process import RelayProcess, process
-from tests.readers import Transcript
-from tests.relay import Relay, client, serving
-from tests.sockets import connected, request
-from tests.sse import Parser
-from tests.upstream import Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
-from tests.waiting import bounded, eventually
+from tests.support.problems import assert_problem
+from tests.support.process import RelayProcess, process
+from tests.support.readers import Transcript
+from tests.support.relay import Relay, client, serving
+from tests.support.sockets import connected, request
+from tests.support.sse import Parser
+from tests.support.upstream import Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.support.waiting import bounded, eventually
 
 SERVER = ("python", "server.py")
 UVICORN = ("uvicorn", "server:app")

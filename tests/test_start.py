@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-import accelerator
 from server import Settings, load_settings
-from tests.problems import assert_problem
-from tests.process import ROOT, RelayProcess, process
-from tests.relay import Relay
-from tests.sse import Block, Parser
-from tests.upstream import ANSWER, Gate, ScriptedUpstream, gated
-from tests.waiting import bounded, eventually
+from tests.support.problems import assert_problem
+from tests.support.process import ROOT, RelayProcess, process
+from tests.support.relay import Relay
+from tests.support.sse import Block, Parser
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
+from tests.support.waiting import bounded, eventually
+from upstream import client as accelerator
 
 COMMANDS = [("python", "server.py"), ("uvicorn", "server:app")]
 FROM_ANYWHERE = [("python", str(ROOT / "server.py")), ("uvicorn", "--app-dir", str(ROOT), "server:app")]

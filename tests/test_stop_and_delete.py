@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.problems import assert_problem
-from tests.readers import Transcript
-from tests.relay import Relay
-from tests.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
-from tests.waiting import bounded, eventually
+from tests.support.problems import assert_problem
+from tests.support.readers import Transcript
+from tests.support.relay import Relay
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
+from tests.support.waiting import bounded, eventually
 
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 

@@ -30,7 +30,7 @@ from store import (
     Transcript,
     byte_size,
 )
-from tests.upstream import USAGE
+from tests.support.upstream import USAGE
 
 FAILED = Ending("failed", error=Failure(502, "Broken", retryable=True))
 NOWHERE = "00000000-0000-4000-8000-000000000000"

@@ -9,13 +9,24 @@ from typing import Any
 import pytest
 
 import routes
-from tests.problems import assert_problem
-from tests.readers import Reader, Transcript
-from tests.relay import Relay, serving
-from tests.sockets import connected, request, resident
-from tests.sse import Block
-from tests.upstream import ANSWER, USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
-from tests.waiting import bounded, eventually
+from tests.support.problems import assert_problem
+from tests.support.readers import Reader, Transcript
+from tests.support.relay import Relay, serving
+from tests.support.sockets import connected, request, resident
+from tests.support.sse import Block
+from tests.support.upstream import (
+    ANSWER,
+    USAGE,
+    Gate,
+    Script,
+    ScriptedUpstream,
+    UpstreamRequest,
+    Wire,
+    answer,
+    gated,
+    status,
+)
+from tests.support.waiting import bounded, eventually
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.sse import Parser
-from wire import (
+from tests.support.sse import Parser
+from upstream.wire import (
     Completion,
     Delta,
     EventParser,
@@ -143,7 +143,7 @@ def test_an_event_is_there_as_soon_as_its_blank_line_has_come() -> None:
 @pytest.fixture
 def cap(monkeypatch: pytest.MonkeyPatch) -> int:
     """The most bytes of an event, made small."""
-    monkeypatch.setattr("wire.MAX_EVENT_BYTES", 100)
+    monkeypatch.setattr("upstream.wire.MAX_EVENT_BYTES", 100)
     return 100
 
 

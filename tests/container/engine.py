@@ -17,7 +17,7 @@ from typing import Any
 import pip
 
 from tests.container.namespaces import Namespaces, output
-from tests.process import ROOT
+from tests.support.process import ROOT
 
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 CACHE = ROOT / ".venv" / "container"

@@ -11,8 +11,8 @@ import yaml  # type: ignore[import-untyped]
 
 from tests.container.engine import Engine, Image
 from tests.container.namespaces import Namespaces, output
-from tests.process import ROOT
-from tests.sse import Parser
+from tests.support.process import ROOT
+from tests.support.sse import Parser
 
 PAGE = "http://localhost:8080"
 

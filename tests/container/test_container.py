@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from tests.container.engine import Container, Engine, Image
-from tests.process import ROOT, free_port
-from tests.relay import Relay, client
-from tests.waiting import eventually
+from tests.support.process import ROOT, free_port
+from tests.support.relay import Relay, client
+from tests.support.waiting import eventually
 
 MOST_BYTES = 12_000_000
 """That the image may add to its base."""

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.process import ROOT
+from tests.support.process import ROOT
 
 WANTED = (ROOT / "requirements.txt").read_text()
 LOCK = (ROOT / "requirements.lock").read_text()

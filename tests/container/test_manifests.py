@@ -8,7 +8,7 @@ import yaml  # type: ignore[import-untyped]
 
 from server import Settings
 from tests.container.namespaces import output
-from tests.process import ROOT
+from tests.support.process import ROOT
 
 MANIFEST = ROOT / "examples/kubernetes/deployment.yaml"
 POD: dict[str, Any] = yaml.safe_load(MANIFEST.read_text())["spec"]["template"]["spec"]

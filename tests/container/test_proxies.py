@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.problems import assert_problem
-from tests.process import ROOT, free_port, process
-from tests.relay import Relay, client, serving
-from tests.upstream import Gate, ScriptedUpstream, gated
-from tests.waiting import eventually
+from tests.support.problems import assert_problem
+from tests.support.process import ROOT, free_port, process
+from tests.support.relay import Relay, client, serving
+from tests.support.upstream import Gate, ScriptedUpstream, gated
+from tests.support.waiting import eventually
 
 PROXIES = ["nginx", "caddy"]
 

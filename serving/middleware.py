@@ -19,8 +19,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from logs import outline, request_id
 from routes import problem
+from serving.logs import outline, request_id
 
 GONE_SECONDS = 1.0  # in which an aborted connection is gone
 PIECE = 256 * 1024  # bytes of a body that are sent at once

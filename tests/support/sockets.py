@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.relay import Relay
-from tests.upstream import ScriptedUpstream
-from tests.waiting import bounded, eventually
+from tests.support.relay import Relay
+from tests.support.upstream import ScriptedUpstream
+from tests.support.waiting import bounded, eventually
 
 Headers = list[tuple[str, str]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from network import Transport
+from upstream.transport import Transport
 
 try:
     import aiohttp

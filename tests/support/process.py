@@ -14,10 +14,10 @@ from pathlib import Path
 
 import httpx
 
-from tests.relay import STARTING, Relay, client
-from tests.waiting import eventually
+from tests.support.relay import STARTING, Relay, client
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 COMMANDS = {"python": [sys.executable], "uvicorn": [sys.executable, "-m", "uvicorn"]}
 """The programs of the environment that the tests run in, wherever PATH leads."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 
-from tests.sse import Block, Parser
-from tests.waiting import bounded
+from tests.support.sse import Block, Parser
+from tests.support.waiting import bounded
 
 
 @dataclass

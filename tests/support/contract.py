@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import jsonschema  # type: ignore[import-untyped]
 
-from tests.sse import Block, Parser
+from tests.support.sse import Block, Parser
 
 Json = dict[str, Any]
 
-DOCUMENT: Json = json.loads(Path(__file__).parent.parent.joinpath("openapi.json").read_text(encoding="utf-8"))
+DOCUMENT: Json = json.loads(Path(__file__).parents[2].joinpath("openapi.json").read_text(encoding="utf-8"))
 METHODS = ("get", "post", "put", "patch", "delete")
 PROBLEM: Json = {
     "headers": {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}},

@@ -12,8 +12,8 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-from tests.upstream_wire import USAGE, UpstreamRequest, Wire, read_request
-from tests.waiting import Gate, eventually
+from tests.support.upstream_wire import USAGE, UpstreamRequest, Wire, read_request
+from tests.support.waiting import Gate, eventually
 
 __all__ = ["ANSWER", "MODELS", "USAGE", "Gate", "Script", "ScriptedUpstream", "UpstreamRequest", "Wire"]
 __all__ += ["answer", "cut", "gated", "status"]

@@ -13,9 +13,9 @@ from types import FrameType
 import uvicorn
 from uvicorn.server import HANDLED_SIGNALS
 
-from middleware import Connections
 from openrouter import OpenRouter
 from replies import Replies
+from serving.middleware import Connections
 
 FLUSH_SECONDS = 0.7  # in which readers must take some of what is left for them
 LAST_SECONDS = 1.0  # for requests that were given up to end

@@ -15,7 +15,7 @@ SWAGGER_UI = f"{CDN}/swagger-ui-dist@5.35.0"
 REDOC = f"{CDN}/redoc@2.5.4/bundles/redoc.standalone.js"
 REDOC_LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"  # ReDoc's footer loads it, whatever it is told
 
-_OPENAPI = Path(__file__).with_name("openapi.json").read_bytes()
+_OPENAPI = Path(__file__).parents[1].joinpath("openapi.json").read_bytes()
 
 _HEAD = """<!doctype html>
 <html lang="en">

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from wire import Completion, Delta, EventParser, Generation, UpstreamError
+from upstream.wire import Completion, Delta, EventParser, Generation, UpstreamError
 
 MAX_MISSES = 8  # events that were no run, less those that were: a stream of events that differ isn't tried for ever
 

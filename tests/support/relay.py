@@ -11,10 +11,10 @@ import uvicorn
 
 from openrouter import Timers
 from server import Settings, create_app
-from tests.connections import Connections
-from tests.readers import Reader, Transcript
-from tests.upstream import ScriptedUpstream
-from tests.waiting import bounded, eventually
+from tests.support.connections import Connections
+from tests.support.readers import Reader, Transcript
+from tests.support.upstream import ScriptedUpstream
+from tests.support.waiting import bounded, eventually
 
 Fields = Mapping[str, str]
 
