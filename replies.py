@@ -8,19 +8,16 @@ of their own; nothing is queued for them.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from openrouter import Delta, Generation, OpenRouter, UpstreamError, Values
 from serving.logs import outline
-from store import Ending, Failure, Kind, Message, NotFound, OwedReply, Store, StoreFull, ended
-
-MAX_READERS = 1_000  # of one reply
-SLICE_CHARS = 16_384  # at the most in one event, so that a reader who lags needs little memory
-WAKE_INTERVAL = 0.016  # seconds; a screen shows no more than 60 changes a second
+from serving.settings import Settings
+from store import Ending, Failure, Message, NotFound, OwedReply, Store, StoreFull, ended
 
 logger = logging.getLogger(__name__)
 
@@ -39,83 +36,32 @@ class Reply:
     def __init__(self, message: Message) -> None:
         self.message = message
         self.ended = message.status != "streaming"
-        self.readers = 0
-        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._waiters: list[asyncio.Future[None]] = []
 
-    async def follow(self, position: int) -> AsyncGenerator[tuple[Kind, str], None]:
-        """The text from `position` (in characters) on, as it comes, until the reply has ended."""
-        while True:
-            for kind, text in self.message.transcript.read(position, SLICE_CHARS):
-                position += len(text)
-                yield kind, text
-            if position < self.message.transcript.length:
-                continue
-            if self.ended:
-                return
-            await self._changed.wait()
-
-    @contextmanager
-    def being_read(self) -> Iterator[None]:
-        """By one reader more. Raises `Unavailable` where there are too many."""
-        if self.readers >= MAX_READERS:
-            raise Unavailable(f"The reply has {MAX_READERS} readers, more than that is not served.", retry_after=5)
-        self.readers += 1
-        logger.debug("reply %s: a reader joins", self.message.id)
-        try:
-            yield
-        finally:
-            self.readers -= 1
-            logger.debug("reply %s: a reader leaves", self.message.id)
+    def change(self) -> asyncio.Future[None]:
+        """Done when text has come or the reply has ended; each who waits has one, for who is cancelled cancels it."""
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
 
     async def wait(self) -> Message:
         """The message in its final state."""
         while not self.ended:
-            await self._changed.wait()
+            await self.change()
         return self.message
 
     def wake(self) -> None:
         """Let its readers take what has come."""
-        self._changed.set()  # those who wait now, and nobody else
-        self._changed.clear()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def end(self, message: Message) -> None:
         """Nothing more comes; `message` is in its final state."""
         self.message, self.ended = message, True
         self.wake()
-
-
-class Pulse:
-    """Wakes the readers of all replies together, once in `WAKE_INTERVAL`: what is done in one go is less work."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._next = 0.0  # of the loop's clock
-        self._due: set[Reply] = set()
-
-    def wake(self, reply: Reply) -> None:
-        """At once, if nobody was woken for that long, else with the others."""
-        if not self._due:
-            now = self._loop.time()
-            if now >= self._next:
-                self._next = now + WAKE_INTERVAL
-                return reply.wake()
-            self._loop.call_at(self._next, self._wake_all)
-        self._due.add(reply)
-
-    def _wake_all(self) -> None:
-        self._next = self._loop.time() + WAKE_INTERVAL
-        due, self._due = self._due, set()
-        for reply in due:
-            reply.wake()
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyLimits:
-    """Each is named like the setting that decides it."""
-
-    max_replies: int  # in progress
-    max_reply_chars: int  # reasoning counts
-    reply_timeout: float  # seconds
 
 
 class _Running(Reply):
@@ -130,7 +76,7 @@ class _Running(Reply):
         self.started = time.monotonic()
 
     def interrupt(self, ending: Ending) -> None:
-        """End it early, in this way. The task is cancelled once at the most: httpx doesn't bear a second time."""
+        """End it early, in this way."""
         if self.ending is None and self.task is not None and not self.task.done():
             self.ending = ending
             self.task.cancel()
@@ -139,15 +85,14 @@ class _Running(Reply):
 class Replies:
     """All replies in progress, one a conversation at the most."""
 
-    def __init__(self, store: Store, openrouter: OpenRouter, limits: ReplyLimits) -> None:
+    def __init__(self, store: Store, openrouter: OpenRouter, settings: Settings) -> None:
         self._store = store
         self._openrouter = openrouter
-        self._limits = limits
+        self._settings = settings
         self._running: dict[str, _Running] = {}  # by message
         self._latest: dict[str, _Running] = {}  # of those, by conversation
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
-        self._pulse = Pulse()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining_for: int | None = None  # seconds
 
@@ -273,9 +218,9 @@ class Replies:
     def _admission(self) -> Iterator[None]:
         """Room for one more reply, held while the store begins it. Raises `Unavailable`."""
         self.check_open()
-        if len(self._running) + self._admitted >= self._limits.max_replies:
+        if len(self._running) + self._admitted >= self._settings.max_replies:
             raise Unavailable(
-                f"Too many replies are in progress (MAX_REPLIES is {self._limits.max_replies}): "
+                f"Too many replies are in progress (MAX_REPLIES is {self._settings.max_replies}): "
                 "try again when one has ended, or raise MAX_REPLIES.",
                 retry_after=5,
             )
@@ -293,43 +238,33 @@ class Replies:
         values = self._openrouter.stream(message.model or "", turns, traceparent)
         running.task = self._own(self._generate(running, values))
         running.task.add_done_callback(partial(self._on_generated, running))
-        logger.info(
-            "streaming started: reply %s in conversation %s, model %s", message.id, conversation_id, message.model
-        )
+        logger.info("Streaming response for conversation %s with model %s", conversation_id, message.model)
         return running
 
     async def _generate(self, running: _Running, values: Values) -> Ending:
-        expiry = asyncio.get_running_loop().call_later(self._limits.reply_timeout, self._expire, running)
+        expiry = asyncio.get_running_loop().call_later(self._settings.reply_timeout, self._expire, running)
+        message, extend = running.message, self._store.extend_reply
+        room = self._settings.max_reply_chars
         try:
-            return await self._copy(running, values)
+            async with aclosing(values):
+                async for value in values:
+                    if isinstance(value, Delta):
+                        text = value.text if len(value.text) <= room else value.text[:room]
+                        await extend(running.conversation_id, message.id, value.kind, text)
+                        running.wake()
+                        room -= len(value.text)
+                        if room < 0:
+                            raise _TooLong
+                    elif isinstance(value, Generation):
+                        running.generation_id = value.id
+                    else:
+                        return Ending("complete", value.finish_reason, value.usage)
         finally:
             expiry.cancel()
-
-    async def _copy(self, running: _Running, values: Values) -> Ending:
-        async with aclosing(values):
-            async for value in values:
-                if isinstance(value, Delta):
-                    await self._extend(running, value)
-                elif isinstance(value, Generation):
-                    running.generation_id = value.id
-                else:
-                    return Ending("complete", value.finish_reason, value.usage)
         raise AssertionError("a stream of values ends with Finish or an exception")
 
-    async def _extend(self, running: _Running, delta: Delta) -> None:
-        message = running.message
-        is_first = not message.transcript.length  # which nobody shall wait for
-        room = self._limits.max_reply_chars - message.transcript.length
-        await self._store.extend_reply(running.conversation_id, message.id, delta.kind, delta.text[:room])
-        if is_first:
-            running.wake()
-        else:
-            self._pulse.wake(running)
-        if len(delta.text) > room:
-            raise _TooLong
-
     def _expire(self, running: _Running) -> None:
-        seconds = self._limits.reply_timeout
+        seconds = self._settings.reply_timeout
         running.interrupt(_failed(504, f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows."))
 
     def _on_generated(self, running: _Running, task: asyncio.Task[Ending]) -> None:
@@ -351,7 +286,7 @@ class Replies:
             case StoreFull():
                 return _failed(507, str(error))
             case _TooLong():
-                most = self._limits.max_reply_chars
+                most = self._settings.max_reply_chars
                 return _failed(502, f"The reply is longer than MAX_REPLY_CHARS ({most}) and was cut off there.")
         logger.error("reply %s crashed\n%s", running.message.id, outline(error))
         return _failed(500, "The service failed; its log says where.")
@@ -393,12 +328,12 @@ def _log_end(running: _Running) -> None:
     message = running.message
     logger.log(
         logging.WARNING if message.error else logging.INFO,
-        "streaming completed: reply %s in conversation %s, model %s, %.2f s, %d characters, status %s%s",
-        message.id,
+        "%s streaming for conversation %s: reply %s, model %s, %.2f s, %d characters%s",
+        {"complete": "Completed", "stopped": "Stopped"}.get(message.status, "Failed"),
         running.conversation_id,
+        message.id,
         message.model,
         time.monotonic() - running.started,
         message.transcript.length,
-        message.status,
         f", code {message.error.code}, generation {message.generation_id}" if message.error else "",
     )

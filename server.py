@@ -1,4 +1,4 @@
-"""The service: settings, the app with its middleware and lifespan, logging, and `python server.py`.
+"""The app with its middleware and lifespan, and `python server.py`.
 
 Knows nothing of what a conversation or an event looks like.
 """
@@ -6,20 +6,15 @@ Knows nothing of what a conversation or an event looks like.
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import logging
-import math
 import multiprocessing
 import os
-import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
 import uvicorn
 from dotenv import dotenv_values
 from sse_starlette.sse import AppStatus
@@ -28,159 +23,45 @@ from starlette.middleware import Middleware
 from uvicorn.server import HANDLED_SIGNALS
 
 import demo
-from api.bodies import Bounds
 from openrouter import OpenRouter, Timers
-from replies import Replies, ReplyLimits
+from replies import Replies
 from routes import State, exception_handlers, routes
-from serving import logs, shutdown
-from serving.connections import Protocol
-from serving.middleware import Boundary, Connections, Cors, Envelope, Guard, is_loopback
-from serving.shutdown import Shutdown
-from store import Limits, Store
-from upstream import client as accelerator
+from serving import logs
+from serving.access import Access, as_browsers_send_it, is_loopback
+from serving.connections import MAX_CONNECTIONS, ClientConnection
+from serving.middleware import Boundary, Cors, Envelope
+from serving.settings import Settings, SettingsError
+from serving.shutdown import Server
+from store import Store
+from upstream.transport import Transport
 
-MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
 
 logger = logging.getLogger("server")
 
 
-# Settings
-
-
-class SettingsError(ValueError):
-    """A setting that can't be read; the text is one line that names the variable."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One field a variable, which has the field's name in upper case."""
-
-    openrouter_api_key: str = field(default="", repr=False)
-    openrouter_base_url: str = "https://openrouter.ai/api/v1"
-    model_name: str = "openrouter/auto"
-    app_title: str = "Chat relay"
-    app_url: str = "http://localhost:8001"
-    host: str = "127.0.0.1"
-    port: int = 8001
-    cors_origins: tuple[str, ...] = ("http://localhost:5173", "http://localhost:3000")
-    allowed_hosts: tuple[str, ...] = ()  # besides loopback names
-    auth_token: str = field(default="", repr=False)
-    log_level: str = "INFO"
-    log_format: str = "text"
-    reply_timeout: float = 900.0  # seconds
-    shutdown_grace: float = 20.0  # seconds
-    max_body_bytes: int = 1024 * 1024
-    max_message_chars: int = 200_000
-    max_messages: int = 2_000  # a conversation
-    max_conversations: int = 10_000
-    max_store_bytes: int = 256 * 1024 * 1024  # of text
-    max_replies: int = 1_000  # in progress
-    max_reply_chars: int = 1_000_000
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            is_right, what = _RULES.get(name) or _RULE_OF_TYPE[type(getattr(Settings, name))]
-            if not is_right(value):
-                raise SettingsError(f"{name.upper()} must be {what}.")
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str | None]) -> "Settings":
-        """Read from variables; one that is missing or empty has its default. Raises `SettingsError`."""
-        values: dict[str, Any] = {}
-        for entry in fields(cls):
-            if text := (environ.get(entry.name.upper()) or "").strip():
-                values[entry.name] = _value(entry.name.upper(), text, type(entry.default))
-        return cls(**values)
-
-
-def _value(variable: str, text: str, kind: type) -> Any:
-    if kind is tuple:
-        return tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
-    try:
-        return kind(text)
-    except ValueError:
-        raise SettingsError(f"{variable} must be {_RULE_OF_TYPE[kind][1]}.") from None
-
-
-def _is_base_url(url: str) -> bool:
-    try:
-        parts, port = urlsplit(url), urlsplit(url).port
-        is_for_client = bool(httpx.URL(url).host)
-    except (ValueError, httpx.InvalidURL):
-        return False
-    is_web = parts.scheme in ("http", "https") and not re.search(r"[\s?#@]", url) and port != 0
-    return is_web and is_for_client and _is_host(parts.hostname or "")
-
-
-def _is_origin(origin: str) -> bool:
-    return bool(re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@*]+", origin))
-
-
-def _is_host(host: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:  # a name, then; if its last part were a number, it would be a bad address
-        pattern = r"(?=.{1,253}$)(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?"
-        return bool(re.fullmatch(pattern, host, re.ASCII)) and not re.search(r"(^|\.)\d+\.?$", host)
-
-
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
-_Rule = tuple[Callable[[Any], bool], str]
-_SECRET: _Rule = (lambda v: v.isascii() and v.isprintable(), "printable ASCII")
-_RULES: dict[str, _Rule] = {
-    "openrouter_api_key": _SECRET,
-    "auth_token": _SECRET,
-    "openrouter_base_url": (_is_base_url, "an http:// or https:// URL without a user and a query"),
-    "host": (_is_host, "an address or a name to listen on, without a port"),
-    "model_name": (lambda v: v.isascii() and v.isprintable() and 0 < len(v) <= 200, "a model's id in ASCII"),
-    "port": (lambda v: 0 <= v <= 65535, "a port from 0 to 65535"),
-    "cors_origins": (lambda v: all(map(_is_origin, v)), "origins such as http://localhost:5173, with commas between"),
-    "allowed_hosts": (
-        lambda v: all(host == "*" or _is_host(host) for host in v),
-        "names of hosts without a port, with commas between",
-    ),
-    "log_level": (lambda v: v.upper() in _LEVELS, "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
-    "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
-    "shutdown_grace": (lambda v: 0 <= v < math.inf, "a number of seconds, 0 or more"),
-}
-_RULE_OF_TYPE: dict[type, _Rule] = {
-    int: (lambda v: v > 0, "a whole number above 0"),
-    float: (lambda v: 0 < v < math.inf, "a number of seconds above 0"),
-    str: (str.isprintable, "one line of text"),
-}
-
-
-# The app
-
-
 def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette:
-    """The ASGI app. Nothing is shared between two apps in one process but the log."""
-    connections = Connections()
-    origins = [_as_browsers_send_it(origin) for origin in settings.cors_origins]
+    """The ASGI app. Nothing is shared between two apps in one process but the log. Raises `SettingsError`."""
+    logs.configure(settings.log_level.upper(), settings.log_format.lower())
+    transport = _transport(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
-        logs.configure(settings.log_level.upper(), settings.log_format.lower())
         AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
-        asyncio.get_running_loop().set_exception_handler(_log_unseen)
-        state = _state(settings, timers or Timers())
-        server = shutdown.uvicorn_server()
-        if server:  # under `uvicorn server:app`, too
-            server.config.http_protocol_class = Protocol
-            server.config.limit_concurrency = server.config.limit_concurrency or MAX_CONNECTIONS
-        _warn(settings, server.config.host if server else settings.host)
-        replies, openrouter = state["replies"], state["openrouter"]
+        asyncio.get_running_loop().set_exception_handler(_log_uncaught)
+        store = Store(settings)
+        openrouter = OpenRouter(settings, transport, timers or Timers())
+        replies = Replies(store, openrouter, settings)
+        _warn(settings)
         try:
-            with Shutdown(server, replies, openrouter, connections, settings.shutdown_grace):
-                yield state
+            yield State(settings=settings, store=store, replies=replies, openrouter=openrouter)
         finally:
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()
 
+    origins = [as_browsers_send_it(origin) for origin in settings.cors_origins]
     layers = [
-        Middleware(Envelope, connections=connections),
+        Middleware(Envelope),
         Middleware(
             Cors,
             allow_origins=origins,
@@ -190,50 +71,33 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
             expose_headers=("Allow", "ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"),
         ),
         Middleware(Boundary),
-        Middleware(Guard, hosts=settings.allowed_hosts, origins=origins, token=settings.auth_token),
+        Middleware(Access, hosts=settings.allowed_hosts, origins=origins, token=settings.auth_token),
     ]
     app = Starlette(routes=routes, middleware=layers, exception_handlers=exception_handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
 
 
-def _as_browsers_send_it(origin: str) -> str:
-    scheme, _, host = origin.lower().partition("://")
-    return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/")) if host else origin.lower()
+def _transport(settings: Settings) -> Transport:
+    try:
+        return Transport.for_base_url(settings.openrouter_base_url)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
-def _state(settings: Settings, timers: Timers) -> State:
-    limits = Limits(settings.max_conversations, settings.max_messages, settings.max_store_bytes)
-    store = Store(settings.model_name, limits)
-    openrouter = OpenRouter(
-        settings.openrouter_base_url,
-        settings.openrouter_api_key,
-        app_url=settings.app_url,
-        app_title=settings.app_title,
-        timers=timers,
-    )
-    reply_limits = ReplyLimits(settings.max_replies, settings.max_reply_chars, settings.reply_timeout)
-    return State(
-        store=store,
-        replies=Replies(store, openrouter, reply_limits),
-        openrouter=openrouter,
-        bounds=Bounds(settings.max_body_bytes, settings.max_message_chars),
-    )
-
-
-def _log_unseen(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What nobody caught; asyncio's own line would quote the exception in the repr of its task."""
+def _log_uncaught(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # asyncio's own line would quote the exception in the repr of its task.
     logger.error("%s\n%s", context["message"], logs.outline(context.get("exception")))
 
 
-def _warn(settings: Settings, host: str) -> None:
+def _warn(settings: Settings) -> None:
     if not settings.openrouter_api_key:
         logger.warning("OPENROUTER_API_KEY is not set: everything works but replies")
-    if not settings.auth_token and not is_loopback(host):
+    if not settings.auth_token and not is_loopback(settings.host):
         logger.warning(
             "LISTENING ON %s WITHOUT A TOKEN: whoever reaches this port spends your credit. Set AUTH_TOKEN, or "
             "HOST=127.0.0.1",
-            host,
+            settings.host,
         )
 
 
@@ -241,55 +105,50 @@ def _warn(settings: Settings, host: str) -> None:
 
 
 def load_settings() -> Settings:
-    """Settings from the environment and `.env`, the environment first; exits with one line if one can't be read."""
+    """Settings from the environment and `.env`, the environment first. Raises `SettingsError`."""
     try:
         return Settings.from_environ({**dotenv_values(".env"), **os.environ})
-    except (SettingsError, OSError, UnicodeDecodeError) as error:
-        print(error if isinstance(error, SettingsError) else ".env can't be read.", file=sys.stderr)
-        sys.exit(STARTUP_FAILURE)
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(".env can't be read.") from None
 
 
-def check_client(settings: Settings) -> None:
-    """Exits with one line if upstream can't be asked with the proxies or certificates of the environment."""
-    if not {"ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"} & {*map(str.upper, os.environ)}:
-        return
+@contextlib.contextmanager
+def exiting_with_one_line() -> Iterator[None]:
+    """Turn a setting that can't be used into one line and the exit code of a failed start."""
     try:
-        accelerator.client(settings.openrouter_base_url)
-    except (OSError, ValueError, httpx.InvalidURL):
-        print(
-            "ALL_PROXY, HTTP_PROXY and HTTPS_PROXY must be http:// or https:// proxies, SSL_CERT_FILE a PEM file.",
-            file=sys.stderr,
-        )
+        yield
+    except SettingsError as error:
+        print(error, file=sys.stderr)
         sys.exit(STARTUP_FAILURE)
 
 
 def refuse_workers() -> None:
-    """Exits where uvicorn has started several processes: each would have conversations of its own."""
+    """Raises `SettingsError` where uvicorn has started several processes: each would have its own conversations."""
     if multiprocessing.parent_process() is not None and "--reload" not in sys.argv:
-        print("The relay runs in one process: unset WEB_CONCURRENCY and leave --workers out.", file=sys.stderr)
-        sys.exit(STARTUP_FAILURE)
+        raise SettingsError("The relay runs in one process: unset WEB_CONCURRENCY and leave --workers out.")
 
 
 def serve(settings: Settings) -> None:
     """Run until a signal."""
-    logs.configure(settings.log_level.upper(), settings.log_format.lower())
-    check_client(settings)
-    _raise_file_limit()
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host.strip("[]"),
         port=settings.port,
-        workers=1,
+        http=ClientConnection,
         ws="none",
+        workers=1,
+        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=75,  # longer than clients and proxies keep idle connections, so that they close first
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before the lifespan, where the drain takes over
+    AppStatus.enable_automatic_graceful_drain = False  # sse-starlette would cut readers off; `Server` drains
+    _raise_file_limit()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run()
+        Server(config, settings.shutdown_grace).run()
     for number in HANDLED_SIGNALS:  # nothing is left to end
         signal.signal(number, signal.SIG_IGN)
 
@@ -327,11 +186,9 @@ Answers come from a stand-in: no key, no network. Paste into another terminal:
   curl -N localhost:{port}$C/stream
 """
 
-if __name__ == "__main__":
-    main()
-else:
-    refuse_workers()
-    _settings = load_settings()
-    check_client(_settings)
-    logs.configure(_settings.log_level.upper(), _settings.log_format.lower())  # uvicorn's first lines, too
-    app = create_app(_settings)
+with exiting_with_one_line():
+    if __name__ == "__main__":
+        main()
+    else:
+        refuse_workers()
+        app = create_app(load_settings())

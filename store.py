@@ -4,199 +4,61 @@ Knows nothing of HTTP, SSE, tasks or OpenRouter. Every public method of `Store` 
 (check, then change) is one method, so that a store that waits for a disk or a network can take this one's place.
 """
 
-import io
 import logging
-import sys
 import time
-from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
-from typing import Any, Literal
+from itertools import islice
+from typing import Any
 from uuid import uuid4
 
-Kind = Literal["content", "reasoning"]
-Role = Literal["user", "assistant"]
-Status = Literal["complete", "streaming", "stopped", "failed"]
+from serving.settings import Settings
+from stores.records import (
+    Conversation,
+    Ending,
+    Failure,
+    Kind,
+    Message,
+    NotFound,
+    NothingOwed,
+    OwedReply,
+    ReplyInProgress,
+    Role,
+    Status,
+    StoreError,
+    StoreFull,
+    Transcript,
+    byte_size,
+    ended,
+)
+
+__all__ = [
+    "Conversation",
+    "Ending",
+    "Failure",
+    "Kind",
+    "Message",
+    "NotFound",
+    "NothingOwed",
+    "OwedReply",
+    "ReplyInProgress",
+    "Store",
+    "StoreError",
+    "StoreFull",
+    "ended",
+]
 
 TITLE_CHARS = 80
 
 # Bytes that are kept beside text, measured: ids, times, and the objects themselves.
 CONVERSATION_BYTES = 512
 MESSAGE_BYTES = 768
-SWITCH_BYTES = 8  # from content to reasoning or back
-LEAST_OVERHEAD = 1024 * 1024  # that any store may take
+LEAST_BESIDE = 1024 * 1024  # that any store may take
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_KINDS: tuple[Kind, Kind] = ("content", "reasoning")
 
 logger = logging.getLogger(__name__)
-
-
-class StoreError(Exception):
-    """What the store refuses; its text is a sentence for the person who asked."""
-
-
-class NotFound(StoreError):
-    """No such conversation or message."""
-
-
-class ReplyInProgress(StoreError):
-    """The conversation is being answered; a message has to wait."""
-
-
-class NothingOwed(StoreError):
-    """The last question is answered already, or there is none."""
-
-
-class StoreFull(StoreError):
-    """A limit is reached; reading and deleting go on."""
-
-
-class Transcript:
-    """A message's text in the order in which it arrived, content and reasoning interleaved.
-
-    It grows until `close()`; any number of readers follow it, each with a position (in characters) of its own.
-    """
-
-    __slots__ = ("_growing", "_switches", "_text", "length", "size")
-
-    def __init__(self, text: str | None = None) -> None:
-        """A whole text, all of it content; without one, a transcript that grows."""
-        self._text = _compact(text or "")
-        self._growing = io.StringIO(newline="") if text is None else None
-        self._switches = array("Q")  # positions at which the kind changes; it begins as content
-        self.length = len(text or "")  # characters
-        self.size = byte_size(text)  # bytes of UTF-8
-
-    def append(self, kind: Kind, text: str) -> None:
-        """Add `text` at the end."""
-        assert self._growing is not None, "a closed transcript doesn't grow"
-        if not text:
-            return
-        if self.would_switch(kind, text):
-            self._switches.append(self.length)
-        self._growing.seek(self.length)
-        self._growing.write(text)
-        self.length += len(text)
-        self.size += byte_size(text)
-
-    def would_switch(self, kind: Kind, text: str) -> bool:
-        """Whether this text's kind isn't that of the last one."""
-        return bool(text) and kind != _KINDS[len(self._switches) % 2]
-
-    @property
-    def switches(self) -> int:
-        """How often the kind changes."""
-        return len(self._switches)
-
-    def read(self, start: int, most: int) -> list[tuple[Kind, str]]:
-        """The runs of one kind from position `start` on, `most` characters at the most; empty at the end."""
-        end = min(start + most, self.length)
-        if start >= end:
-            return []
-        first = bisect_right(self._switches, start)
-        cuts = [start, *self._switches[first : bisect_left(self._switches, end)], end]
-        text = self._slice(start, end)  # once: a text at rest may have to be decoded
-        return [(_KINDS[(first + i) % 2], text[a - start : b - start]) for i, (a, b) in enumerate(pairwise(cuts))]
-
-    def close(self) -> None:
-        """Nothing more comes: keep the text alone."""
-        if self._growing is not None:
-            self._text, self._growing = _compact(self._growing.getvalue()), None
-
-    @property
-    def content(self) -> str:
-        """The text that answers."""
-        return self._all_of("content")
-
-    @property
-    def reasoning(self) -> str:
-        """The model's thinking."""
-        return self._all_of("reasoning")
-
-    def _all_of(self, wanted: Kind) -> str:
-        if self._growing is None and not self._switches:  # as nearly all are, and a long history has many
-            return self._whole() if wanted == "content" else ""
-        return "".join(text for kind, text in self.read(0, self.length) if kind == wanted)
-
-    def _slice(self, start: int, end: int) -> str:
-        if self._growing is None:
-            return self._whole()[start:end]
-        self._growing.seek(start)
-        return self._growing.read(end - start)
-
-    def _whole(self) -> str:
-        return self._text if isinstance(self._text, str) else self._text.decode()
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a reply failed. `code` is an HTTP status, `retry_after` is in seconds."""
-
-    code: int
-    message: str
-    retryable: bool
-    retry_after: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a reply ended; what doesn't apply is None."""
-
-    status: Status
-    finish_reason: str | None = None
-    usage: Mapping[str, Any] | None = None
-    error: Failure | None = None
-    generation_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One turn. `transcript` grows while `status` is `streaming`; the rest is of the moment it was read."""
-
-    id: str
-    role: Role
-    transcript: Transcript
-    model: str | None
-    timestamp: str
-    status: Status = "complete"
-    finish_reason: str | None = None
-    usage: Mapping[str, Any] | None = None
-    error: Failure | None = None
-    generation_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """A conversation without its messages. Times are ISO 8601 in UTC."""
-
-    id: str
-    title: str | None
-    system_prompt: str | None
-    default_model: str
-    created_at: str
-    updated_at: str
-    message_count: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class OwedReply:
-    """A reply that was begun, and what it answers: (role, content) of each turn; None if it had been begun before."""
-
-    message: Message
-    turns: list[tuple[str, str]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much is kept; each is named like the setting that decides it."""
-
-    max_conversations: int
-    max_messages: int  # a conversation
-    max_store_bytes: int  # of text; what is kept beside it may take as much again
 
 
 @dataclass(slots=True)
@@ -209,12 +71,10 @@ class _Thread:
 class Store:
     """Conversations in a dict, the one that changed last at its end."""
 
-    def __init__(self, default_model: str, limits: Limits) -> None:
-        self._default_model = default_model
-        self._limits = limits
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._threads: dict[str, _Thread] = {}
         self._size = 0  # bytes of text
-        self._overhead = 0  # bytes of what is kept beside text
         self._message_count = 0
         self._clock = 0  # microseconds since 1970
 
@@ -226,20 +86,20 @@ class Store:
         self, *, default_model: str | None = None, title: str | None = None, system_prompt: str | None = None
     ) -> Conversation:
         """A new, empty conversation. Raises `StoreFull`."""
-        if len(self._threads) >= self._limits.max_conversations:
+        if len(self._threads) >= self._settings.max_conversations:
             raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
-        self._reserve(byte_size(title) + byte_size(system_prompt), CONVERSATION_BYTES)
+        self._take(byte_size(title) + byte_size(system_prompt), conversations=1)
         now = self._now()
         conversation = Conversation(
             id=str(uuid4()),
             title=title,
             system_prompt=system_prompt,
-            default_model=default_model or self._default_model,
+            default_model=default_model or self._settings.model_name,
             created_at=now,
             updated_at=now,
         )
         self._threads[conversation.id] = _Thread(conversation, {}, title)
-        logger.info("conversation %s made", conversation.id)
+        logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
         return conversation
 
     async def list_conversations(self, limit: int, before: str | None = None) -> tuple[list[Conversation], str | None]:
@@ -262,21 +122,21 @@ class Store:
         own_title = changes.get("title", thread.own_title)
         system_prompt = changes.get("system_prompt", thread.conversation.system_prompt)
         before = byte_size(thread.own_title) + byte_size(thread.conversation.system_prompt)
-        self._reserve(byte_size(own_title) + byte_size(system_prompt) - before)
+        self._take(byte_size(own_title) + byte_size(system_prompt) - before)
         thread.own_title = own_title
         title = own_title or _first_line(thread.messages)
         thread.conversation = replace(thread.conversation, **{**changes, "title": title})
         self._touch(thread)
-        logger.info("conversation %s changed: %s", conversation_id, ", ".join(sorted(changes)) or "nothing")
+        logger.info("Updated conversation %s", conversation_id)
         return thread.conversation
 
     async def delete_conversation(self, conversation_id: str) -> str | None:
         """Forget it and its messages; returns the id of the reply that was in progress. Raises `NotFound`."""
         thread = self._thread(conversation_id)
         in_progress = self._remove_messages(thread, list(thread.messages))
-        self._reserve(-byte_size(thread.own_title) - byte_size(thread.conversation.system_prompt), -CONVERSATION_BYTES)
+        self._take(-byte_size(thread.own_title) - byte_size(thread.conversation.system_prompt))
         del self._threads[conversation_id]
-        logger.info("conversation %s deleted", conversation_id)
+        logger.info("Deleted conversation %s", conversation_id)
         return in_progress
 
     async def messages(self, conversation_id: str) -> list[Message]:
@@ -309,7 +169,7 @@ class Store:
         removed = ids[ids.index(message_id) :]
         in_progress = self._remove_messages(thread, removed)
         self._touch(thread)
-        logger.info("%d messages deleted from conversation %s", len(removed), conversation_id)
+        logger.info("Deleted %d messages from conversation %s", len(removed), conversation_id)
         return in_progress
 
     async def last_owed(self, conversation_id: str) -> Message:
@@ -331,12 +191,15 @@ class Store:
         message = self._thread(conversation_id).messages.get(message_id)
         if message is None:
             raise NotFound("The reply has been deleted.")
-        room = self._limits.max_store_bytes - self._size
-        fitting = text if byte_size(text) <= room else text.encode()[:room].decode(errors="ignore")
-        self._reserve(byte_size(fitting), SWITCH_BYTES * message.transcript.would_switch(kind, fitting))
+        room, size = self._settings.max_store_bytes - self._size, byte_size(text)
+        if size <= room:
+            self._size += size
+            message.transcript.append(kind, text)
+            return
+        fitting = text.encode()[:room].decode(errors="ignore")
+        self._take(byte_size(fitting))
         message.transcript.append(kind, fitting)
-        if fitting != text:
-            raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
+        raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
 
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile."""
@@ -345,7 +208,6 @@ class Store:
         if thread is None or message is None or message.status != "streaming":
             return message
         message = thread.messages[message_id] = ended(message, ending)
-        self._overhead += _memory(message.usage) + _memory(ending.error and ending.error.message)
         self._touch(thread)
         return message
 
@@ -363,14 +225,10 @@ class Store:
             )
         self._check_room(thread, 1 + to_reply)
         transcript = Transcript(content)
-        if to_reply:  # room for its first byte, too, which is given back until it comes
-            overhead = _overhead_of(model or thread.conversation.default_model)
-            self._reserve(transcript.size + 1, _overhead_of(model) + overhead)
-            self._reserve(-1, -overhead)
-        else:
-            self._reserve(transcript.size, _overhead_of(model))
+        self._take(transcript.size + to_reply, messages=1 + to_reply)  # the reply's first byte, too
+        self._take(-int(to_reply))  # which is given back until it comes
         message = self._add(thread, "user", transcript, model, "complete")
-        logger.info("message %s added to conversation %s", message.id, thread.conversation.id)
+        logger.info("Added user message to conversation %s", thread.conversation.id)
         return message
 
     def _begin(self, thread: _Thread, model: str | None) -> OwedReply:
@@ -380,10 +238,9 @@ class Store:
         self._check_room_for_reply(thread, last)
         model = model or _asked_model(thread) or thread.conversation.default_model
         if last.role == "assistant":
-            self._remove_messages(thread, [last.id])
-            self._overhead += _overhead_of(model)  # in its place, however full the store is
+            self._remove_messages(thread, [last.id])  # it takes this one's place, however full the store is
         else:
-            self._reserve(0, _overhead_of(model))
+            self._take(0, messages=1)
         turns = _turns(thread)
         return OwedReply(self._add(thread, "assistant", Transcript(), model, "streaming"), turns)
 
@@ -398,9 +255,7 @@ class Store:
     def _remove_messages(self, thread: _Thread, ids: list[str]) -> str | None:
         in_progress = None
         for message in [thread.messages.pop(message_id) for message_id in ids]:
-            kept = _memory(message.usage) + _memory(message.error and message.error.message)
-            kept += SWITCH_BYTES * message.transcript.switches
-            self._reserve(-message.transcript.size, -_overhead_of(message.model) - kept)
+            self._size -= message.transcript.size
             in_progress = message.id if message.status == "streaming" else in_progress
         self._message_count -= len(ids)
         return in_progress
@@ -422,64 +277,33 @@ class Store:
         return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def _check_room(self, thread: _Thread, more: int) -> None:
-        if len(thread.messages) + more > self._limits.max_messages:
+        if len(thread.messages) + more > self._settings.max_messages:
             raise self._full("max_messages", "The conversation has no room for another message", "messages")
 
     def _check_room_for_reply(self, thread: _Thread, last: Message) -> None:
         is_replaced = last.role == "assistant"
         self._check_room(thread, 0 if is_replaced else 1)
-        if self._size - (last.transcript.size if is_replaced else 0) >= self._limits.max_store_bytes:
+        if self._size - (last.transcript.size if is_replaced else 0) >= self._settings.max_store_bytes:
             raise self._full("max_store_bytes", "The store has no room for a reply", "conversations")
 
-    def _reserve(self, text: int, beside: int = 0) -> None:
-        """Take so many bytes or, negative, give them back. Raises `StoreFull`, and takes nothing then."""
-        most = self._limits.max_store_bytes
-        has_no_room = text > 0 and self._size + text > most
-        if has_no_room or (beside > 0 and self._overhead + beside > max(most, LEAST_OVERHEAD)):
+    def _take(self, text: int, *, conversations: int = 0, messages: int = 0) -> None:
+        """Take so many bytes of text or, negative, give them back, and check what is kept beside it.
+
+        Raises `StoreFull`, and takes nothing then.
+        """
+        most = self._settings.max_store_bytes
+        beside = CONVERSATION_BYTES * (len(self._threads) + conversations)
+        beside += MESSAGE_BYTES * (self._message_count + messages)
+        has_room_beside = beside <= max(most, LEAST_BESIDE) or not (conversations or messages)
+        if (text > 0 and self._size + text > most) or not has_room_beside:
             raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
         self._size += text
-        self._overhead += beside
 
     def _full(self, limit: str, what: str, to_delete: str) -> StoreFull:
         return StoreFull(
-            f"{what} ({limit.upper()} is {getattr(self._limits, limit)}): delete {to_delete}, or raise {limit.upper()}."
+            f"{what} ({limit.upper()} is {getattr(self._settings, limit)}): "
+            f"delete {to_delete}, or raise {limit.upper()}."
         )
-
-
-def ended(message: Message, ending: Ending) -> Message:
-    """The reply `message` in its final state."""
-    message.transcript.close()
-    return replace(
-        message,
-        status=ending.status,
-        finish_reason=ending.finish_reason,
-        usage=ending.usage,
-        error=ending.error,
-        generation_id=ending.generation_id,
-    )
-
-
-def byte_size(text: str | None) -> int:
-    """Bytes of `text` in UTF-8."""
-    if text is None:
-        return 0
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def _compact(text: str) -> str | bytes:
-    """In a string one emoji makes every character take four bytes; in UTF-8 it doesn't."""
-    return text if text.isascii() else text.encode()
-
-
-def _overhead_of(model: str | None) -> int:
-    return MESSAGE_BYTES + byte_size(model)
-
-
-def _memory(value: Any) -> int:
-    """Bytes that a usage report, or what is said of a failure, takes."""
-    if isinstance(value, Mapping):
-        return sys.getsizeof(value) + sum(sys.getsizeof(name) + _memory(part) for name, part in value.items())
-    return 0 if value is None else sys.getsizeof(value)
 
 
 def _check_owed(thread: _Thread) -> Message:

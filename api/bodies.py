@@ -62,24 +62,6 @@ OPTIONAL_MODEL = Text(200, printable=True)
 TITLE = Text(200)
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much a request may carry; each is named like the setting that decides it."""
-
-    max_body_bytes: int
-    max_message_chars: int
-
-    @property
-    def prompt(self) -> Text:
-        """The rule for a system prompt."""
-        return Text(self.max_message_chars, "MAX_MESSAGE_CHARS")
-
-    @property
-    def content(self) -> Text:
-        """The rule for a message."""
-        return Text(self.max_message_chars, "MAX_MESSAGE_CHARS", nullable=False)
-
-
 async def read_fields(
     request: Request[Any], most: int, rules: Mapping[str, Text], *, optional: bool = False, required: str | None = None
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head, once the connection is open or something has come
 MAX_HEAD_BYTES = 64 * 1024  # of a request; one read may overshoot it
 MAX_PIPELINED = 16  # requests that wait for the response to the one before them
@@ -19,7 +20,7 @@ TAKE_TIMEOUT = 30.0  # seconds in which a client must take some of what was sent
 logger = logging.getLogger("server")
 
 
-class Protocol(HttpToolsProtocol):
+class ClientConnection(HttpToolsProtocol):
     """Some of what was sent has to be taken in every `TAKE_TIMEOUT`, when the response has ended, too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api import bodies
-from serving import connections as protocol
+from serving import connections
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, client, serving
@@ -34,7 +34,7 @@ SOON = 0.7
 """Seconds that stand in for the 30 s a client has."""
 
 
-class Narrow(protocol.Protocol):
+class Narrow(connections.ClientConnection):
     """HTTP as `python server.py` speaks it, on sockets that hold little: a client that reads nothing is felt soon."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -57,8 +57,8 @@ async def ready(upstream: ScriptedUpstream, relay: Relay) -> AsyncIterator[Relay
 async def hurried(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relay]:
     """The same with a long reply allowed and clients' times cut short."""
     monkeypatch.setattr(bodies, "BODY_TIMEOUT", SOON)
-    monkeypatch.setattr(protocol, "TAKE_TIMEOUT", SOON)
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT", SOON)
+    monkeypatch.setattr(connections, "TAKE_TIMEOUT", SOON)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", SOON)
     monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", Narrow)
     async with serving(upstream, max_reply_chars=len(LONG)) as relay:
         assert (await relay.read(await relay.ask())).content == ANSWER
@@ -311,7 +311,6 @@ async def test_a_connection_that_goes_on_with_line_ends_alone_is_not_kept(
 async def test_trailers_without_end_take_no_memory(
     upstream: ScriptedUpstream, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", protocol.Protocol)
     async with serving(upstream) as relay:
         reader, writer = await asyncio.open_connection(*address(relay))
         with contextlib.closing(writer):
@@ -328,7 +327,6 @@ async def test_trailers_without_end_take_no_memory(
 async def test_requests_pipelined_without_end_are_not_collected(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", protocol.Protocol)
     upstream.play(gated(gate := Gate(), "one"))
     async with serving(upstream) as relay:
         path = f"/conversations/{await relay.ask()}/stream"
@@ -385,10 +383,10 @@ if __name__ == "__main__":
 """
 
 HURRIED = """
-from serving import connections as protocol
+from serving import connections
 import server
 
-protocol.HEAD_TIMEOUT = 0.3
+connections.HEAD_TIMEOUT = 0.3
 app = server.app if __name__ != "__main__" else None
 if __name__ == "__main__":
     server.main()
@@ -453,7 +451,7 @@ async def test_slow_clients_take_nothing_from_others(upstream: ScriptedUpstream,
 async def test_a_head_without_end_is_cut_off_before_memory_is_used(
     upstream: ScriptedUpstream, hurried: Relay, monkeypatch: pytest.MonkeyPatch, head: bytes
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT", 30)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 30)
     more = b"X-Header: x\r\n" * 5000 if head.endswith(b"\n") else b"x" * 65_536
     assert await taken(hurried, head, more, 32 * MEGABYTE) < 16 * MEGABYTE
 

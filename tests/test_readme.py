@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from routes import routes
-from server import Settings
+from serving.settings import Settings
 from tests.support.process import ROOT, process
 from tests.test_faults import FAULTS, Fault
 

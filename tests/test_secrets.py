@@ -15,13 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server import Settings, SettingsError
+from serving.settings import Settings, SettingsError
 from tests.support.process import ROOT, RelayProcess, process
 from tests.support.relay import Relay
 from tests.support.upstream import Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
 from tests.support.waiting import eventually
-from upstream import client as accelerator
-from upstream.wire import UpstreamRefused, refusal
+from upstream.errors import UpstreamRefused, refusal
 
 KEY = "sk-or-v1-MARKkey0123456789abcdef"
 TOKEN = "MARKtoken-0123456789"
@@ -105,12 +104,9 @@ FAULTS: list[Script] = [
     sending(f"{THROWN} {KEY}\r\n\r\n".encode()),
     sending(f"HTTP/1.1 200 {THROWN}\r\n{THROWN} {KEY}\r\n\r\n".encode()),
     erring({"error": 0, "choices": [{"delta": {"content": ["MARKcontent"]}, "finish_reason": {"x": "MARKfinish"}}]}),
+    sending(f"{THROWN} {KEY}\r\n".encode(), after=ANSWER),
+    sending(f"6\r\ndata: \r\n5\r\n[{THROWN}".encode(), after=ANSWER),
 ]
-if not accelerator.IS_ACTIVE:  # with it these last until the timer of 60 s ends them
-    FAULTS += [
-        sending(f"{THROWN} {KEY}\r\n".encode(), after=ANSWER),
-        sending(f"6\r\ndata: \r\n5\r\n[{THROWN}".encode(), after=ANSWER),
-    ]
 NO_JSON = "MARKjson {"
 
 

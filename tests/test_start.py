@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from server import Settings, load_settings
+from server import load_settings
+from serving.settings import Settings
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT, RelayProcess, process
 from tests.support.relay import Relay
 from tests.support.sse import Block, Parser
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
-from upstream import client as accelerator
 
 COMMANDS = [("python", "server.py"), ("uvicorn", "server:app")]
 FROM_ANYWHERE = [("python", str(ROOT / "server.py")), ("uvicorn", "--app-dir", str(ROOT), "server:app")]
@@ -87,11 +87,6 @@ async def test_without_a_key_it_starts_and_says_what_is_missing(command: tuple[s
         assert (await relay.health())["status"] == "ok"
         error = (await relay.read(await relay.ask())).last["error"]
         assert "OPENROUTER_API_KEY" in error["message"] and "OPENROUTER_API_KEY" in relay.output
-
-
-async def test_it_says_whether_the_accelerator_is_in_use() -> None:
-    async with process("python", "server.py") as relay:
-        assert relay.output.count("httpx-aiohttp is installed") == accelerator.IS_ACTIVE
 
 
 async def test_it_works_below_a_path_that_a_proxy_takes_away() -> None:

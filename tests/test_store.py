@@ -14,12 +14,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from serving.settings import Settings
 from store import (
     Conversation,
     Ending,
     Failure,
     Kind,
-    Limits,
     Message,
     NotFound,
     NothingOwed,
@@ -27,24 +27,23 @@ from store import (
     ReplyInProgress,
     Store,
     StoreFull,
-    Transcript,
-    byte_size,
 )
+from stores.records import Transcript, byte_size
 from tests.support.upstream import USAGE
 
 FAILED = Ending("failed", error=Failure(502, "Broken", retryable=True))
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 
-def limits(max_conversations: int = 10_000, max_messages: int = 2_000, max_store_bytes: int = 2**28) -> Limits:
-    """Those of the settings, unless told."""
-    return Limits(max_conversations, max_messages, max_store_bytes)
+def store_of(**settings: Any) -> Store:
+    """With these settings, else their defaults."""
+    return Store(Settings(**{"model_name": "m", **settings}))
 
 
 @pytest.fixture
 def store() -> Store:
     """A store with room enough."""
-    return Store("default/model", limits())
+    return store_of(model_name="default/model")
 
 
 async def asked(store: Store, question: str = "Why?", **conversation: Any) -> str:
@@ -252,7 +251,7 @@ async def pages(store: Store, limit: int) -> list[list[str]]:
 async def test_pages_list_every_conversation_once_the_one_that_changed_last_first(
     limit: int, size: int, changes: list[int]
 ) -> None:
-    store = Store("m", limits())
+    store = store_of()
     order = [(await store.create_conversation()).id for _ in range(size)]
     for change in changes if size else []:
         changed = order.pop(change % size)
@@ -267,7 +266,7 @@ async def test_pages_list_every_conversation_once_the_one_that_changed_last_firs
 async def test_updates_between_pages_neither_repeat_a_conversation_nor_hide_one_that_stayed(
     limit: int, changes: list[tuple[str, int]]
 ) -> None:
-    store = Store("m", limits())
+    store = store_of()
     first = [(await store.create_conversation()).id for _ in range(10)]
     stayed, seen, before = set(first), list[str](), None
     while before or not seen:
@@ -445,9 +444,9 @@ async def test_a_question_that_is_asked_has_its_reply_begun(store: Store) -> Non
         await store.ask(conversation_id, "And?")
 
 
-@pytest.mark.parametrize("most", [limits(max_messages=1), limits(max_store_bytes=4)], ids=["messages", "bytes"])
-async def test_a_question_whose_reply_has_no_room_is_not_kept(most: Limits) -> None:
-    store = Store("some/model", most)
+@pytest.mark.parametrize("most", [{"max_messages": 1}, {"max_store_bytes": 4}], ids=["messages", "bytes"])
+async def test_a_question_whose_reply_has_no_room_is_not_kept(most: dict[str, int]) -> None:
+    store = store_of(**most)
     made = await store.create_conversation()
     conversation_id = made.id
     for _ in range(3):  # nor is room lost by it
@@ -492,7 +491,7 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
 
 
 async def test_no_more_conversations_are_made_than_the_limit() -> None:
-    store = Store("m", limits(max_conversations=2))
+    store = store_of(max_conversations=2)
     first, _ = await store.create_conversation(), await store.create_conversation()
     with pytest.raises(StoreFull, match=r"MAX_CONVERSATIONS is 2\): delete conversations"):
         await store.create_conversation()
@@ -501,7 +500,7 @@ async def test_no_more_conversations_are_made_than_the_limit() -> None:
 
 
 async def test_a_full_conversation_takes_no_message_and_no_reply() -> None:
-    store = Store("m", limits(max_messages=2))
+    store = store_of(max_messages=2)
     conversation_id = await asked(store)
     await store.add_user_message(conversation_id, "And?")
     for refused in (store.add_user_message(conversation_id, "No"), store.begin_reply(conversation_id)):
@@ -512,7 +511,7 @@ async def test_a_full_conversation_takes_no_message_and_no_reply() -> None:
 
 
 async def test_a_failed_reply_in_a_full_conversation_can_be_replaced() -> None:
-    store = Store("m", limits(max_messages=2))
+    store = store_of(max_messages=2)
     conversation_id = await asked(store)
     await answered(store, conversation_id, "x", FAILED)
     with pytest.raises(StoreFull):
@@ -523,7 +522,7 @@ async def test_a_failed_reply_in_a_full_conversation_can_be_replaced() -> None:
 
 async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
     """20 bytes of UTF-8: "é" is two of them."""
-    store = Store("m", limits(max_store_bytes=20))
+    store = store_of(max_store_bytes=20)
     made = await store.create_conversation(title="four", system_prompt="éé")
     await store.add_user_message(made.id, "four")
     reply = (await store.begin_reply(made.id)).message
@@ -549,7 +548,7 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
 
 
 async def test_a_full_store_begins_no_reply() -> None:
-    store = Store("m", limits(max_store_bytes=4))
+    store = store_of(max_store_bytes=4)
     conversation_id = await asked(store, "four")
     with pytest.raises(StoreFull, match="MAX_STORE_BYTES is 4"):
         await store.begin_reply(conversation_id)
@@ -558,7 +557,7 @@ async def test_a_full_store_begins_no_reply() -> None:
 
 async def test_a_failed_reply_that_filled_the_store_can_be_replaced() -> None:
     """The text it takes away makes the room."""
-    store = Store("m", limits(max_store_bytes=8))
+    store = store_of(max_store_bytes=8)
     conversation_id = await asked(store, "four")
     await answered(store, conversation_id, "more", FAILED)
     await answered(store, conversation_id, "less")
@@ -600,7 +599,7 @@ async def test_many_small_things_are_counted_as_what_they_keep(
     """Not as the one character that each has: by MAX_STORE_BYTES a container's memory is planned."""
     caplog.set_level(logging.CRITICAL, "store")  # pytest keeps every line
     most = 2 * 1024 * 1024
-    store = Store("m", limits(max_store_bytes=most, max_conversations=100_000, max_messages=100_000))
+    store = store_of(max_store_bytes=most, max_conversations=100_000, max_messages=100_000)
     conversation_id = (await store.create_conversation()).id
     tracemalloc.start()
     try:
@@ -621,7 +620,7 @@ async def test_many_small_things_are_counted_as_what_they_keep(
 async def test_text_takes_no_more_memory_than_its_bytes(caplog: pytest.LogCaptureFixture) -> None:
     """An emoji would make Python keep four bytes for each character of a string."""
     caplog.set_level(logging.CRITICAL, "store")
-    store = Store("m", limits())
+    store = store_of()
     conversation_id = (await store.create_conversation()).id
     text = "x" * 50_000 + "😀"
     tracemalloc.start()
@@ -636,11 +635,11 @@ async def test_text_takes_no_more_memory_than_its_bytes(caplog: pytest.LogCaptur
 
 
 async def test_a_failed_reply_can_be_replaced_however_much_is_kept_beside_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store("m", limits(max_store_bytes=10_000))
+    store = store_of(max_store_bytes=10_000)
     conversation_id = await asked(store)
     await answered(store, conversation_id, "more", FAILED)
-    monkeypatch.setattr("store.LEAST_OVERHEAD", 0)
-    store._limits = limits(max_store_bytes=1_000)
+    monkeypatch.setattr("store.LEAST_BESIDE", 0)
+    store._settings = Settings(max_store_bytes=1_000)
     await answered(store, conversation_id, "less")
     assert await contents(store, conversation_id) == ["Why?", "less"]
 
@@ -712,7 +711,7 @@ async def kept(store: Store) -> int:
 async def test_after_anything_that_happened_a_store_that_is_emptied_has_exactly_its_room(
     operations: list[tuple[str, int, str]],
 ) -> None:
-    store = Store("m", limits(max_conversations=4, max_messages=6, max_store_bytes=ROOM))
+    store = store_of(max_conversations=4, max_messages=6, max_store_bytes=ROOM)
     for operation in operations:
         with contextlib.suppress(StoreFull, NothingOwed, ReplyInProgress):
             await operate(store, *operation)

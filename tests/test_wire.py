@@ -17,22 +17,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.sse import Parser
-from upstream.wire import (
-    Completion,
-    Delta,
-    EventParser,
-    Finish,
-    Generation,
+from upstream.completion import Completion, Delta, EventParser, Finish, Generation
+from upstream.errors import (
     UpstreamBroken,
     UpstreamError,
     UpstreamRefused,
-    encodable,
     parse_object,
-    plain_usage,
-    redacted,
     refusal,
     retry_after_seconds,
 )
+from upstream.redaction import encodable, plain_usage, redacted
 
 KEY = "sk-or-v1-0123456789abcdef"
 GENERATION = "gen-1778452651-woYjQ50l"
@@ -143,7 +137,7 @@ def test_an_event_is_there_as_soon_as_its_blank_line_has_come() -> None:
 @pytest.fixture
 def cap(monkeypatch: pytest.MonkeyPatch) -> int:
     """The most bytes of an event, made small."""
-    monkeypatch.setattr("upstream.wire.MAX_EVENT_BYTES", 100)
+    monkeypatch.setattr("upstream.completion.MAX_EVENT_BYTES", 100)
     return 100
 
 
@@ -185,12 +179,20 @@ def raw(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
+def take(completion: Completion, event: bytes) -> list[Generation | Delta]:
+    """The values in one event; raises the error in it."""
+    values = completion.feed(b"data: %b\n\n" % event)
+    if completion.error:
+        raise completion.error
+    return values
+
+
 class Taken:
     """What a completion made of these events."""
 
     def __init__(self, *events: bytes) -> None:
         self.completion = Completion(KEY)
-        self.values = [value for event in events for value in self.completion.take(event)]
+        self.values = [value for event in events for value in take(self.completion, event)]
         self.deltas = [(value.kind, value.text) for value in self.values if isinstance(value, Delta)]
 
     def text(self, kind: Kind) -> str:
@@ -231,8 +233,8 @@ def test_a_recorded_stream_is_a_generation_its_thought_its_answer_and_its_usage(
     stream = comment + b"".join(b"data: %b\n\n%b" % (raw(entry), comment) for entry in RECORDED) + b"data: [DONE]\n\n"
     taken = Taken(*parsed(pieces_of(stream, cuts)))
     assert taken.values == [Generation(GENERATION), Delta("reasoning", "Thinking"), Delta("content", "Hello")]
-    assert taken.completion.done
-    assert taken.completion.finish() == Finish("stop", USAGE)
+    assert taken.completion.is_done
+    assert taken.completion.finish() == [Finish("stop", USAGE)]
 
 
 NOTHING = [
@@ -258,7 +260,7 @@ NOTHING = [
 @pytest.mark.parametrize("empty", NOTHING, ids=str)
 def test_what_is_null_missing_or_unknown_is_no_value(empty: dict[str, Any]) -> None:
     taken = Taken(raw(empty))
-    assert taken.values == [] and not taken.completion.whole
+    assert taken.values == [] and not taken.completion.is_whole
 
 
 @pytest.mark.parametrize(
@@ -283,13 +285,12 @@ def test_reasoning_comes_before_the_content_of_the_same_chunk() -> None:
 def test_the_generation_id_is_told_once_and_the_first_one_counts() -> None:
     taken = Taken(chunk({"content": "a"}), chunk({"content": "b"}, id="gen-2"))
     assert taken.values[0] == Generation(GENERATION) and len(taken.values) == 3
-    assert taken.completion.generation_id == GENERATION
 
 
 def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
     taken = Taken(chunk({}, "length"), chunk({"content": "more"}, "stop"))
     assert taken.deltas == [("content", "more")]
-    assert taken.completion.finish() == Finish("length", None)
+    assert taken.completion.finish() == [Finish("length", None)]
 
 
 @pytest.mark.parametrize(
@@ -303,24 +304,24 @@ def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
     ids=["with the finish reason", "without choices", "alone", "null around it"],
 )
 def test_usage_is_found_wherever_it_comes(events: list[bytes]) -> None:
-    assert Taken(*events).completion.finish() == Finish("stop", USAGE)
+    assert Taken(*events).completion.finish() == [Finish("stop", USAGE)]
 
 
 def test_usage_that_is_repeated_is_not_added_up() -> None:
     events = [chunk({"content": "a"}, usage={"total_tokens": n}) for n in (1, 2, 3)]
-    assert Taken(*events, chunk({}, "stop")).completion.finish() == Finish("stop", {"total_tokens": 3})
+    assert Taken(*events, chunk({}, "stop")).completion.finish() == [Finish("stop", {"total_tokens": 3})]
 
 
 @pytest.mark.parametrize("end", [b"[DONE]", b" [DONE] ", b"[DONE]\n"])
 def test_done_without_a_finish_reason_makes_the_answer_whole(end: bytes) -> None:
-    assert Taken(chunk({"content": "a"}), end).completion.finish() == Finish(None, None)
+    assert Taken(chunk({"content": "a"}), end).completion.finish() == [Finish(None, None)]
 
 
 def test_nothing_after_done_counts() -> None:
     after = [chunk({"content": "b"}, "stop", usage=USAGE), raw({"error": "late"}), b"no JSON", b"[DONE]"]
     taken = Taken(chunk({"content": "a"}), b"[DONE]", *after)
     assert taken.deltas == [("content", "a")]
-    assert taken.completion.finish() == Finish(None, None)
+    assert taken.completion.finish() == [Finish(None, None)]
 
 
 def test_an_answer_that_nobody_called_complete_is_broken() -> None:
@@ -449,15 +450,14 @@ def test_an_error_after_the_finish_reason_is_one() -> None:
 def test_text_that_comes_in_the_chunk_of_the_error_has_arrived() -> None:
     """A failure keeps the text that had arrived; the generation id is for looking its charge up."""
     completion = Completion(KEY)
-    values: list[Generation | Delta] = []
-    with pytest.raises(UpstreamRefused):
-        for value in completion.take(chunk({"content": "last words"}, "error", error={"code": 502, "message": "m"})):
-            values.append(value)
+    error = chunk({"content": "last words"}, "error", error={"code": 502, "message": "m"})
+    values = completion.feed(b"data: %b\n\n" % error)
+    assert isinstance(completion.error, UpstreamRefused)
     assert values == [Generation(GENERATION), Delta("content", "last words")]
 
 
 def test_a_chunk_without_an_error_has_none() -> None:
-    assert [*Completion(KEY).take(b'{"choices": [{"finish_reason": "stop"}], "error": null}')] == []
+    assert Taken(b'{"choices": [{"finish_reason": "stop"}], "error": null}').values == []
 
 
 WORDS = {
@@ -690,9 +690,10 @@ def assert_bears(events: Iterable[bytes]) -> None:
     completion = Completion(KEY)
     try:
         for event in events:
-            for value in completion.take(event):
+            for value in take(completion, event):
                 assert (value.text if isinstance(value, Delta) else value.id).encode()
-        end = completion.finish()
+        end = completion.finish()[-1]
+        assert isinstance(end, Finish)
         assert json.dumps([end.finish_reason, end.usage], allow_nan=False, ensure_ascii=False).encode()
     except UpstreamError as error:
         assert error.message.encode() and 400 <= error.code <= 599
@@ -714,7 +715,6 @@ def test_no_bytes_raise_anything_but_an_upstream_error(stream: bytes, cuts: list
 
 
 def test_a_usage_report_that_is_too_long_is_left_out() -> None:
-    completion = Completion(KEY)
-    for usage, kept in (({"a": "x" * 64}, True), ({f"{n}": "x" * 64 for n in range(64)}, False)):
-        assert list(completion.take(json.dumps({"usage": usage}).encode())) == []
-        assert (completion.usage is not None) is kept
+    short, long = {"a": "x" * 64}, {f"{n}": "x" * 64 for n in range(64)}
+    assert Taken(raw({"usage": short}), b"[DONE]").completion.finish() == [Finish(None, short)]
+    assert Taken(raw({"usage": short}), raw({"usage": long}), b"[DONE]").completion.finish() == [Finish(None, None)]

@@ -1,316 +1,189 @@
-"""httpx's transport on asyncio's protocols: one timer a connection, and reading that pauses above `HIGH_WATER` only.
+"""The HTTP client: an `httpx.AsyncBaseTransport` that costs a streamed token three calls.
 
-Knows nothing of upstream's protocol. httpcore pools connections and speaks HTTP/1.1; what it gets here is a network
-backend (https://www.encode.io/httpcore/network-backends/). httpcore's own sets a timer and a cancel scope for every
-read, and stops and starts the socket's reading: a fifth of all that a token costs.
+Knows nothing of upstream's protocol. A request may be cancelled at any moment, twice too: giving a connection up is one
+synchronous call. Requests carry httpx's `timeout` extension, and may carry `deadline`, a time of the loop's clock.
 """
 
 import asyncio
-import ipaddress
-import socket
+import math
+import re
+import select
 import ssl
-import sys
-import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
-from itertools import chain, zip_longest
+import weakref
 from typing import Any
 
-import httpcore
 import httpx
 
-STAGGER = 0.25  # seconds until the next of a host's addresses is tried, too (RFC 8305, 8)
-HIGH_WATER = 256 * 1024  # bytes that may wait for their reader
+from upstream.addresses import Dialer
+from upstream.connection import Connection, Exchange
+from upstream.proxies import authorization, proxy_for
 
-if find_spec("sniffio") is None:
-    # httpcore looks for it in every folder of sys.path, several times a request, unless this says that it isn't there.
-    sys.modules["sniffio"] = None  # type: ignore[assignment]
+KEPT_ALIVE = 100  # connections to one origin that wait for the next request
+KEPT_SECONDS = 5.0
 
-_Timeout = type[httpcore.ReadTimeout] | type[httpcore.WriteTimeout]
+Origin = tuple[bytes, bytes, int | None]
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """What httpx's own transport is, without proxies, local addresses and Unix sockets."""
+    """As many connections to upstream as there are requests at a time. Raises httpx's errors, and no others."""
 
-    def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl_context,
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
-            network_backend=Backend(),
-        )
+    def __init__(self, tls: ssl.SSLContext | None, proxy: httpx.URL | None = None) -> None:
+        self._tls = tls
+        self._proxy = proxy
+        self._dialer = Dialer()
+        self._idle: dict[Origin, dict[Connection, asyncio.TimerHandle]] = {}
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    @classmethod
+    def for_base_url(cls, base_url: str) -> "Transport":
+        """With the proxy and the certificates that the environment has for this URL; others aren't looked at.
+
+        Raises `ValueError` with a sentence that names the variable.
+        """
+        url = httpx.URL(base_url)
+        proxy = proxy_for(url)
+        needs_tls = "https" in (url.scheme, proxy and proxy.scheme)
+        try:
+            tls = httpx.create_ssl_context() if needs_tls else None
+        except OSError:
+            raise ValueError("SSL_CERT_FILE must be a readable PEM file, SSL_CERT_DIR a folder of such.") from None
+        return cls(tls, proxy)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises httpx's errors."""
-        with _as_httpx():
-            response = await self._pool.handle_async_request(
-                httpcore.Request(
-                    request.method,
-                    httpcore.URL(
-                        scheme=request.url.raw_scheme,
-                        host=request.url.raw_host,
-                        port=request.url.port,
-                        target=request.url.raw_path,
-                    ),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
+        """The response's `stream` is an `Exchange`."""
+        timeout = request.extensions.get("timeout", {})
+        head = _head(request.method.encode(), self._target(request.url), self._headers(request))
+        origin = request.url.raw_scheme, request.url.raw_host, request.url.port
+        while True:
+            kept = self._kept(origin)
+            connection = kept or await self._connect(request.url, timeout.get("connect"))
+            exchange = Exchange(
+                connection,
+                request.method,
+                patience=_seconds(timeout.get("read")),
+                deadline=request.extensions.get("deadline", math.inf),
+                release=lambda released: self._keep(origin, released),
             )
-        return httpx.Response(
-            response.status, headers=response.headers, stream=_Body(response), extensions=response.extensions
-        )
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._pool.aclose()
-
-
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _as_httpx():
-            async for chunk in self._response.aiter_stream():
-                yield chunk
-
-    async def aclose(self) -> None:
-        await self._response.aclose()
-
-
-@contextmanager
-def _as_httpx() -> Iterator[None]:
-    try:
-        yield
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-        raise getattr(httpx, type(error).__name__)(str(error)) from error  # both call them the same
-
-
-class Backend(httpcore.AsyncNetworkBackend):
-    """Connections by TCP."""
-
-    def __init__(self) -> None:
-        self._lookups: dict[str, asyncio.Future[list[str] | OSError]] = {}  # under way
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> "Stream":
-        """Raises `httpcore.ConnectTimeout`, `httpcore.ConnectError`."""
-        with _connecting():
-            async with asyncio.timeout(timeout):
-                return await _first_to_connect(await self._addresses(host), port)
-
-    async def _addresses(self, host: str) -> list[str]:
-        """The addresses of a host, its families taking turns; looked up once however many ask at once."""
-        try:
-            return [str(ipaddress.ip_address(host))]
-        except ValueError:
-            lookup = self._lookups.get(host)
-        if lookup is None:
-            lookup = self._lookups[host] = _looked_up(host)
-            lookup.add_done_callback(lambda _: self._lookups.pop(host))
-        await asyncio.wait({lookup})
-        found = lookup.result()
-        if isinstance(found, OSError):
-            raise found
-        return list(found)  # each caller's own: they are used up
-
-
-@contextmanager
-def _connecting() -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError as error:
-        raise httpcore.ConnectTimeout from error
-    except OSError as error:  # TLS's errors, too
-        raise httpcore.ConnectError from error
-
-
-class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """One connection; one caller at a time reads or writes. Received bytes come first, then an error or the end."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
-        self._received: list[bytes] = []
-        self._size = 0  # of that, in bytes
-        self._is_full = False  # what is sent has to wait
-        self._saw_end = False  # nothing more comes
-        self._is_closed = False  # nor goes
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None  # of the caller who waits
-        self._deadline = 0.0  # of that caller
-        self._timeout_error: _Timeout
-        self._timer: asyncio.TimerHandle | None = None
-
-    # What httpcore calls
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """All that has come, empty at the end. Raises `httpcore.ReadError`, `httpcore.ReadTimeout`."""
-        while not self._received and not self._saw_end:
-            await self._wait(timeout, httpcore.ReadTimeout)
-        if not self._received and self._error is not None:
-            raise httpcore.ReadError from self._error
-        received = b"".join(self._received)
-        self._received, self._size = [], 0
-        if len(received) > HIGH_WATER:
-            self._transport.resume_reading()
-        return received
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Raises `httpcore.WriteError`, `httpcore.WriteTimeout`."""
-        if not self._saw_end:
-            self._transport.write(buffer)
-        while self._is_full and not self._saw_end:
-            await self._wait(timeout, httpcore.WriteTimeout)
-        if self._saw_end:
-            raise httpcore.WriteError from self._error
-
-    async def aclose(self) -> None:
-        """Close it, whatever is under way."""
-        if not self._is_closed:
-            self._transport.abort()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> "Stream":
-        """Raises `httpcore.ConnectTimeout`, `httpcore.ConnectError`."""
-        with _connecting():
             try:
-                if self._received or self._saw_end:  # what came in clear must not pass for what comes by TLS
-                    raise ConnectionAbortedError("the server spoke before the handshake")
-                async with asyncio.timeout(timeout):
-                    transport = await self._loop.start_tls(
-                        self._transport, self, ssl_context, server_hostname=server_hostname
-                    )
-            except BaseException:
-                if not self._transport.is_closing():
-                    self._transport.abort()
-                raise
-        assert transport is not None
-        self._transport = transport
-        return self
+                assert isinstance(request.stream, httpx.AsyncByteStream)
+                await exchange.send(head, request.stream, _seconds(timeout.get("write")))
+                return await exchange.response()
+            except BaseException as error:
+                connection.abort()
+                # The server closed a kept connection as the request was on its way: it can't have seen it.
+                was_idle = kept and not exchange.has_begun and isinstance(error, httpx.ReadError | httpx.ProtocolError)
+                if not (was_idle and request.method in ("GET", "HEAD")):
+                    raise
 
-    def get_extra_info(self, info: str) -> Any:
-        """`is_readable` tells the pool that an idle connection is of no use any more."""
-        return bool(self._received) or self._saw_end if info == "is_readable" else self._transport.get_extra_info(info)
+    async def aclose(self) -> None:
+        """Close all connections, those in use too."""
+        for connection in list(self._open):
+            connection.abort()
+        self._idle.clear()
 
-    # What asyncio calls
+    def _kept(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin, {})
+        while idle:
+            connection, expiry = idle.popitem()
+            expiry.cancel()
+            if not connection.is_closed and not _is_readable(connection):
+                return connection
+            connection.abort()
+        return None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._received.append(data)
-        self._size += len(data)
-        if self._size > HIGH_WATER:
-            self._transport.pause_reading()
-        self._wake()
-
-    def eof_received(self) -> None:
-        self._end(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._is_closed = True
-        self._end(exc)
-
-    def pause_writing(self) -> None:
-        self._is_full = True
-
-    def resume_writing(self) -> None:
-        self._is_full = False
-        self._wake()
-
-    def _end(self, error: Exception | None) -> None:
-        self._error = self._error or error
-        self._saw_end = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._wake()
-
-    # Waiting
-
-    async def _wait(self, timeout: float | None, late: _Timeout) -> None:
-        self._waiter = self._loop.create_future()
-        if timeout is not None:
-            self._timeout_error, self._deadline = late, self._loop.time() + timeout
-            if self._timer is None:
-                self._timer = self._loop.call_at(self._deadline, self._check_time)
-        await self._waiter
-
-    def _check_time(self) -> None:
-        # The timer isn't moved with each read: when it fires it looks how far the deadline has moved meanwhile.
-        self._timer = None
-        if self._waiter is None or self._waiter.done():
-            return
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._check_time)
+    def _keep(self, origin: Origin, connection: Connection) -> None:
+        idle = self._idle.setdefault(origin, {})
+        if len(idle) < KEPT_ALIVE:
+            idle[connection] = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._expire, origin, connection)
         else:
-            self._waiter.set_exception(self._timeout_error())
+            connection.abort()
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _expire(self, origin: Origin, connection: Connection) -> None:
+        if self._idle.get(origin, {}).pop(connection, None):
+            connection.abort()
 
-
-def _looked_up(host: str) -> "asyncio.Future[list[str] | OSError]":
-    """Addresses, or the error, from a daemon thread: asyncio's own ones hold up the exit while a resolver is silent."""
-    loop = asyncio.get_running_loop()
-    lookup: asyncio.Future[list[str] | OSError] = loop.create_future()
-
-    def look_up() -> None:
-        found: list[str] | OSError
+    async def _connect(self, url: httpx.URL, seconds: float | None) -> Connection:
+        if url.scheme not in ("http", "https") or not url.host:
+            raise httpx.UnsupportedProtocol("the URL must begin with http:// or https://")
         try:
-            found = _in_turns(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            found = error if isinstance(error, OSError) else OSError("the name can't be looked up")
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(lookup.set_result, found)
+            async with asyncio.timeout(seconds):
+                return await self._connected(url)
+        except TimeoutError as error:
+            raise httpx.ConnectTimeout("connecting took too long") from error
+        except OSError as error:  # those of TLS are among them
+            raise httpx.ConnectError("no connection came about") from error
 
-    threading.Thread(target=look_up, name=f"lookup of {host}", daemon=True).start()
-    return lookup
+    async def _connected(self, url: httpx.URL) -> Connection:
+        hop = self._proxy or url
+        connection = await self._dialer.connect(_host(hop), _port(hop))
+        self._open.add(connection)
+        try:
+            if hop.scheme == "https":
+                await self._start_tls(connection, _host(hop))
+            if self._proxy and url.scheme == "https":
+                await self._tunnel(connection, url)
+                await self._start_tls(connection, _host(url))
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    async def _tunnel(self, connection: Connection, url: httpx.URL) -> None:
+        assert self._proxy is not None
+        host = _host(url)
+        target = f"[{host}]:{_port(url)}" if ":" in host else f"{host}:{_port(url)}"
+        exchange = Exchange(connection, "CONNECT")
+        headers = [(b"Host", target.encode()), *authorization(self._proxy)]
+        await exchange.send(_head(b"CONNECT", target.encode(), headers), httpx.ByteStream(b""), math.inf)
+        response = await exchange.response()
+        if not exchange.is_reusable:
+            raise httpx.ProxyError(f"the proxy answered with status {response.status_code}")
+
+    async def _start_tls(self, connection: Connection, host: str) -> None:
+        if connection.is_closed:  # what comes in clear must not pass for what comes by TLS
+            raise ConnectionAbortedError("the server spoke, or left, before the handshake")
+        assert self._tls is not None
+        loop = asyncio.get_running_loop()
+        transport = await loop.start_tls(connection.transport, connection, self._tls, server_hostname=host)
+        if transport is None:
+            raise ConnectionAbortedError("the server left in the handshake")
+        connection.transport = transport
+
+    def _target(self, url: httpx.URL) -> bytes:
+        is_absolute = self._proxy and url.scheme == "http"
+        return b"http://" + url.netloc + url.raw_path if is_absolute else url.raw_path
+
+    def _headers(self, request: httpx.Request) -> list[tuple[bytes, bytes]]:
+        is_seen_by_proxy = self._proxy and request.url.scheme == "http"
+        return [*request.headers.raw, *(authorization(self._proxy) if self._proxy and is_seen_by_proxy else ())]
 
 
-def _in_turns(found: list[tuple[Any, ...]]) -> list[str]:
-    new = [str(address[0]) for family, *_, address in found if family == socket.AF_INET6]
-    old = [str(address[0]) for family, *_, address in found if family != socket.AF_INET6]
-    return [address for address in chain.from_iterable(zip_longest(new, old)) if address]
+def _head(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    lines = [b"%s %s HTTP/1.1" % (method, target), *(b"%s: %s" % header for header in headers)]
+    if any(re.search(rb"[\r\n\0]", line) for line in lines):
+        raise httpx.LocalProtocolError("a header has a line end in it")
+    if any(name.lower() == b"transfer-encoding" for name, _ in headers):
+        raise httpx.LocalProtocolError("a request's length must be known")
+    return b"\r\n".join([*lines, b"", b""])
 
 
-async def _first_to_connect(addresses: list[str], port: int) -> Stream:
-    """The first connection that comes about, each address being tried a little after the one before (RFC 8305)."""
-    trying: set[asyncio.Task[Stream]] = set()
-    failures: list[BaseException] = [OSError("the host has no address")]
-    connected: list[Stream] = []
-    try:
-        while (addresses or trying) and not connected:
-            if addresses:
-                trying.add(asyncio.create_task(_connect(addresses.pop(0), port)))
-            done, trying = await asyncio.wait(
-                trying, timeout=STAGGER if addresses else None, return_when=asyncio.FIRST_COMPLETED
-            )
-            failures += [failure for task in done if (failure := task.exception())]
-            connected += [task.result() for task in done if not task.exception()]
-        if not connected:
-            raise failures[-1]
-        return connected.pop(0)
-    finally:  # what isn't returned is closed, when the caller is cancelled, too
-        for task in trying:
-            if not task.cancel() and not task.exception():
-                connected.append(task.result())
-        for late in connected:
-            await late.aclose()
+def _is_readable(connection: Connection) -> bool:
+    """Whether bytes, or the end, have come to an idle connection that the loop hasn't read yet."""
+    descriptor = connection.transport.get_extra_info("socket").fileno()
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
-async def _connect(address: str, port: int) -> Stream:
-    _, stream = await asyncio.get_running_loop().create_connection(Stream, address, port)
-    return stream
+def _host(url: httpx.URL) -> str:
+    return url.raw_host.decode("ascii")
+
+
+def _port(url: httpx.URL) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def _seconds(limit: Any) -> float:
+    return math.inf if limit is None else float(limit)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from server import Settings
+from serving.settings import Settings
 from tests.container.namespaces import output
 from tests.support.process import ROOT
 

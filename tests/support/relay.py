@@ -10,7 +10,9 @@ import httpx
 import uvicorn
 
 from openrouter import Timers
-from server import Settings, create_app
+from server import create_app
+from serving.connections import ClientConnection
+from serving.settings import Settings
 from tests.support.connections import Connections
 from tests.support.readers import Reader, Transcript
 from tests.support.upstream import ScriptedUpstream
@@ -125,6 +127,7 @@ async def serving(
         uvicorn.Config(
             app,
             lifespan="on",
+            http=ClientConnection,
             log_config=None,
             ws="none",
             access_log=False,

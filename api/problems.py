@@ -1,0 +1,45 @@
+"""Problem responses, the one form of every error that the service answers itself.
+
+https://www.rfc-editor.org/rfc/rfc9457. Knows nothing of what can go wrong.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+LINGER = 5.0  # seconds that a client has for the rest of a body that is refused
+
+
+def problem(
+    status: int, detail: str, *, headers: Mapping[str, str] | None = None, errors: list[dict[str, str]] | None = None
+) -> Response:
+    """A problem response; `errors` are the fields of a bad body, `{"field", "message"}` each."""
+    body: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    body |= {"detail": detail} | ({"errors": errors} if errors else {})
+    return Response(json.dumps(body, indent=2) + "\n", status, headers, "application/problem+json")
+
+
+class Lingering(Response):
+    """Sends `response` at once, but closes only when the client has sent its body, or after `LINGER` seconds.
+
+    A server that closes at once may reset the connection before its response is read (RFC 9112, 9.6).
+    """
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.body, response.status_code, response.headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send, read on without keeping anything, close."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):  # then the client has had its time
+            async with asyncio.timeout(LINGER):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body"})

@@ -1,0 +1,43 @@
+"""What conversations, messages and failures look like in JSON."""
+
+from typing import Any
+
+from store import Conversation, Failure, Message
+
+
+def conversation_fields(conversation: Conversation) -> dict[str, Any]:
+    return {name: getattr(conversation, name) for name in Conversation.__slots__}
+
+
+def message_fields(message: Message) -> dict[str, Any]:
+    return {
+        "id": message.id,
+        "role": message.role,
+        "content": message.transcript.content,
+        "model": message.model,
+        "timestamp": message.timestamp,
+        "status": message.status,
+        "finish_reason": message.finish_reason,
+        "reasoning": message.transcript.reasoning or None,
+        "usage": message.usage,
+        "error": failure_fields(message.error) if message.error else None,
+        "generation_id": message.generation_id,
+    }
+
+
+def last_event_fields(message: Message) -> dict[str, Any]:
+    """The data of a stream's last event."""
+    if message.error is not None:
+        return {"error": failure_fields(message.error), "message_id": message.id}
+    return {
+        "done": True,
+        "message_id": message.id,
+        "model": message.model,
+        "status": message.status,
+        "finish_reason": message.finish_reason,
+        "usage": message.usage,
+    }
+
+
+def failure_fields(failure: Failure) -> dict[str, Any]:
+    return {name: getattr(failure, name) for name in Failure.__slots__}

@@ -1,0 +1,191 @@
+"""What is stored: conversations, messages, their text; and what a store refuses.
+
+Knows nothing of rules, engines, HTTP or upstream.
+"""
+
+import io
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+Kind = Literal["content", "reasoning"]
+Role = Literal["user", "assistant"]
+Status = Literal["complete", "streaming", "stopped", "failed"]
+
+_KINDS: tuple[Kind, Kind] = ("content", "reasoning")
+
+
+class StoreError(Exception):
+    """What the store refuses; its text is a sentence for the person who asked."""
+
+
+class NotFound(StoreError):
+    """No such conversation or message."""
+
+
+class ReplyInProgress(StoreError):
+    """The conversation is being answered; a message has to wait."""
+
+
+class NothingOwed(StoreError):
+    """The last question is answered already, or there is none."""
+
+
+class StoreFull(StoreError):
+    """A limit is reached; reading and deleting go on."""
+
+
+class Transcript:
+    """A message's text in the order in which it arrived, content and reasoning interleaved.
+
+    It grows until `close()`; any number of readers follow it, each with a position (in characters) of its own.
+    """
+
+    __slots__ = ("_growing", "_switches", "_text", "length", "size")
+
+    def __init__(self, text: str | None = None) -> None:
+        """A whole text, all of it content; without one, a transcript that grows."""
+        self._text = _compact(text or "")
+        self._growing = io.StringIO(newline="") if text is None else None
+        self._switches = array("Q")  # positions at which the kind changes; it begins as content
+        self.length = len(text or "")  # characters
+        self.size = byte_size(text)  # bytes of UTF-8
+
+    def append(self, kind: Kind, text: str) -> None:
+        """Add `text` at the end."""
+        assert self._growing is not None, "a closed transcript doesn't grow"
+        if not text:
+            return
+        if kind != _KINDS[len(self._switches) % 2]:
+            self._switches.append(self.length)
+        self._growing.seek(self.length)
+        self._growing.write(text)
+        self.length += len(text)
+        self.size += byte_size(text)
+
+    def read(self, start: int, most: int) -> list[tuple[Kind, str]]:
+        """The runs of one kind from position `start` on, `most` characters at the most; empty at the end."""
+        end = min(start + most, self.length)
+        if start >= end:
+            return []
+        if not self._switches or start >= self._switches[-1]:  # as nearly always
+            return [(_KINDS[len(self._switches) % 2], self._slice(start, end))]
+        first = bisect_right(self._switches, start)
+        cuts = [start, *self._switches[first : bisect_left(self._switches, end)], end]
+        text = self._slice(start, end)  # once: a text at rest may have to be decoded
+        return [(_KINDS[(first + i) % 2], text[a - start : b - start]) for i, (a, b) in enumerate(pairwise(cuts))]
+
+    def close(self) -> None:
+        """Nothing more comes: keep the text alone."""
+        if self._growing is not None:
+            self._text, self._growing = _compact(self._growing.getvalue()), None
+
+    @property
+    def content(self) -> str:
+        """The text that answers."""
+        return self._all_of("content")
+
+    @property
+    def reasoning(self) -> str:
+        """The model's thinking."""
+        return self._all_of("reasoning")
+
+    def _all_of(self, wanted: Kind) -> str:
+        if self._growing is None and not self._switches:  # as nearly all are, and a long history has many
+            return self._whole() if wanted == "content" else ""
+        return "".join(text for kind, text in self.read(0, self.length) if kind == wanted)
+
+    def _slice(self, start: int, end: int) -> str:
+        if self._growing is None:
+            return self._whole()[start:end]
+        self._growing.seek(start)
+        return self._growing.read(end - start)
+
+    def _whole(self) -> str:
+        return self._text if isinstance(self._text, str) else self._text.decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a reply failed. `code` is an HTTP status, `retry_after` is in seconds."""
+
+    code: int
+    message: str
+    retryable: bool
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a reply ended; what doesn't apply is None."""
+
+    status: Status
+    finish_reason: str | None = None
+    usage: Mapping[str, Any] | None = None
+    error: Failure | None = None
+    generation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn. `transcript` grows while `status` is `streaming`; the rest is of the moment it was read."""
+
+    id: str
+    role: Role
+    transcript: Transcript
+    model: str | None
+    timestamp: str
+    status: Status = "complete"
+    finish_reason: str | None = None
+    usage: Mapping[str, Any] | None = None
+    error: Failure | None = None
+    generation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A conversation without its messages. Times are ISO 8601 in UTC."""
+
+    id: str
+    title: str | None
+    system_prompt: str | None
+    default_model: str
+    created_at: str
+    updated_at: str
+    message_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OwedReply:
+    """A reply that was begun, and what it answers: (role, content) of each turn; None if it had been begun before."""
+
+    message: Message
+    turns: list[tuple[str, str]] | None = None
+
+
+def ended(message: Message, ending: Ending) -> Message:
+    """The reply `message` in its final state."""
+    message.transcript.close()
+    return replace(
+        message,
+        status=ending.status,
+        finish_reason=ending.finish_reason,
+        usage=ending.usage,
+        error=ending.error,
+        generation_id=ending.generation_id,
+    )
+
+
+def byte_size(text: str | None) -> int:
+    """Bytes of `text` in UTF-8."""
+    if text is None:
+        return 0
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _compact(text: str) -> str | bytes:
+    """In a string one emoji makes every character take four bytes; in UTF-8 it doesn't."""
+    return text if text.isascii() else text.encode()

@@ -1,0 +1,294 @@
+"""HTTP/1.1 on one connection: `Connection` is what asyncio sees of it, `Exchange` a request and its response.
+
+Knows nothing of pools and proxies. The parser is llhttp, by way of httptools; the rules are RFC 9112's.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+
+import httptools
+import httpx
+
+HIGH_WATER = 256 * 1024  # bytes that may wait for their reader
+MAX_FRAMING = 64 * 1024  # bytes that may come with none of a body among them: a head, sizes of chunks, trailers
+PIECE = 64 * 1024  # bytes of a request that are written at once
+LATE, TURN = 1.0, 0.05  # seconds: a timer so late tells of a paused process, which first reads what has arrived
+
+
+class Connection(asyncio.Protocol):
+    """One connection, for one exchange at a time. Whatever comes between two exchanges closes it."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.exchange: Exchange | None = None
+        self.is_full = False  # what is written has to wait
+        self.is_closed = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.exchange is None:
+            self.abort()
+        else:
+            self.exchange.feed(data)
+
+    def eof_received(self) -> None:
+        self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc)
+
+    def pause_writing(self) -> None:
+        self.is_full = True
+
+    def resume_writing(self) -> None:
+        self.is_full = False
+        if self.exchange is not None:
+            self.exchange.wake()
+
+    def abort(self) -> None:
+        """Close it at once, whatever is under way."""
+        self.is_closed = True
+        self.transport.abort()
+
+    def _end(self, error: Exception | None) -> None:
+        self.is_closed = True
+        if self.exchange is not None:
+            self.exchange.end(error)
+
+
+class Exchange(httpx.AsyncByteStream):
+    """A request and its response, whose body it is the stream of. Bytes that have come are read before an error.
+
+    One caller at a time waits for it: `patience` seconds for each arrival, and until `deadline` (of the loop's clock)
+    in all. `release` takes the connection once it may serve another exchange. Its coroutines raise httpx's errors.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        method: str,
+        *,
+        patience: float = math.inf,
+        deadline: float = math.inf,
+        release: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
+        self.deadline = deadline
+        self.status = 0  # of the response, once its head has come
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.has_begun = False  # a byte of the response has come
+        self.is_reusable = False  # the connection, once the response is complete
+        self._is_sent = self._is_complete = self._is_paused = self._is_unwanted = self._lasts_until_eof = False
+        self._connection = connection
+        self._method = method
+        self._patience = patience
+        self._release = release
+        self._loop = asyncio.get_running_loop()
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self._size = self._framing = 0  # bytes in `_body`, and those that came since the last of a body
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._late: type[httpx.TimeoutException] = httpx.ReadTimeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = self._due = math.inf
+        connection.exchange = self
+        if connection.is_closed:
+            self.end(None)
+
+    async def send(self, head: bytes, body: AsyncIterable[bytes], patience: float) -> None:
+        """Send no faster than the server reads, and no more once it has answered."""
+        async for part in body:
+            for start in range(0, len(part), PIECE):
+                while self._connection.is_full and not self._has_answer:
+                    await self._arrival(patience, httpx.WriteTimeout)
+                if self._has_answer:
+                    return
+                self._connection.transport.write(head + part[start : start + PIECE])
+                head = b""
+        if head:
+            self._connection.transport.write(head)
+        self._is_sent = True
+
+    async def response(self) -> httpx.Response:
+        """The response, once its head has come."""
+        while not self._has_answer:
+            await self._arrival(self._patience, httpx.ReadTimeout)
+        if not self.status:
+            raise self._error or httpx.RemoteProtocolError("the connection was closed before an answer")
+        return httpx.Response(self.status, headers=self.headers, stream=self)
+
+    async def read(self) -> bytes:
+        """The bytes of the body that have come since the last time, empty at the end."""
+        while not (self._body or self._is_complete or self._error):
+            await self._arrival(self._patience, httpx.ReadTimeout)
+        if self._error and not self._body:
+            raise self._error
+        body = b"".join(self._body)
+        self._body.clear()
+        self._size = 0
+        if self._is_paused:
+            self._resume_reading()
+        return body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while body := await self.read():
+            yield body
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the response is complete."""
+        if not self._is_complete:
+            self._connection.abort()
+
+    def finish(self, seconds: float) -> None:
+        """Drop the rest of the body. The connection is used again if its end comes within so many seconds."""
+        self._is_unwanted = True
+        self._body.clear()
+        if self._is_paused:
+            self._resume_reading()
+        if not self._is_complete:
+            self._loop.call_later(seconds, self._abort_if_incomplete)
+
+    def wake(self) -> None:
+        """Let the caller who waits look again."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # What the connection tells
+
+    def feed(self, data: bytes) -> None:
+        """Bytes of the response."""
+        assert self._parser is not None, "a connection feeds its present exchange"
+        self.has_begun = True
+        size = self._size
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.is_reusable = False
+            if not self._is_complete:
+                self._fail("the response isn't HTTP, or changes the protocol")
+        self._framing = 0 if self._size > size else self._framing + len(data)
+        if self._is_complete:
+            self._leave()
+        elif self._framing > MAX_FRAMING:
+            self._fail("the response's head, or what stands between the parts of its body, is too long")
+        elif self._size > HIGH_WATER and not self._is_unwanted:
+            self._is_paused = True
+            self._connection.transport.pause_reading()
+        self.wake()
+
+    def end(self, error: Exception | None) -> None:
+        """The connection is closed: in order, if there is no error."""
+        if not (self._is_complete or self._error):
+            if error is None and self._lasts_until_eof:
+                self._is_complete = True
+            elif error is None:
+                self._error = httpx.RemoteProtocolError("the connection was closed before the end")
+            else:
+                self._error = httpx.ReadError(str(error))
+        self._let_go()
+        self.wake()
+
+    # What the parser tells
+
+    def on_message_begin(self) -> None:
+        self.is_reusable = False  # nobody asked for another response
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.status:  # else it is a trailer
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status < 200:  # others follow; after 101 the parser raises
+            self.headers.clear()
+            return
+        self.status = status
+        names = {name.lower(): value.lower() for name, value in self.headers}
+        is_chunked = names.get(b"transfer-encoding", b"").endswith(b"chunked")
+        self._lasts_until_eof = not is_chunked and b"content-length" not in names
+        if self._method in ("HEAD", "CONNECT"):  # whose responses have no body, which llhttp can't know
+            self._is_complete = True
+            self.is_reusable = self._method == "CONNECT" and status < 300
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_complete:
+            self.is_reusable = False
+            return
+        self._size += len(body)
+        if not self._is_unwanted:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self.status and not self._is_complete:
+            assert self._parser is not None
+            self._is_complete = True
+            self.is_reusable = self._is_sent and self._parser.should_keep_alive()  # which is false afterwards
+
+    # Below
+
+    @property
+    def _has_answer(self) -> bool:
+        return bool(self.status or self._is_complete or self._error)
+
+    def _resume_reading(self) -> None:
+        self._is_paused = False
+        if not self._connection.is_closed:
+            self._connection.transport.resume_reading()
+
+    def _fail(self, what: str) -> None:
+        self._error = self._error or httpx.RemoteProtocolError(what)
+        self._connection.abort()
+        self._let_go()
+
+    def _abort_if_incomplete(self) -> None:
+        if not self._is_complete:
+            self._connection.abort()
+
+    def _leave(self) -> None:
+        """The response is complete: the connection serves others, or nobody."""
+        self._let_go()
+        if self.is_reusable and not self._connection.is_closed:
+            self._release(self._connection)
+        else:
+            self._connection.abort()
+
+    def _let_go(self) -> None:
+        self._parser = None  # which refers to this exchange
+        if self._connection.exchange is self:
+            self._connection.exchange = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arrival(self, patience: float, late: type[httpx.TimeoutException]) -> asyncio.Future[None]:
+        # The timer isn't moved with each arrival: when it fires it looks how far the due time has moved meanwhile.
+        self._late = late
+        self._due = min(self._loop.time() + patience, self.deadline)
+        if self._due < self._timer_at:
+            self._set_timer(self._due)
+        self._waiter = self._loop.create_future()
+        return self._waiter
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._check_time)
+
+    def _check_time(self) -> None:
+        now, was_due = self._loop.time(), self._timer_at
+        self._timer, self._timer_at = None, math.inf
+        if self._waiter is None or self._waiter.done():
+            return
+        if now < self._due:
+            self._set_timer(self._due)
+        elif now > was_due + LATE:
+            self._set_timer(now + TURN)
+        else:
+            self._waiter.set_exception(self._late("too long without a byte"))

@@ -1,0 +1,60 @@
+"""Which proxy of the environment applies to a URL: that of its scheme, else ALL_PROXY, unless NO_PROXY names the host.
+
+What doesn't apply isn't looked at: environments are full of proxies that are meant for others.
+"""
+
+import base64
+import ipaddress
+import re
+import urllib.request
+from urllib.parse import unquote
+
+import httpx
+
+
+def proxy_for(url: httpx.URL) -> httpx.URL | None:
+    """The proxy's URL. Raises `ValueError` with a sentence that names the variable where it can't be used."""
+    proxies = urllib.request.getproxies()
+    variable = f"{url.scheme}_proxy" if proxies.get(url.scheme) else "all_proxy"
+    told = proxies.get(variable.removesuffix("_proxy"))
+    if not told or _is_loopback(url.host) or any(_names(entry, url) for entry in proxies.get("no", "").split(",")):
+        return None
+    try:
+        proxy = httpx.URL(told if "://" in told else f"http://{told}")
+    except httpx.InvalidURL:
+        proxy = httpx.URL()
+    if proxy.scheme not in ("http", "https") or not proxy.host:
+        raise ValueError(f"{variable.upper()} must be an http:// or https:// URL; NO_PROXY={url.host} does without it.")
+    return proxy
+
+
+def authorization(proxy: httpx.URL) -> list[tuple[bytes, bytes]]:
+    """The header that a proxy whose URL has a user wants."""
+    if not proxy.userinfo:
+        return []
+    token = base64.b64encode(f"{unquote(proxy.username)}:{unquote(proxy.password)}".encode())
+    return [(b"Proxy-Authorization", b"Basic " + token)]
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or _is_within(host, "127.0.0.0/8") or host == "::1"  # which no proxy can reach
+
+
+def _names(entry: str, url: httpx.URL) -> bool:
+    """Whether an entry of NO_PROXY means this host: `*`, a name and what is below it, an address, a network."""
+    entry = entry.strip().lower()
+    if entry == "*" or _is_within(url.host, entry):
+        return True
+    if port := re.search(r"(?<=[^:]):(\d+)$|(?<=\]):(\d+)$", entry):
+        if url.port or {"http": 80, "https": 443}.get(url.scheme) != int(port[0][1:]):
+            return False
+        entry = entry[: port.start()]
+    name = entry.removeprefix("*").removeprefix(".")
+    return bool(name) and (url.host == name.strip("[]") or url.host.endswith(f".{name}"))
+
+
+def _is_within(host: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network.strip("[]"), strict=False)
+    except ValueError:  # one of them is a name, or nothing that can be read
+        return False
