@@ -28,7 +28,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TAKEN = {
     ("README.md", "sh"): 4,
     ("README.md", "powershell"): 1,
-    ("README.md", "console"): 2,
+    ("README.md", "console"): 1,
     ("README.md", "text"): 1,
     ("docs/clients.md", "sh"): 4,
     ("docs/clients.md", "python"): 1,
