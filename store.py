@@ -53,7 +53,7 @@ TITLE_CHARS = 80
 
 # Bytes that are kept beside text, measured: ids, times, and the objects themselves.
 CONVERSATION_BYTES = 512
-MESSAGE_BYTES = 768
+MESSAGE_BYTES = 1024
 LEAST_BESIDE = 1024 * 1024  # that any store may take
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

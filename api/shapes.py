@@ -1,5 +1,6 @@
 """What conversations, messages and failures look like in JSON."""
 
+import json
 from typing import Any
 
 from store import Conversation, Failure, Message
@@ -19,7 +20,7 @@ def message_fields(message: Message) -> dict[str, Any]:
         "status": message.status,
         "finish_reason": message.finish_reason,
         "reasoning": message.transcript.reasoning or None,
-        "usage": message.usage,
+        "usage": _usage(message),
         "error": failure_fields(message.error) if message.error else None,
         "generation_id": message.generation_id,
     }
@@ -35,8 +36,12 @@ def last_event_fields(message: Message) -> dict[str, Any]:
         "model": message.model,
         "status": message.status,
         "finish_reason": message.finish_reason,
-        "usage": message.usage,
+        "usage": _usage(message),
     }
+
+
+def _usage(message: Message) -> Any:
+    return json.loads(message.usage) if message.usage else None
 
 
 def failure_fields(failure: Failure) -> dict[str, Any]:

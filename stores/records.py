@@ -4,6 +4,7 @@ Knows nothing of rules, engines, HTTP or upstream.
 """
 
 import io
+import json
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ class Transcript:
         """A whole text, all of it content; without one, a transcript that grows."""
         self._text = _compact(text or "")
         self._growing = io.StringIO(newline="") if text is None else None
-        self._switches = array("Q")  # positions at which the kind changes; it begins as content
+        self._switches = array("I")  # positions at which the kind changes; it begins as content
         self.length = len(text or "")  # characters
         self.size = byte_size(text)  # bytes of UTF-8
 
@@ -140,7 +141,7 @@ class Message:
     timestamp: str
     status: Status = "complete"
     finish_reason: str | None = None
-    usage: Mapping[str, Any] | None = None
+    usage: str | None = None  # as JSON, which takes a fraction of an object's memory
     error: Failure | None = None
     generation_id: str | None = None
 
@@ -173,7 +174,7 @@ def ended(message: Message, ending: Ending) -> Message:
         message,
         status=ending.status,
         finish_reason=ending.finish_reason,
-        usage=ending.usage,
+        usage=None if ending.usage is None else json.dumps(ending.usage),
         error=ending.error,
         generation_id=ending.generation_id,
     )

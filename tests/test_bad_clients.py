@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from api import bodies
 from serving import connections
-from tests.support.problems import assert_problem
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, client, serving
 from tests.support.sockets import Leftovers, address, connected, exchange, request, resident
@@ -197,43 +196,6 @@ async def test_a_reply_that_nobody_waits_for_is_finished(upstream: ScriptedUpstr
     assert (await ready.messages(conversation_id))[-1]["status"] == "complete"
 
 
-async def test_a_reply_has_a_bounded_number_of_readers(
-    upstream: ScriptedUpstream, ready: Relay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("replies.MAX_READERS", 2)
-    gate = Gate()
-    upstream.play(gated(gate, "one"))
-    conversation_id = await ready.ask()
-    async with other(ready) as many, many.stream(conversation_id) as one, many.stream(conversation_id) as two:
-        assert [(await reader.next()).event for reader in (one, two)] == ["start", "start"]
-        async with many.stream(conversation_id) as three:
-            assert_problem(three.response, 503, "2 readers")
-            assert int(three.response.headers["retry-after"]) > 0
-        gate.open_wide()
-        assert [(await reader.whole()).content for reader in (one, two)] == ["one", "one"]
-
-
-async def test_readers_that_come_in_the_same_moment_are_counted_too(
-    upstream: ScriptedUpstream, relay: Relay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("replies.MAX_READERS", 3)
-    upstream.play(gated(gate := Gate(), "one"))
-    conversation_id = await relay.ask()
-
-    async def status() -> int:
-        async with relay.stream(conversation_id) as reader:
-            if reader.response.status_code == 200:
-                await reader.whole()
-            return reader.response.status_code
-
-    await asyncio.gather(*(relay.health() for _ in range(20)))  # so that the connections are there
-    statuses = asyncio.gather(*(status() for _ in range(20)))
-    await gate.reached()
-    await relay.health()
-    gate.open_wide()
-    assert sorted(await bounded(statuses)) == [200] * 3 + [503] * 17
-
-
 # Slow and endless requests
 
 
@@ -377,9 +339,7 @@ async def test_a_long_body_that_nobody_reads_takes_the_connection_from_no_other_
 CROWDED = """
 import server
 server.MAX_CONNECTIONS = 10
-app = server.app if hasattr(server, "app") else None
-if __name__ == "__main__":
-    server.serve(server.load_settings())
+server.serve(server.load_settings())
 """
 
 HURRIED = """
@@ -387,29 +347,23 @@ from serving import connections
 import server
 
 connections.HEAD_TIMEOUT = 0.3
-app = server.app if __name__ != "__main__" else None
-if __name__ == "__main__":
-    server.main()
+server.main()
 """
 
 
-@pytest.mark.parametrize("command", ["python", "uvicorn"])
-async def test_a_silent_connection_is_not_kept_however_the_service_was_started(command: str, tmp_path: Path) -> None:
+async def test_a_silent_connection_is_not_kept(tmp_path: Path) -> None:
     file = tmp_path / "hurried.py"
     file.write_text(HURRIED)
-    argv = ("python", str(file)) if command == "python" else ("uvicorn", "hurried:app")
-    async with process(*argv, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as relay:
+    async with process("python", str(file), env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as relay:
         reader, writer = await asyncio.open_connection(*address(relay))
         with contextlib.closing(writer), contextlib.suppress(ConnectionResetError):
             assert await bounded(reader.read()) == b""
 
 
-@pytest.mark.parametrize("command", ["python", "uvicorn"])
-async def test_connections_are_counted_however_the_service_was_started(command: str, tmp_path: Path) -> None:
+async def test_connections_are_counted(tmp_path: Path) -> None:
     file = tmp_path / "crowded.py"
     file.write_text(CROWDED)
-    argv = ("python", str(file)) if command == "python" else ("uvicorn", "crowded:app")
-    async with process(*argv, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as relay:
+    async with process("python", str(file), env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as relay:
         with contextlib.ExitStack() as stack:
             for _ in range(10):
                 stack.enter_context(connected(relay))

@@ -10,8 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-import routes
-from api import bodies
+from api import bodies, problems
 from openrouter import Timers
 from store import Store
 from tests.support.contract import check_response
@@ -422,7 +421,7 @@ async def test_a_client_that_waits_for_100_is_told_413_instead(upstream: Scripte
 
 
 async def test_an_endless_body_is_cut_at_the_limit(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "LINGER", 0.05)
+    monkeypatch.setattr(problems, "LINGER", 0.05)
     async with serving(upstream, max_body_bytes=1000) as relay, connected(relay) as connection:
         await connection.send(head("POST", "/conversations", "Transfer-Encoding: chunked") + chunk(1000))
         await connection.send(chunk(1))

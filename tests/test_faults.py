@@ -1,4 +1,4 @@
-"""Every fault of an upstream that is known, and what becomes of the reply: README.md quotes the table `FAULTS`.
+"""Every known fault of an upstream, and what becomes of the reply: docs/faults.md quotes the table `FAULTS`.
 
 Each ends in a terminal status and event within its bound, is tried as often as the design says and no more, keeps the
 text that had arrived, leaves nothing behind, and the next reply on the same relay works.

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from serving import middleware
+from serving import access
 from tests.support.problems import assert_problem
 from tests.support.process import process
 from tests.support.relay import Relay, client, serving
@@ -378,7 +378,7 @@ async def test_the_token_is_compared_in_constant_time(locked: Relay, monkeypatch
         return hmac.compare_digest(sent, right)
 
     fake = type("hmac", (), {"compare_digest": staticmethod(compare)})
-    monkeypatch.setattr(middleware, "hmac", fake)
+    monkeypatch.setattr(access, "hmac", fake)
     for token in ("x", TOKEN[:-1], TOKEN):
         await locked.client.get("/conversations", headers={"Authorization": f"Bearer {token}"})
     assert compared == [(token.encode(), TOKEN.encode()) for token in ("x", TOKEN[:-1], TOKEN)]

@@ -9,8 +9,14 @@ from tests.support.process import ROOT
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 
+PAGES = sorted(
+    f"{page.relative_to(ROOT)}"
+    for pattern in ("*.md", "docs/*.md", "examples/*/README.md", "benchmarks/README.md")
+    for page in ROOT.glob(pattern)
+)
 
-@pytest.mark.parametrize("page", ["README.md", "examples/react/README.md", "benchmarks/README.md"])
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_relative_link_leads_to_a_file_and_a_heading(page: str) -> None:
     source = ROOT / page
     for target in links(source):
@@ -20,13 +26,21 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: str) -> None:
         assert not heading or heading in headings(file / "README.md" if file.is_dir() else file), target
 
 
+def test_the_first_page_leads_to_every_other_one() -> None:
+    assert {*PAGES} - {"README.md"} <= {link.partition("#")[0] for link in links(ROOT / "README.md")}
+
+
 def links(page: Path) -> list[str]:
     """Those that don't leave the repository."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [link for match in LINK.findall(text) for link in match if link and "://" not in link]
+    return [link for match in LINK.findall(prose(page)) for link in match if link and "://" not in link]
 
 
 def headings(page: Path) -> set[str]:
     """The names under which GitHub links to them."""
-    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

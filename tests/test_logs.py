@@ -45,16 +45,20 @@ async def test_every_line_of_a_request_and_of_the_reply_it_started_has_its_id(
         relay.client.headers["X-Request-ID"] = "streamed"
         transcript = await relay.read(conversation)
         assert transcript.content == ANSWER
+        reply = transcript.start["message_id"]
         await relay.idle()
         relay.terminate()
         assert await relay.exit() == 0
         lines = [parsed(line) for line in relay.output.splitlines()]
-    assert ("store", "INFO", f"conversation {conversation} made", "made") in lines
-    assert [line[3] for line in lines if "added to conversation" in line[2]] == ["asked"]
-    reply = [line for line in lines if transcript.start["message_id"] in line[2] or line[2].startswith("try 1 failed")]
-    assert {name for name, *_ in reply} == {"replies", "openrouter"}
-    assert len(reply) >= 5  # started, a reader joins, another try, the reader leaves, completed
-    assert {this_id for *_, this_id in reply} == {"streamed"}
+    told = [(name, level, message, this_id) for name, level, message, this_id in lines if level != "DEBUG"]
+    created, asked, streaming, tried, completed = [line for line in told if line[3]]
+    assert created == ("store", "INFO", f"Created conversation {conversation} with model openrouter/auto", "made")
+    assert asked == ("store", "INFO", f"Added user message to conversation {conversation}", "asked")
+    said = f"Streaming response for conversation {conversation} with model openrouter/auto"
+    assert streaming == ("replies", "INFO", said, "streamed")
+    assert (tried[0], tried[1], tried[3]) == ("openrouter", "WARNING", "streamed")
+    assert completed[2].startswith(f"Completed streaming for conversation {conversation}: reply {reply}, ")
+    assert completed[3] == "streamed"
     assert not {"made", "asked", "streamed"} & {this_id for name, *_, this_id in lines if name.startswith("uvicorn")}
 
 

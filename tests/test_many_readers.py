@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -60,35 +59,6 @@ async def test_twenty_first_requests_at_once_share_a_failure(upstream: ScriptedU
 
 async def all_started(relay: Relay, conversation_id: str) -> bool:
     return [message["status"] for message in await relay.messages(conversation_id)] == ["complete", "streaming"]
-
-
-async def test_a_reader_gets_no_more_events_than_a_screen_can_show(upstream: ScriptedUpstream, relay: Relay) -> None:
-    """One in 16 ms, the first and the last ones aside; each waits for what comes meanwhile."""
-    upstream.play(answer("word " * 1_000, pieces=1_000))
-    started = time.monotonic()
-    transcript = await relay.read(await relay.ask())
-    taken = time.monotonic() - started
-    assert transcript.content == "word " * 1_000
-    assert len(transcript.blocks) <= taken / 0.016 + 4
-
-
-async def test_a_first_text_and_an_end_wait_for_no_other_reply(
-    upstream: ScriptedUpstream, relay: Relay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All that comes in between is brought to all readers together."""
-    monkeypatch.setattr("replies.WAKE_INTERVAL", 60.0)
-    one, two = Gate(), Gate()
-    upstream.queue(gated(one, "a", "b", "c"), gated(two, "d", "e"))
-    async with relay.stream(await relay.ask()) as first:
-        one.open(2)
-        await first.until("b")  # nobody was woken before: from now on the others wait
-        async with relay.stream(await relay.ask()) as second:
-            two.open()
-            await second.until("d")
-            two.open_wide()
-            assert (await second.whole()).content == "de"
-        one.open_wide()
-        assert (await first.whole()).content == "abc"
 
 
 async def test_fifty_readers_of_one_reply_each_at_a_speed_of_its_own_get_the_same(

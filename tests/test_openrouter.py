@@ -345,7 +345,7 @@ async def test_half_a_character_at_the_end_is_replaced(upstream: ScriptedUpstrea
         assert (await read(openrouter)).texts == [("content", "a\ufffd")]
 
 
-@pytest.mark.parametrize("unusable", ["", "gén", "\x7f"])
+@pytest.mark.parametrize("unusable", ["", "gén"])
 async def test_the_generation_id_comes_from_a_chunk_if_the_header_has_none(
     upstream: ScriptedUpstream, unusable: str
 ) -> None:
@@ -956,16 +956,14 @@ async def test_a_reader_that_stops_reading_closes_the_connection(upstream: Scrip
         await assert_nothing_left(openrouter, upstream)
 
 
-async def test_closing_the_adapter_ends_what_was_given_up_while_connecting() -> None:
-    """Within about a second, though the connection would be waited for longer."""
+async def test_a_question_that_is_given_up_while_connecting_connects_no_longer() -> None:
     with full_port() as port:
         async with adapter(f"http://127.0.0.1:{port}", connect=20.0) as openrouter:
+            before = asyncio.all_tasks()
             reading = asyncio.create_task(read(openrouter))
-            await eventually(lambda: slots(openrouter)[0])
+            await eventually(lambda: len(asyncio.all_tasks() - before) == 2)  # one of them connects
             await cancelled(reading)
-            assert slots(openrouter)[0], "it is still connecting"
-            await bounded(openrouter.aclose())
-            assert slots(openrouter)[0] == 0
+            await eventually(lambda: asyncio.all_tasks() <= before)
 
 
 # The models list
@@ -1015,7 +1013,7 @@ async def test_the_models_are_served_from_the_cache_while_they_are_fresh(
     assert (state(first), state(second), state(third)) == ((False, False), (True, False), (True, False))
     assert shown(second) == shown(third) == shown(first) | {"cached": True}
     assert len(upstream.models_requests) == 1
-    assert "models fetched" in caplog.text and caplog.text.count("models served from the cache") == 1  # the rest: DEBUG
+    assert "Models fetched" in caplog.text and caplog.text.count("Models served from the cache") == 1  # the rest: DEBUG
 
 
 async def test_the_models_are_fetched_again_when_they_are_no_longer_fresh(upstream: ScriptedUpstream) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from server import load_settings
+from server import exiting_with_one_line, load_settings
 from serving.settings import Settings
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT, RelayProcess, process
@@ -76,7 +76,8 @@ async def test_a_signal_with_nothing_in_progress_ends_it_at_once_and_in_order(
     async with process(*command, env=env) as relay:
         assert (await relay.read(await relay.ask())).content == ANSWER
         (relay.terminate if number is signal.SIGTERM else relay.interrupt)()
-        assert await relay.exit(QUICKLY) == 0
+        is_server = command[0] == "python"
+        assert await relay.exit(QUICKLY) in ((0,) if is_server else (0, -number))  # uvicorn raises the signal again
         for word in ("Traceback", "Error", "ERROR", "never awaited", "was destroyed"):
             assert word not in relay.output
 
@@ -181,7 +182,7 @@ def test_a_value_that_cannot_be_read_stops_the_start_with_one_line_that_names_th
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.environ", {variable: value})
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as exit, exiting_with_one_line():
         load_settings()
     output, errors = capsys.readouterr()
     assert (exit.value.code not in (None, 0), output) == (True, "")
@@ -199,14 +200,14 @@ async def test_the_process_prints_that_line_and_nothing_else(command: tuple[str,
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("ALL_PROXY", "socks5://localhost:1080"), ("https_proxy", "ftp://x"), ("SSL_CERT_FILE", "/no")],
+    [("ALL_PROXY", "socks5://localhost:1080"), ("HTTPS_PROXY", "ftp://x"), ("SSL_CERT_FILE", "/no")],
 )
 async def test_a_proxy_or_certificate_that_cannot_be_used_is_told_in_one_line(
     command: tuple[str, ...], variable: str, value: str
 ) -> None:
     async with process(*command, env={variable: value}, listening=False) as relay:
         assert await relay.exit() != 0
-        assert re.fullmatch(r"[^\n]*ALL_PROXY, HTTP_PROXY and HTTPS_PROXY must [^\n]+\.\n", relay.output)
+        assert re.fullmatch(rf"{variable} must [^\n]+\.\n", relay.output)
 
 
 async def test_an_ipv6_address_to_listen_on_may_have_brackets() -> None:
@@ -260,7 +261,7 @@ def test_a_dotenv_file_may_begin_with_a_byte_order_mark(tmp_path: Path, monkeypa
 def test_a_bad_value_in_a_dotenv_file_is_told_as_one_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit), exiting_with_one_line():
         loaded(tmp_path, monkeypatch, b"PORT=abc\n")
     assert re.fullmatch(r"PORT must be [^\n]+\.\n", capsys.readouterr().err)
 
@@ -269,7 +270,7 @@ def test_a_bad_value_in_a_dotenv_file_is_told_as_one_in_the_environment(
 def test_a_dotenv_file_that_is_not_utf_8_is_told_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dotenv: bytes
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit), exiting_with_one_line():
         loaded(tmp_path, monkeypatch, dotenv)
     assert re.fullmatch(r"\.env [^\n]+\n", capsys.readouterr().err)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import routes
+from api import events
 from tests.support.problems import assert_problem
 from tests.support.readers import Reader, Transcript
 from tests.support.relay import Relay, serving
@@ -607,7 +607,7 @@ async def test_a_patch_between_two_replies_counts_for_the_second(upstream: Scrip
 async def test_comments_keep_a_silent_stream_alive(
     upstream: ScriptedUpstream, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "KEEP_ALIVE", 0.01)
+    monkeypatch.setattr(events, "KEEP_ALIVE", 0.01)
     gate = Gate()
     upstream.play(gated(gate, "Hello"))
     async with relay.stream(await relay.ask()) as reader:

@@ -47,26 +47,27 @@ class EventParser:
     def __init__(self) -> None:
         self._line: list[bytes] = []  # pieces of a line that hasn't ended
         self._data: list[bytes] = []  # the data lines of an event that hasn't ended
-        self._size = 0  # bytes in both
+        self._line_size = self._data_size = 0  # bytes
         self._is_first = True
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that ends in `chunk`. Raises `UpstreamUnreadable` for an endless one."""
+        if not chunk:
+            return []
         if self._after_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]
         self._after_cr = chunk.endswith(b"\r")
-        self._size += len(chunk)
+        self._line.append(chunk)
+        self._line_size += len(chunk)
         events: list[bytes] = []
         if b"\n" in chunk or b"\r" in chunk:
             # Bytes, not text: str.splitlines() would also split at U+2028 and others, which are legal in JSON strings.
-            lines = b"".join((*self._line, chunk)).splitlines()
+            lines = b"".join(self._line).splitlines()
             self._line = [] if chunk.endswith((b"\n", b"\r")) else [lines.pop()]
+            self._line_size = len(self._line[0]) if self._line else 0
             events = self._events(lines)
-            self._size = sum(map(len, self._line)) + sum(map(len, self._data))
-        elif chunk:
-            self._line.append(chunk)
-        if self._size > MAX_EVENT_BYTES:
+        if self._line_size + self._data_size > MAX_EVENT_BYTES:
             raise UpstreamUnreadable(f"Upstream sent an event of more than {MAX_EVENT_BYTES} bytes.")
         return events
 
@@ -83,11 +84,14 @@ class EventParser:
         for line in lines:
             if line.startswith(b"data:"):
                 self._data.append(line[6:] if line.startswith(b" ", 5) else line[5:])
+                self._data_size += len(line)
             elif line == b"data":
                 self._data.append(b"")
+                self._data_size += len(line)
             elif not line and self._data:
                 data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
                 self._data.clear()
+                self._data_size = 0
                 if data.strip():
                     events.append(data)
         return events

@@ -3,25 +3,25 @@ import { withPage } from './support/origins'
 import { root } from './support/paths'
 import { expect, test, testWithOwnRelay } from './support/test'
 
-/** The README's first example of this language that has this word in it. */
-function readmeExample(language: string, word: string): string {
-  const blocks = readFileSync(`${root}README.md`, 'utf8').matchAll(/^```(\w+)\n(.*?)^```$/gms)
+/** The first example of docs/clients.md in this language that has this word in it. */
+function clientExample(language: string, word: string): string {
+  const blocks = readFileSync(`${root}docs/clients.md`, 'utf8').matchAll(/^```(\w+)\n(.*?)^```$/gms)
   const found = [...blocks].find(([, of, code]) => of === language && code?.includes(word))
   return found?.[2] ?? ''
 }
 
-test('the README’s EventSource example gives the exact answer on a page of localhost:3000', async ({ page, relay }) => {
-  const code = readmeExample('js', 'EventSource')
+test('the documented EventSource example gives the exact answer on a page of localhost:3000', async ({ page, relay }) => {
+  const code = clientExample('js', 'EventSource')
   const { text, id } = await withPage(3000, async () => {
     await page.goto('http://localhost:3000')
     const stream = page.waitForRequest(/\/stream$/)
     const text = await page.evaluate(`${code}
       let text = ''
-      ask('Does the README work?', (more) => (text += more)).then((end) => text + end.status)`)
+      ask('Does the example work?', (more) => (text += more)).then((end) => text + end.status)`)
     return { text, id: new URL((await stream).url()).pathname.split('/')[2]! }
   })
   const answer = (await relay.messages(id)).at(-1)
-  expect(answer?.content).toContain('You asked: Does the README work?')
+  expect(answer?.content).toContain('You asked: Does the example work?')
   expect(text).toBe(`${answer?.content}complete`)
 })
 
