@@ -367,7 +367,8 @@ async def test_who_waits_for_the_models_list_is_told_to_come_back(upstream: Scri
 async def test_uvicorn_alone_cuts_readers_off_but_finishes_their_replies(upstream: ScriptedUpstream) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one", "two"))
-    async with running(upstream, UVICORN) as relay:
+    env = {"OPENROUTER_API_KEY": "test-key", "OPENROUTER_BASE_URL": upstream.base_url}
+    async with process(*UVICORN, env=env) as relay:
         gate.open()
         async with relay.stream(await relay.ask()) as reader:
             await reader.until("one")
