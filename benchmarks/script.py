@@ -48,12 +48,6 @@ def frame(key: int, index: int) -> bytes:
     return _http_chunk(_event(first_token(key))) if index == 0 else FRAMES[(key + index - 1) % len(FRAMES)]
 
 
-def batch(key: int, index: int, count: int) -> bytes:
-    """`count` tokens from `index` on (not the first token), each as an HTTP chunk of its own."""
-    start = (key + index - 1) % len(WORDS)
-    return b"".join((FRAMES * (count // len(WORDS) + 2))[start : start + count])
-
-
 def models_body() -> bytes:
     """A models list of 400 entries and about 680 kB."""
     words, chance = (" ".join(WORDS)).split(), random.Random(5)

@@ -14,14 +14,12 @@ from typing import cast
 
 from benchmarks import script
 
-BATCH = 16
-"""Tokens a write at full speed, 4 kB; each is an HTTP chunk of its own."""
 _MARK = re.compile(rb"\[\[(\d+)(?::(\d+))?\]\]")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Generation:
-    """One stream under way. `sent_at` holds when each token was handed to the socket, but for those of a flood."""
+    """One stream under way. A token is a chunk and a write; `sent_at` holds when each was handed to the socket."""
 
     def __init__(self, key: int, transport: asyncio.Transport) -> None:
         self.key, self.sent, self.paused, self.ended = key, 0, False, False
@@ -52,7 +50,6 @@ class Generation:
     def flood(self, tokens: int) -> None:
         """As fast as the relay takes them, up to `tokens`, then the end."""
         self._flood = tokens
-        self.send()
         self._flow()
 
     def finish(self) -> None:
@@ -65,7 +62,8 @@ class Generation:
     def resume(self) -> None:
         """The relay takes bytes again."""
         self.paused = False
-        self._flow()
+        if self._flood:
+            self._flow()
 
     def abandon(self) -> None:
         """The relay has gone: send no more."""
@@ -73,12 +71,13 @@ class Generation:
         self.ended = True
 
     def _flow(self) -> None:
-        while self.sent < self._flood and not (self.paused or self.ended):
-            count = min(BATCH, self._flood - self.sent)
-            self._transport.write(script.batch(self.key, self.sent, count))
-            self.sent += count
-        if self._flood and self.sent >= self._flood:
+        """One token, and the next one when the other streams and the readers have had their turn."""
+        if self.sent >= self._flood:
             self.finish()
+        elif not self.ended:
+            self.send()
+            if not self.paused:
+                self._loop.call_soon(self._flow)
 
     def _tick_at(self, due: float, gap: float) -> None:
         self._timer = self._loop.call_at(due, self._tick, due, gap)
