@@ -15,7 +15,10 @@ from benchmarks.targets import HEADLINES, ROWS, Row
 
 BUSY, WAITED = 0.9, 0.15
 """Shares of a window from which on upstream and readers may have been the bottleneck, or the machine wasn't quiet."""
-BUSY_SIGN, WAITED_SIGN = "‡", "~"
+SIGNS = {
+    "‡": f"upstream and readers kept their own core over {BUSY:.0%} busy: the subject may be faster",
+    "~": f"over {WAITED:.0%} of the time it waited for its core, which others or its own threads had",
+}
 TITLES = {NAIVE: "naive", NGINX: "nginx", PORTKEY: "Portkey", SERVICE: "the relay"}
 OPENING, CLOSING = "<!-- benchmark -->", "<!-- /benchmark -->"
 
@@ -23,18 +26,21 @@ OPENING, CLOSING = "<!-- benchmark -->", "<!-- /benchmark -->"
 def whole(results: Results, sizes: Sizes) -> str:
     """Every row with its targets, and beneath the table what a reader has to know of it."""
     rows = [_row(row, results) for row in ROWS if row.figure in results.samples]
-    table = _table(["at", "figure", *TITLES.values(), "target"], rows)
-    return "\n".join([*table, "", *_notes(results, sizes)])
+    table = "\n".join(_table(["at", "figure", *TITLES.values(), "target"], rows))
+    notes = [*_notes(results, sizes), *_legend(table)]
+    return "\n".join([table, "", *(f"- {note}" for note in notes)])
 
 
 def headlines(results: Results, sizes: Sizes) -> str:
     """The table of five lines, under a line that says when and on what it was measured."""
+    row_of = {row.figure: row for row in ROWS}
     rows = [
-        [title, *(" / ".join(_shown(results.median(f, name), shown) for f in figures) for name in TITLES)]
-        for title, shown, figures in HEADLINES
+        [title, *(" / ".join(_value(row_of[figure], results, name) for figure in figures) for name in TITLES)]
+        for title, figures in HEADLINES
     ]
+    table = "\n".join(_table(["figure", *TITLES.values()], rows))
     caption = f"Medians of {sizes.rounds} interleaved rounds on {_today()}; {_machine(results)}."
-    return "\n".join([caption, "", *_table(["figure", *TITLES.values()], rows)])
+    return " ".join([caption, *_legend(table)]) + f"\n\n{table}"
 
 
 def put(text: str, page: Path) -> bool:
@@ -66,11 +72,8 @@ def _value(row: Row, results: Results, subject: str) -> str:
     value, window = results.median(row.figure, subject), row.figure.partition("_")[2]
     busy = (results.median(f"ours_{window}", subject) or 0) > BUSY
     waited = (results.median(f"waited_{window}", subject) or 0) > WAITED
-    return _shown(value, row.shown) + (f" {BUSY_SIGN}" if busy else "") + (f" {WAITED_SIGN}" if waited else "")
-
-
-def _shown(value: float | None, shown: str) -> str:
-    return "–" if value is None else shown.format(value)
+    signs = [sign for sign, applies in zip(SIGNS, (busy, waited), strict=True) if applies]
+    return " ".join(["–" if value is None else row.shown.format(value), *signs])
 
 
 def _verdict(row: Row, results: Results) -> str:
@@ -92,11 +95,12 @@ def _notes(results: Results, sizes: Sizes) -> list[str]:
     notes = [f"{_today()}; {_machine(results)}. {medians}. The full store: {sizes.stored:,} conversations."]
     notes += [f"Left out: {subject}: {reason}." for subject, reason in results.missing.items()]
     notes += [f"Not measured: {what} of {subject}: {reason}" for (subject, what), reason in results.failures.items()]
-    notes += [
-        f"{BUSY_SIGN}: upstream and readers kept their own core over {BUSY:.0%} busy: the subject may be faster.",
-        f"{WAITED_SIGN}: over {WAITED:.0%} of the time it waited for its core, which others or its own threads had.",
-    ]
-    return [f"- {note}" for note in notes]
+    return notes
+
+
+def _legend(table: str) -> list[str]:
+    """What the signs in a table mean."""
+    return [f"{sign}: {meaning}." for sign, meaning in SIGNS.items() if sign in table]
 
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
