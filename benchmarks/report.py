@@ -37,6 +37,7 @@ def headlines(results: Results, sizes: Sizes) -> str:
     rows = [
         [title, *(" / ".join(_value(row_of[figure], results, name) for figure in figures) for name in TITLES)]
         for title, figures in HEADLINES
+        if figures[0] in results.samples
     ]
     table = "\n".join(_table(["figure", *TITLES.values()], rows))
     caption = f"Medians of {sizes.rounds} interleaved rounds on {_today()}; {_machine(results)}."
