@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -46,12 +47,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="SUBJECT", help=f"of: {', '.join(NAMES)}")
     names = [measurement.name for measurement in rounds.MEASUREMENTS]
     parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", help=f"of: {', '.join(names)}")
-    parser.add_argument(
-        "--python", type=Path, metavar="PATH", help="the Python that naive and service run on, not this"
-    )
+    on = "the Python that naive and service run on, in place of this one"
+    parser.add_argument("--python", type=_interpreter, metavar="PATH", help=on)
     written = "where to write results.json and results.svg (if the whole full form is measured: here, and the READMEs)"
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=written)
     return parser.parse_args()
+
+
+def _interpreter(name: str) -> Path:
+    return Path(shutil.which(name) or name).absolute()
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
