@@ -1,8 +1,9 @@
-"""`python -m benchmarks`: measure, then print the table and write `results.json` and `results.svg` beside this file."""
+"""`python -m benchmarks`: measure and print the tables; the full form writes the results beside this file, too."""
 
 import argparse
 import asyncio
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,10 +15,8 @@ from benchmarks.bench import FULL, QUICK, Bench, Sizes, cores
 from benchmarks.errors import BenchmarkError
 from benchmarks.processes import pin
 from benchmarks.results import Results
-from benchmarks.subjects import LITELLM, NAMES, SERVICE, available
+from benchmarks.subjects import NAMES, SERVICE, available
 from benchmarks.upstream import Upstream
-
-QUICK_SUBJECTS = tuple(name for name in NAMES if name != LITELLM)
 
 
 def main() -> int:
@@ -31,22 +30,32 @@ def main() -> int:
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         print(f"The benchmark was interrupted ({error or 'Ctrl-C'}); nothing was written", file=sys.stderr)
         return 130
-    print(report.markdown(results, _sizes(options)))
-    is_whole = options.full and not (options.only or options.rows)
-    if folder := options.output or (install.HERE if is_whole else None):
-        _write(results, _sizes(options), folder)
+    whole, headlines = report.whole(results, _sizes(options)), report.headlines(results, _sizes(options))
+    print(f"{whole}\n\n{headlines}")
+    if options.output:
+        _write(results, _sizes(options), options.output)
+    elif options.full and not (options.only or options.rows or options.python):
+        _write(results, _sizes(options), install.HERE)
+        _put(whole, install.HERE / "README.md")
+        _put(headlines, install.ROOT / "README.md")
     return 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Measure the relay beside its alternatives.")
-    parser.add_argument("--full", action="store_true", help="more and longer rounds, LiteLLM too (half an hour)")
+    parser.add_argument("--full", action="store_true", help="more and longer rounds (half an hour)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="SUBJECT", help=f"of: {', '.join(NAMES)}")
     names = [measurement.name for measurement in rounds.MEASUREMENTS]
     parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", help=f"of: {', '.join(names)}")
-    written = "where to write results.json and results.svg (this folder, if all of the full form is measured)"
+    on = "the Python that naive and service run on, in place of this one"
+    parser.add_argument("--python", type=_interpreter, metavar="PATH", help=on)
+    written = "where to write results.json and results.svg (if the whole full form is measured: here, and the READMEs)"
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=written)
     return parser.parse_args()
+
+
+def _interpreter(name: str) -> Path:
+    return Path(shutil.which(name) or name).absolute()
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
@@ -56,12 +65,13 @@ def _sizes(options: argparse.Namespace) -> Sizes:
 async def _run(options: argparse.Namespace) -> Results:
     _end_cleanly_on_sigterm()
     _allow_many_sockets()
-    subjects, missing = available(options.only or list(NAMES if options.full else QUICK_SUBJECTS))
+    python = options.python or Path(sys.executable)
+    subjects, missing = available(options.only or NAMES, python)
     if SERVICE in missing:
         raise BenchmarkError(f"There is no service to measure: {missing[SERVICE]}")
     relay_core, our_core = cores()
     pin(our_core)
-    upstream, results = Upstream(), Results(missing=missing)
+    upstream, results = Upstream(), Results(install.version(python), missing)
     bench = Bench(upstream, await upstream.listen(), _sizes(options), relay_core)
     chosen = [m for m in rounds.MEASUREMENTS if not options.rows or m.name in options.rows]
     try:
@@ -75,6 +85,11 @@ def _write(results: Results, sizes: Sizes, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(report.as_json(results, sizes))
     (folder / "results.svg").write_text(plot.svg(results))
+
+
+def _put(text: str, page: Path) -> None:
+    if not report.put(text, page):
+        print(f"{page} has no {report.OPENING} and {report.CLOSING}: it stays as it is", file=sys.stderr)
 
 
 def _end_cleanly_on_sigterm() -> None:

@@ -25,8 +25,7 @@ class Sizes:
     """How much of everything a form of the benchmark does; `flood` is tokens a stream, windows are seconds."""
 
     rounds: int
-    slow_rounds: int  # of the slow measurements, and of what the service isn't held against
-    extras: bool  # measurements that no target is about
+    slow_rounds: int  # of the slow measurements
     window: float
     flood: int
     hammer: float
@@ -35,8 +34,8 @@ class Sizes:
     chats: int
 
 
-QUICK = Sizes(3, 1, False, window=1.0, flood=2_000, hammer=0.5, probes=6, stored=1_000, chats=60)
-FULL = Sizes(3, 3, True, window=5.0, flood=6_000, hammer=2.0, probes=40, stored=10_000, chats=200)
+QUICK = Sizes(3, 1, window=1.0, flood=2_000, hammer=0.5, probes=6, stored=1_000, chats=60)
+FULL = Sizes(3, 3, window=5.0, flood=6_000, hammer=2.0, probes=40, stored=10_000, chats=200)
 
 
 @dataclass

@@ -1,40 +1,22 @@
 """Many streams open at once: opened, paced together, watched through a window, ended, and every text checked."""
 
 import asyncio
+import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from benchmarks import text
 from benchmarks.bench import Bench, Relay
 from benchmarks.errors import UnexpectedAnswer
 from benchmarks.meter import Cost, Meter
 from benchmarks.readers import Reader, open_reader
-from benchmarks.script import TOKEN_CHARS
 from benchmarks.upstream import Generation
 
 OPENERS = 8
 """Connections that prepare streams side by side."""
 
 
-@dataclass(frozen=True)
-class Window:
-    """What happened between two moments: what it cost, and the tokens that came to the readers."""
-
-    cost: Cost
-    tokens: float
-
-    def figures(self, name: str) -> dict[str, float]:
-        """Microseconds of CPU a token, and tokens a second, with how far they can be trusted."""
-        return {
-            f"cpu_{name}": self.cost.cpu / self.tokens * 1e6,
-            f"speed_{name}": self.tokens / self.cost.seconds,
-            f"ours_{name}": self.cost.ours,
-            f"waited_{name}": self.cost.waited,
-        }
-
-
 class Crowd:
-    """Streams of one relay. `grow`, `pace`, look through a `window`, and always `end`."""
+    """Streams of one relay. `grow`, `pace`, open a `window`, `end` always, and ask for the `figures` of the window."""
 
     def __init__(self, bench: Bench, relay: Relay) -> None:
         self._bench, self._relay = bench, relay
@@ -76,23 +58,21 @@ class Crowd:
         await asyncio.gather(*(reader.first for reader in self.readers))
         await asyncio.sleep(0.2)
 
-    async def window(self, seconds: float) -> Window:
-        """Watch for so long."""
-        meter, before = Meter(self._relay.process), self._marks()
+    async def window(self, seconds: float) -> Cost:
+        """What so many seconds cost."""
+        meter = Meter(self._relay.process)
         await asyncio.sleep(seconds)
-        after, cost = self._marks(), meter.read()
-        tokens = sum(self._characters(*marks) for marks in zip(self.readers, before, after, strict=True)) / TOKEN_CHARS
-        return Window(cost, tokens)
+        return meter.read()
 
-    async def flood(self, tokens: int, merged: bool) -> Window:
+    async def flood(self, tokens: int) -> Cost:
         """All streams as fast as they are taken, `tokens` each, from the first to the end of the last; then checked."""
         meter = Meter(self._relay.process)
         for generation in self._generations():
-            generation.flood(tokens, merged)
+            generation.flood(tokens)
         await asyncio.gather(*(reader.done for reader in self.readers))
         cost = meter.read()
         self._check()
-        return Window(cost, tokens * len(self.readers))
+        return cost
 
     async def end(self) -> None:
         """End every stream and check every text. WrongText if one isn't what upstream sent."""
@@ -100,6 +80,19 @@ class Crowd:
             generation.finish()
         await asyncio.gather(*(reader.done for reader in self.readers))
         self._check()
+
+    def figures(self, name: str, window: Cost) -> dict[str, float]:
+        """What a window cost a token, and the milliseconds added to each token that came in it. Only after the end."""
+        added = [
+            (came - sent) * 1e3
+            for reader, generation in zip(self.readers, self._generations(), strict=True)
+            for sent, came in zip(generation.sent_at, text.arrivals(reader.pieces, reader.came_at), strict=False)
+            if window.began <= came < window.began + window.seconds
+        ]
+        if len(added) < 2:
+            raise UnexpectedAnswer("No tokens came")
+        median, p99 = statistics.median(added), statistics.quantiles(added, n=100)[98]
+        return {**window.figures(name, len(added)), f"added_{name}": median, f"p99_{name}": p99}
 
     def close(self) -> None:
         """Leave all streams as they are."""
@@ -118,13 +111,5 @@ class Crowd:
         for reader in self.readers:
             text.check(reader.key, reader.pieces, self._bench.upstream.generations[reader.key].sent)
 
-    def _marks(self) -> list[int]:
-        """How much each reader has received."""
-        return [len(reader.pieces) for reader in self.readers]
-
     def _generations(self) -> list[Generation]:
         return [self._bench.upstream.generations[reader.key] for reader in self.readers]
-
-    @staticmethod
-    def _characters(reader: Reader, before: int, after: int) -> int:
-        return text.characters(reader.pieces[:after]) - text.characters(reader.pieces[:before])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -93,14 +94,17 @@ class Exchange(asyncio.Protocol):
 
 def dechunked(raw: bytes) -> bytes:
     """The payload of a chunked body; of a body that is cut short, what is there."""
-    pieces, at = [], 0
+    return b"".join(raw[start:end] for start, end in chunks(raw))
+
+
+def chunks(raw: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
+    """Where each chunk's payload starts and ends in a chunked body that begins `at`."""
     while (line_end := raw.find(b"\r\n", at)) >= 0:
         size = int(raw[at:line_end].split(b";")[0], 16)
         if not size:
-            break
-        pieces.append(raw[line_end + 2 : line_end + 2 + size])
+            return
+        yield line_end + 2, line_end + 2 + size
         at = line_end + 2 + size + 2
-    return b"".join(pieces)
 
 
 async def connect(port: int) -> Exchange:

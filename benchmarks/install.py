@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,30 +13,23 @@ ROOT = HERE.parent
 CACHE = HERE / ".cache"
 
 FASTAPI = "fastapi==0.165.0"
-LITELLM = "litellm[proxy]==1.106.2"
 SECONDS = 600
 """The longest an installation may take."""
 
 
-def plain_python() -> Path:
-    """A Python with the five runtime packages and nothing else: httpx imports more where it finds more."""
-    return _venv("plain", "-r", str(_required(ROOT / "requirements.txt")))
+def version(python: Path) -> str:
+    """Which Python this interpreter is."""
+    return _run(HERE, str(python), "-c", "import platform; print(platform.python_version())").strip()
 
 
-def fast_python() -> Path:
-    """A Python with the five runtime packages and the accelerator."""
-    plain, fast = _required(ROOT / "requirements.txt"), _required(ROOT / "requirements-fast.txt")
-    return _venv("fast", "-r", str(plain), "-r", str(fast))
+def service_python(python: Path) -> Path:
+    """This Python with the runtime packages and nothing else: httpx imports more where it finds more."""
+    return _venv("service", python, "-r", str(_required(ROOT / "requirements.txt")))
 
 
-def naive_python() -> Path:
-    """A Python with the five runtime packages and FastAPI."""
-    return _venv("naive", "-r", str(_required(ROOT / "requirements.txt")), FASTAPI)
-
-
-def litellm_python() -> Path:
-    """A Python with LiteLLM's proxy."""
-    return _venv("litellm", LITELLM)
+def naive_python(python: Path) -> Path:
+    """This Python with the runtime packages and FastAPI."""
+    return _venv("naive", python, "-r", str(_required(ROOT / "requirements.txt")), FASTAPI)
 
 
 def nginx_binary() -> Path:
@@ -63,13 +55,14 @@ def portkey_script() -> Path:
     return _required(CACHE / "portkey" / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js")
 
 
-def _venv(name: str, *packages: str) -> Path:
+def _venv(name: str, python: Path, *packages: str) -> Path:
     wanted = "\n".join(Path(part).read_text() if part.endswith(".txt") else part for part in packages)
-    with _once(CACHE / name, wanted) as folder:
+    home = CACHE / f"{name}-{version(python)}"
+    with _once(home, wanted) as folder:
         if folder:
-            _run(folder, sys.executable, "-m", "venv", str(folder))
+            _run(folder, str(python), "-m", "venv", str(folder))
             _run(folder, str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages)
-    return CACHE / name / "bin" / "python"
+    return home / "bin" / "python"
 
 
 @contextlib.contextmanager
@@ -89,9 +82,10 @@ def _once(folder: Path, wanted: str = "") -> Iterator[Path | None]:
     done.write_text(wanted)
 
 
-def _run(folder: Path, *arguments: str) -> None:
+def _run(folder: Path, *arguments: str) -> str:
+    """What a command printed. NotInstalled if it fails."""
     try:
-        subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS)
+        return subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS).stdout
     except FileNotFoundError:
         raise NotInstalled(f"{arguments[0]} isn't installed") from None
     except subprocess.TimeoutExpired:

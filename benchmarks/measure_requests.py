@@ -45,10 +45,8 @@ async def store(bench: Bench, subject: Subject) -> Figures:
             await hammer(relay, PAGE, bench.sizes.hammer),
             await hammer(relay, HEALTH, bench.sizes.hammer),
         )
-        await _fill(relay, 50)
-        one_page = await hammer(relay, PAGE, bench.sizes.hammer)
         meter = Meter(relay.process)
-        more = bench.sizes.stored - 50 - bench.sizes.chats
+        more = bench.sizes.stored - bench.sizes.chats
         await _fill(relay, more)
         plain = meter.read()
         meter = Meter(relay.process)
@@ -67,9 +65,7 @@ async def store(bench: Bench, subject: Subject) -> Figures:
         "ours_plain": plain.ours,
         "waited_plain": plain.waited,
         "page_over_empty": full_page.cpu / empty_page.cpu,
-        "page_over_one": full_page.cpu / one_page.cpu,
         "health_over_empty": full_health.cpu / empty_health.cpu,
-        "cpu_page": full_page.cpu,
     }
 
 

@@ -8,16 +8,26 @@ from benchmarks.processes import Process
 
 @dataclass(frozen=True)
 class Cost:
-    """`seconds` that passed; `cpu`, the subject's seconds of CPU; two shares of the time that passed.
+    """`began` and the `seconds` that passed since; `cpu`, the subject's seconds of CPU; two shares of that time.
 
     `ours`: upstream and readers had their own core busy; near 1 they may have been the bottleneck.
     `waited`: the subject was ready to run but others had its core; far from 0 the machine wasn't quiet.
     """
 
+    began: float
     seconds: float
     cpu: float
     ours: float
     waited: float
+
+    def figures(self, name: str, tokens: int) -> dict[str, float]:
+        """Microseconds of CPU a token, and tokens a second, with how far they can be trusted."""
+        return {
+            f"cpu_{name}": self.cpu / tokens * 1e6,
+            f"speed_{name}": tokens / self.seconds,
+            f"ours_{name}": self.ours,
+            f"waited_{name}": self.waited,
+        }
 
 
 class Meter:
@@ -32,4 +42,4 @@ class Meter:
         """The cost so far."""
         seconds, ours = time.monotonic() - self._began, time.process_time() - self._ours
         cpu, waited = self._process.cpu() - self._cpu, self._process.waited() - self._waited
-        return Cost(seconds, cpu, ours / seconds, waited / seconds)
+        return Cost(self._began, seconds, cpu, ours / seconds, waited / seconds)

@@ -1,10 +1,11 @@
-"""One reader of one stream: it asks, keeps every byte as it comes, and notes when the first token was there.
+"""One reader of one stream: it asks, and keeps every byte with the time at which it came.
 
 Nothing is parsed while a stream runs; `text.py` reads the bytes afterwards.
 """
 
 import asyncio
 import time
+from array import array
 from typing import cast
 
 from benchmarks import script
@@ -14,12 +15,13 @@ _END = b"\r\n0\r\n\r\n"
 
 
 class Reader(asyncio.Protocol):
-    """`first` and `done` are futures; `asked_at` and `first_at` are monotonic seconds."""
+    """`first` and `done` are futures; `asked_at`, `first_at` and `came_at`, one a piece, are monotonic seconds."""
 
     def __init__(self, key: int, payload: bytes) -> None:
         loop = asyncio.get_running_loop()
         self.key, self.asked_at, self.first_at = key, 0.0, 0.0
         self.pieces: list[bytes] = []
+        self.came_at = array("d")
         self.first: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
         self._payload, self._tail = payload, b""
@@ -39,10 +41,12 @@ class Reader(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
+        now = time.monotonic()
+        self.came_at.append(now)
         self.pieces.append(data)
         seen = self._tail + data
         if not self.first_at and script.FIRST in seen:
-            self._note_first()
+            self._note_first(now)
         self._tail = seen[-len(_END) :]
         if self._tail == _END:
             self._end()
@@ -50,8 +54,8 @@ class Reader(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
 
-    def _note_first(self) -> None:
-        self.first_at = time.monotonic()
+    def _note_first(self, now: float) -> None:
+        self.first_at = now
         if not self.first.done():
             self.first.set_result(None)
 

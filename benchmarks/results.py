@@ -7,10 +7,14 @@ from typing import Any
 
 @dataclass
 class Results:
-    """`samples[figure][subject][round]`; `missing` subjects and `failures` of (subject, measurement), with reasons."""
+    """`samples[figure][subject][round]`; the relays' `python`; what is `missing` and the `failures`, with reasons.
 
+    A key of `missing` is a subject, of `failures` a subject and a measurement.
+    """
+
+    python: str
+    missing: dict[str, str]
     samples: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, number: int, subject: str, figures: dict[str, float]) -> None:
@@ -28,10 +32,6 @@ class Results:
         ours, theirs = self._rounds(figure, subject), self._rounds(figure, of)
         ratios = [ours[number] / theirs[number] for number in ours.keys() & theirs.keys()]
         return statistics.median(ratios) if ratios else None
-
-    def rounds(self, figure: str) -> int:
-        """The most rounds in which a subject's figure was measured."""
-        return max((len(rounds) for rounds in self.samples.get(figure, {}).values()), default=0)
 
     def as_json(self) -> dict[str, Any]:
         """All of it: each figure's median and rounds by subject."""

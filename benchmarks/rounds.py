@@ -11,7 +11,7 @@ from benchmarks.bench import Bench, Sizes
 from benchmarks.errors import BenchmarkError, WrongText
 from benchmarks.measure_streams import Figures
 from benchmarks.results import Results
-from benchmarks.subjects import NAIVE, Subject
+from benchmarks.subjects import NAIVE, SERVICE, Subject
 
 LONGEST = 240
 """Seconds after which a measurement of one subject is given up."""
@@ -19,36 +19,33 @@ LONGEST = 240
 
 @dataclass(frozen=True)
 class Measurement:
-    """A function, whom it concerns, whether it is slow, and whether it is an extra of the full form."""
+    """A function, whom it concerns, and whether it is slow."""
 
     name: str
     run: Callable[[Bench, Subject], Awaitable[Figures]]
     concerns: Callable[[Subject], bool] = lambda subject: True
     slow: bool = False
-    extra: bool = False
 
     def due(self, sizes: Sizes, subject: Subject, number: int) -> bool:
         """Whether this round measures this subject."""
-        rounds = sizes.slow_rounds if self.slow or not _relays(subject) else sizes.rounds
-        return number < rounds and self.concerns(subject) and (sizes.extras or not self.extra)
+        return number < (sizes.slow_rounds if self.slow else sizes.rounds) and self.concerns(subject)
 
 
 def _service(subject: Subject) -> bool:
-    return subject.is_service
+    return subject.name == SERVICE
 
 
 def _relays(subject: Subject) -> bool:
-    return subject.is_service or subject.name == NAIVE
+    return subject.name in (SERVICE, NAIVE)
 
 
 MEASUREMENTS = (
     Measurement("crowds", measure_streams.crowds),
     Measurement("full-speed", measure_streams.full_speed),
-    Measurement("full-speed-single", measure_streams.full_speed_single, extra=True),
     Measurement("light-load", measure_streams.light_load),
     Measurement("large-crowds", measure_streams.large_crowds, slow=True),
-    Measurement("flatness", measure_streams.flatness, _service, slow=True),
-    Measurement("long-history", measure_streams.long_history, _service, slow=True),
+    Measurement("flatness", measure_streams.flatness, slow=True),
+    Measurement("long-history", measure_streams.long_history, slow=True),
     Measurement("store", measure_requests.store, _relays, slow=True),
     Measurement("models", measure_requests.models, _service, slow=True),
     Measurement("start", measure_requests.start),

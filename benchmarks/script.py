@@ -48,14 +48,6 @@ def frame(key: int, index: int) -> bytes:
     return _http_chunk(_event(first_token(key))) if index == 0 else FRAMES[(key + index - 1) % len(FRAMES)]
 
 
-def batch(key: int, index: int, count: int, merged: bool) -> bytes:
-    """`count` tokens from `index` on (not the first token): `merged` in one HTTP chunk, or each in its own."""
-    start = (key + index - 1) % len(WORDS)
-    pieces = EVENTS if merged else FRAMES
-    joined = b"".join((pieces * (count // len(WORDS) + 2))[start : start + count])
-    return _http_chunk(joined) if merged else joined
-
-
 def models_body() -> bytes:
     """A models list of 400 entries and about 680 kB."""
     words, chance = (" ".join(WORDS)).split(), random.Random(5)
@@ -93,8 +85,7 @@ def _http_chunk(payload: bytes) -> bytes:
     return f"{len(payload):x}\r\n".encode() + payload + b"\r\n"
 
 
-EVENTS = tuple(_event(word) for word in WORDS)
-FRAMES = tuple(_http_chunk(event) for event in EVENTS)
+FRAMES = tuple(_http_chunk(_event(word)) for word in WORDS)
 _EMPTY: dict[str, object] = {"content": "", "role": "assistant"}
 END = (
     _http_chunk(_data(_EMPTY, "stop"))

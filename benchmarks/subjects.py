@@ -1,9 +1,8 @@
 """What is compared: how each subject is started, asked, and known to be ready."""
 
 import os
-import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from benchmarks.dialects import Completions, Conversations, Dialect
 from benchmarks.errors import NotInstalled
 from benchmarks.processes import Command
 
-SERVICE, FAST, NAIVE, NGINX, PORTKEY, LITELLM = "service", "accelerated", "naive", "nginx", "portkey", "litellm"
+NAMES = NAIVE, NGINX, PORTKEY, SERVICE = "naive", "nginx", "portkey", "service"
 
 
 @dataclass(frozen=True)
@@ -25,33 +24,30 @@ class Subject:
     ready_path: str
     command: Callable[[int, str], Command]
 
-    @property
-    def is_service(self) -> bool:
-        """Whether this is the service itself, with or without the accelerator."""
-        return self.name in (SERVICE, FAST)
 
-
-def available(names: list[str]) -> tuple[list[Subject], dict[str, str]]:
-    """The subjects among these that can be had here, and why each other one can't."""
-    subjects, missing = [], {}
+def available(names: Iterable[str], python: Path) -> tuple[list[Subject], dict[str, str]]:
+    """The subjects among these that can be had here, the relays on this Python; and why each other one can't."""
+    makers: dict[str, Callable[[], Subject]] = {
+        NAIVE: lambda: _naive(python),
+        NGINX: _nginx,
+        PORTKEY: _portkey,
+        SERVICE: lambda: _service(python),
+    }
+    subjects, missing = list[Subject](), dict[str, str]()
     for name in names:
         try:
-            subjects.append(_MAKERS[name]())
+            subjects.append(makers[name]())
         except NotInstalled as reason:
             missing[name] = str(reason)
     return subjects, missing
 
 
-def _service() -> Subject:
-    return _relay(SERVICE, install.plain_python(), _server_script(), "/health")
+def _naive(python: Path) -> Subject:
+    return _relay(NAIVE, install.naive_python(python), install.HERE / "naive.py")
 
 
-def _accelerated() -> Subject:
-    return _relay(FAST, install.fast_python(), _server_script(), "/health")
-
-
-def _naive() -> Subject:
-    return _relay(NAIVE, install.naive_python(), install.HERE / "naive.py", "/health")
+def _service(python: Path) -> Subject:
+    return _relay(SERVICE, install.service_python(python), install.ROOT / "server.py")
 
 
 def _nginx() -> Subject:
@@ -74,17 +70,9 @@ def _portkey() -> Subject:
     )
 
 
-def _litellm() -> Subject:
-    python, key = install.litellm_python(), f"sk-{secrets.token_hex(32)}"  # it doesn't start without a strong key
-    dialect = Completions("/v1/chat/completions", headers={"Authorization": f"Bearer {key}"})
+def _relay(name: str, python: Path, script: Path) -> Subject:
     return Subject(
-        LITELLM, lambda url: dialect, "/health/liveliness", lambda port, url: _litellm_command(python, key, port, url)
-    )
-
-
-def _relay(name: str, python: Path, script: Path, ready_path: str) -> Subject:
-    return Subject(
-        name, lambda url: Conversations(), ready_path, lambda port, url: _relay_command(python, script, port, url)
+        name, lambda url: Conversations(), "/health", lambda port, url: _relay_command(python, script, port, url)
     )
 
 
@@ -94,29 +82,11 @@ def _relay_command(python: Path, script: Path, port: int, upstream: str) -> Comm
 
 
 def _nginx_command(binary: Path, port: int, upstream: str) -> Command:
-    configuration = _filled("nginx.conf", port=port, upstream=urlsplit(upstream).netloc, folder=_folder("run"))
-    return Command((str(binary), "-e", "stderr", "-p", str(_folder("run")), "-c", str(configuration)), _environment())
-
-
-def _litellm_command(python: Path, key: str, port: int, upstream: str) -> Command:
-    configuration = _filled("litellm.yaml", upstream=upstream)
-    arguments = ("--config", str(configuration), "--host", "127.0.0.1", "--port", str(port))
-    environment = _environment(LITELLM_MASTER_KEY=key, LITELLM_LOG="ERROR", LITELLM_LOCAL_MODEL_COST_MAP="True")
-    return Command((str(python.parent / "litellm"), *arguments), environment, _folder("run"))
-
-
-def _server_script() -> Path:
-    script = install.ROOT / "server.py"
-    if not script.exists():
-        raise NotInstalled("server.py isn't there")
-    return script
-
-
-def _filled(name: str, **values: object) -> Path:
-    """A configuration file of this folder with its placeholders filled in."""
-    target = _folder("run") / name
-    target.write_text((install.HERE / name).read_text().format(**values))
-    return target
+    folder = _folder("run")
+    configuration = folder / "nginx.conf"
+    template = (install.HERE / "nginx.conf").read_text()
+    configuration.write_text(template.format(port=port, upstream=urlsplit(upstream).netloc, folder=folder))
+    return Command((str(binary), "-e", "stderr", "-p", str(folder), "-c", str(configuration)), _environment())
 
 
 def _folder(name: str) -> Path:
@@ -128,14 +98,3 @@ def _folder(name: str) -> Path:
 def _environment(**variables: str) -> dict[str, str]:
     """A clean environment: nothing of this shell's but where programs are."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(_folder("home")), **variables}
-
-
-_MAKERS: dict[str, Callable[[], Subject]] = {
-    SERVICE: _service,
-    FAST: _accelerated,
-    NAIVE: _naive,
-    NGINX: _nginx,
-    PORTKEY: _portkey,
-    LITELLM: _litellm,
-}
-NAMES = tuple(_MAKERS)

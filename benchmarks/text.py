@@ -1,12 +1,17 @@
-"""The text in the bytes that a reader received, whichever of the two kinds of stream they are, and its proof."""
+"""The text in the bytes that a reader received, whichever of the two kinds of stream they are: its proof, its times."""
 
 import json
-from collections.abc import Iterator
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from benchmarks import script
 from benchmarks.errors import UnexpectedAnswer, WrongText
-from benchmarks.exchange import dechunked
+from benchmarks.exchange import chunks
+
+_EVENT = re.compile(rb"(.*?)(?:\r\n\r\n|\n\n)", re.DOTALL)
 
 
 def check(key: int, pieces: list[bytes], tokens: int) -> None:
@@ -19,31 +24,43 @@ def check(key: int, pieces: list[bytes], tokens: int) -> None:
         raise WrongText(f"Stream {key}: all {tokens} tokens came, the end of the stream didn't")
 
 
-def characters(pieces: list[bytes]) -> int:
-    """How many characters of text these bytes hold; a half event at the end doesn't count."""
-    return len(read(pieces)[0])
+def arrivals(pieces: list[bytes], came_at: Sequence[float]) -> list[float]:
+    """When each token was there: the time of the piece that completed its event."""
+    ends, length = list(accumulate(map(len, pieces))), 0
+    times: list[float] = []
+    for end, text, _ in _deltas(b"".join(pieces)):
+        length += len(text)
+        whole = length // script.TOKEN_CHARS - 1  # the first token is twice as long
+        times += [came_at[bisect_left(ends, end)]] * (whole - len(times))
+    return times
 
 
 def read(pieces: list[bytes]) -> tuple[str, bool]:
     """The text so far, and whether the stream said that it was over."""
-    head, separator, raw = b"".join(pieces).partition(b"\r\n\r\n")
+    deltas = list(_deltas(b"".join(pieces)))
+    return "".join(text for _, text, _ in deltas), any(last for _, _, last in deltas)
+
+
+def _deltas(answer: bytes) -> Iterator[tuple[int, str, bool]]:
+    """Each whole event without a name: where it ends in the answer, its text, whether it ends the stream."""
+    head, separator, _ = answer.partition(b"\r\n\r\n")
+    start = len(head) + len(separator)
     if separator and b" 200 " not in head.split(b"\r\n", 1)[0]:
-        raise UnexpectedAnswer(f"A stream was answered with {head[:60]!r} {raw[:300]!r}")
-    body = dechunked(raw) if b"chunked" in head.lower() else raw
-    texts, ended = [], False
-    for payload in _payloads(body):
-        text, last = _delta(payload)
-        texts.append(text)
-        ended = ended or last
-    return "".join(texts), ended
+        raise UnexpectedAnswer(f"A stream was answered with {head[:60]!r} {answer[start : start + 300]!r}")
+    spans = list(chunks(answer, start)) if b"chunked" in head.lower() else [(start, len(answer))]
+    ends = list(accumulate(end - start for start, end in spans))
+    for event in _EVENT.finditer(b"".join(answer[start:end] for start, end in spans)):
+        span = bisect_left(ends, event.end())
+        for payload in _payloads(event[1]):
+            yield spans[span][1] - (ends[span] - event.end()), *_delta(payload)
 
 
-def _payloads(body: bytes) -> Iterator[bytes]:
-    """The data of each whole event without a name."""
-    for block in body.replace(b"\r\n", b"\n").split(b"\n\n")[:-1]:
-        lines = block.split(b"\n")
-        if not any(line.startswith(b"event:") for line in lines):
-            yield from (line[5:].strip(b" ") for line in lines if line.startswith(b"data:"))
+def _payloads(event: bytes) -> list[bytes]:
+    """The data of an event without a name."""
+    lines = event.splitlines()
+    if any(line.startswith(b"event:") for line in lines):
+        return []
+    return [line[5:].strip(b" ") for line in lines if line.startswith(b"data:")]
 
 
 def _delta(payload: bytes) -> tuple[str, bool]:

@@ -8,32 +8,32 @@ A request's last message holds a mark: `[[7]]` opens stream 7 and holds it until
 import asyncio
 import re
 import time
+from array import array
 from collections.abc import Callable
 from typing import cast
 
 from benchmarks import script
 
-BATCH = 16
-"""Tokens a write at full speed, 4 kB."""
 _MARK = re.compile(rb"\[\[(\d+)(?::(\d+))?\]\]")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Generation:
-    """One stream under way: what has been sent and when. Tokens come only from `pace`, `flood` and `finish`."""
+    """One stream under way. A token is a chunk and a write; `sent_at` holds when each was handed to the socket."""
 
     def __init__(self, key: int, transport: asyncio.Transport) -> None:
         self.key, self.sent, self.paused, self.ended = key, 0, False, False
-        self.asked_at, self.first_sent_at = time.monotonic(), 0.0
+        self.asked_at, self.sent_at = time.monotonic(), array("d")
         self._transport, self._loop = transport, asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._flood = (0, False)
+        self._flood = 0
         transport.write(script.HEAD)
 
     def send(self) -> None:
         """Send the next token now."""
-        self._transport.write(script.frame(self.key, self.sent))
-        self.first_sent_at = self.first_sent_at or time.monotonic()
+        frame = script.frame(self.key, self.sent)
+        self.sent_at.append(time.monotonic())
+        self._transport.write(frame)
         self.sent += 1
 
     def hold(self) -> None:
@@ -47,10 +47,9 @@ class Generation:
         self.hold()
         self._tick_at(self._loop.time() + phase, 1 / rate)
 
-    def flood(self, tokens: int, merged: bool) -> None:
-        """As fast as the relay takes them, up to `tokens`, then the end. `merged`: 16 tokens an HTTP chunk, not one."""
-        self._flood = (tokens, merged)
-        self.send()
+    def flood(self, tokens: int) -> None:
+        """As fast as the relay takes them, up to `tokens`, then the end."""
+        self._flood = tokens
         self._flow()
 
     def finish(self) -> None:
@@ -63,7 +62,8 @@ class Generation:
     def resume(self) -> None:
         """The relay takes bytes again."""
         self.paused = False
-        self._flow()
+        if self._flood:
+            self._flow()
 
     def abandon(self) -> None:
         """The relay has gone: send no more."""
@@ -71,13 +71,13 @@ class Generation:
         self.ended = True
 
     def _flow(self) -> None:
-        tokens, merged = self._flood
-        while self.sent < tokens and not (self.paused or self.ended):
-            count = min(BATCH, tokens - self.sent)
-            self._transport.write(script.batch(self.key, self.sent, count, merged))
-            self.sent += count
-        if tokens and self.sent >= tokens:
+        """One token, and the next one when the other streams and the readers have had their turn."""
+        if self.sent >= self._flood:
             self.finish()
+        elif not self.ended:
+            self.send()
+            if not self.paused:
+                self._loop.call_soon(self._flow)
 
     def _tick_at(self, due: float, gap: float) -> None:
         self._timer = self._loop.call_at(due, self._tick, due, gap)
@@ -122,11 +122,11 @@ class Upstream:
             connection.reply(b"404 Not Found", b'{"error": {"code": 404, "message": "Not found"}}')
 
     def _open(self, connection: "_Connection", body: bytes) -> None:
-        marks = _MARK.findall(body)
-        if not marks:
+        mark = _MARK.match(body, max(0, body.rfind(b"[[")))
+        if not mark:
             connection.reply(b"400 Bad Request", b'{"error": {"code": 400, "message": "No mark in the last message"}}')
             return
-        key, tokens = int(marks[-1][0]), int(marks[-1][1] or 0)
+        key, tokens = int(mark[1]), int(mark[2] or 0)
         if key in self.generations:
             self.asked_twice.add(key)
         connection.generation = self.generations[key] = Generation(key, connection.transport)
