@@ -50,11 +50,7 @@ async def test_every_line_of_a_request_and_of_the_reply_it_started_has_its_id(
         relay.terminate()
         assert await relay.exit() == 0
         lines = [parsed(line) for line in relay.output.splitlines()]
-    told = [
-        (name, level, message, this_id)
-        for name, level, message, this_id in lines
-        if level != "DEBUG" and "uvicorn" not in name
-    ]
+    told = [line for line in lines if line[3] and line[1] != "DEBUG" and "uvicorn" not in line[0]]
     created, asked, streaming, tried, completed = told
     assert created == ("store", "INFO", f"Created conversation {conversation} with model openrouter/auto", "made")
     assert asked == ("store", "INFO", f"Added user message to conversation {conversation}", "asked")
