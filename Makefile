@@ -5,7 +5,6 @@ RUNTIME := .venv/runtime.stamp
 DEVELOPMENT := .venv/development.stamp
 EXAMPLE := examples/react/node_modules/.package-lock.json
 BROWSER := tests/browser/node_modules/.package-lock.json
-FAST := .venv-fast/development.stamp
 CONTAINER := .venv/container.stamp
 DOCKER ?= docker
 PIP := pip install --quiet --disable-pip-version-check
@@ -27,9 +26,6 @@ test: $(DEVELOPMENT)  ## all tests of the service
 
 fuzz: $(DEVELOPMENT)  ## the contract under a fuzzer, with more data than `make test` has, and other data each time
 	$(BIN)/pytest tests/test_fuzzed_contract.py --fuzz 200
-
-test-fast: $(FAST)  ## the same with the accelerator of requirements-fast.txt
-	.venv-fast/bin/pytest -n 4
 
 test-browser: $(RUNTIME) $(EXAMPLE) $(BROWSER)  ## the example and the pages of the API in a real browser
 	tests/browser/install
@@ -66,7 +62,7 @@ test-container: $(CONTAINER)  ## the image, compose.yaml, the manifests and the 
 	$(BIN)/pytest tests/container
 
 clean:  ## forget the virtual environments and caches
-	rm -rf .venv .venv-fast .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(RUNTIME): requirements.txt
 	$(PYTHON) -m venv .venv
@@ -85,9 +81,4 @@ $(CONTAINER): tests/container/requirements.txt $(DEVELOPMENT)
 	$(BIN)/$(PIP) -r tests/container/requirements.txt
 	@touch $@
 
-$(FAST): requirements-dev.txt requirements-fast.txt
-	$(PYTHON) -m venv .venv-fast
-	.venv-fast/bin/$(PIP) -r requirements-dev.txt -r requirements-fast.txt
-	@touch $@
-
-.PHONY: help demo run react test fuzz test-fast test-browser check format bench soak lock audit image test-container clean
+.PHONY: help demo run react test fuzz test-browser check format bench soak lock audit image test-container clean
