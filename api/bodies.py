@@ -6,16 +6,19 @@ Knows nothing of conversations or responses.
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 from starlette.requests import Request
 
 BODY_TIMEOUT = 30.0  # seconds for a whole body
+MOST_ERRORS = 20  # that are told of one body
 
 # The pattern of openapi.json. It names what only some dialects take for white space: `\s` alone differs between them.
 _VISIBLE = re.compile(r"[^\s\x1c-\x1f\x85\ufeff]")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -31,9 +34,16 @@ class Rejected(Exception):
         self.close = close  # the connection, since the rest of the body may never end
 
 
+class Rule(Protocol):
+    """What a field must be."""
+
+    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
+        """What is wrong with `value`: where, and what it must be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What a string in a body must be."""
+    """A string with something to see in it."""
 
     most: int  # characters
     setting: str = ""  # that decides `most`
@@ -56,6 +66,55 @@ class Text:
             return "must be text that UTF-8 can carry: it has one half of a surrogate pair"
         return None
 
+    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
+        """As `Rule` has it."""
+        if complaint := self.complaint(value):
+            yield field, complaint
+
+
+class Identifier:
+    """An id that a client chooses, or null."""
+
+    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
+        """As `Rule` has it."""
+        if not (value is None or (isinstance(value, str) and _ID.fullmatch(value))):
+            yield field, "must be 1 to 64 characters of A-Z a-z 0-9 _ -, or null"
+
+
+class Reference:
+    """The id of something that is there, or null."""
+
+    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
+        """As `Rule` has it."""
+        if not (value is None or isinstance(value, str)):
+            yield field, "must be the id of a message, or null for the beginning"
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """The messages of a conversation that is imported, oldest first."""
+
+    most: int
+    content: Text
+
+    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
+        """As `Rule` has it."""
+        if not isinstance(value, list):
+            yield field, "must be a list of messages"
+        elif len(value) > self.most:
+            yield field, f"must have at most {self.most} messages (MAX_MESSAGES)"
+        else:
+            for number, turn in enumerate(value):
+                yield from self._of_turn(f"{field}.{number}", turn)
+
+    def _of_turn(self, field: str, turn: object) -> Iterator[tuple[str, str]]:
+        if not isinstance(turn, dict):
+            yield field, "must be a JSON object"
+            return
+        if turn.get("role") not in ("user", "assistant"):
+            yield f"{field}.role", "must be user or assistant"
+        yield from _complaints(turn, {"role": None, "content": self.content, "model": OPTIONAL_MODEL}, "content", field)
+
 
 MODEL = Text(200, nullable=False, printable=True)
 OPTIONAL_MODEL = Text(200, printable=True)
@@ -63,7 +122,7 @@ TITLE = Text(200)
 
 
 async def read_fields(
-    request: Request[Any], most: int, rules: Mapping[str, Text], *, optional: bool = False, required: str | None = None
+    request: Request[Any], most: int, rules: Mapping[str, Rule], *, optional: bool = False, required: str | None = None
 ) -> dict[str, Any]:
     """The fields of a body of `most` bytes at the most, each as its rule wants it. Raises `Rejected`.
 
@@ -79,14 +138,24 @@ async def read_fields(
     fields = _parse(body)
     if not isinstance(fields, dict):
         raise unprocessable([{"field": "", "message": "must be a JSON object"}])
-    errors = [{"field": _shown(name), "message": "is not a field here"} for name in fields if name not in rules][:20]
-    if required and required not in fields:
-        errors.append({"field": required, "message": "is required"})
-    complaints = {name: rule.complaint(fields[name]) for name, rule in rules.items() if name in fields}
-    errors += [{"field": name, "message": complaint} for name, complaint in complaints.items() if complaint]
-    if errors:
+    found = islice(_complaints(fields, rules, required), MOST_ERRORS)
+    if errors := [{"field": field, "message": complaint} for field, complaint in found]:
         raise unprocessable(errors)
     return fields
+
+
+def _complaints(
+    fields: Mapping[str, object], rules: Mapping[str, Rule | None], required: str | None, within: str = ""
+) -> Iterator[tuple[str, str]]:
+    prefix = f"{within}." if within else ""
+    for name in fields:
+        if name not in rules:
+            yield prefix + _shown(name), "is not a field here"
+    if required and required not in fields:
+        yield prefix + required, "is required"
+    for name, rule in rules.items():
+        if rule and name in fields:
+            yield from rule.complaints(prefix + name, fields[name])
 
 
 async def _read_body(request: Request[Any], most: int) -> bytes:
@@ -108,7 +177,7 @@ async def _read_body(request: Request[Any], most: int) -> bytes:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body.decode(), parse_constant=_no_constant, parse_int=_integer)
+        return json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant, parse_int=_integer)
     except UnicodeDecodeError:
         raise Rejected(400, "The body isn't UTF-8.") from None
     except (ValueError, RecursionError):
