@@ -151,12 +151,12 @@ class Replies:
         return await running.wait()
 
     async def forget(self, conversation_id: str) -> None:
-        """End the reply in progress if its message was deleted; its readers see it stopped."""
+        """End what is in progress there though its message was deleted; its readers see it stopped."""
         await self._wait_until_begun(conversation_id)
-        running = self._latest.get(conversation_id)
-        if running and not await self._is_stored(running):
-            running.interrupt(Ending("stopped"))
-            await running.wait()
+        for running in [entry for entry in self._running.values() if entry.conversation_id == conversation_id]:
+            if not await self._is_stored(running):
+                running.interrupt(Ending("stopped"))
+                await running.wait()
 
     async def drain(self, grace: float) -> None:
         """Take no new questions, give the replies in progress `grace` seconds, then end them."""
