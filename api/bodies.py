@@ -38,7 +38,7 @@ async def read_fields(
     required: tuple[str, ...] = (),
     optional: bool = False,
 ) -> dict[str, Any]:
-    """The fields of a body of `most` bytes at the most, each as its rule wants it. Raises `Rejected`.
+    """The fields of a body of at most `most` bytes, each as its rule wants it. Raises `Rejected`.
 
     `required` names those that must be there; an `optional` body may be missing.
     """
