@@ -19,12 +19,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support.peers import HELLO, OK, Peer, Wire, deaf, hello, served_by, turns
+from tests.support.peers import HELLO, OK, Peer, Script, Wire, deaf, hello, served_by, turns
 from tests.support.waiting import bounded, eventually
 from tests.test_transport import cancelled_at_every_turn, in_use, nothing_left_of
 from upstream import addresses
 from upstream.addresses import STAGGER, Dialer
-from upstream.connection import Connection
+from upstream.connection import HIGH_WATER, Connection, Exchange
 from upstream.proxies import proxy_for
 from upstream.transport import Transport
 
@@ -83,6 +83,18 @@ def self_signed(folder: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(folder / "self.pem")
     return context
+
+
+def proxy_to(peer: Peer, requests: list[bytes] | None = None) -> Script:
+    """A proxy that has one other end, and notes what it is asked."""
+
+    async def script(wire: Wire) -> None:
+        request = await wire.request()
+        if requests is not None:
+            requests.append(request)
+        await wire.tunnel(peer.port)
+
+    return script
 
 
 async def fetch(url: str, transport: Transport | None = None, connect: float = 10.0) -> bytes:
@@ -217,44 +229,67 @@ async def test_a_response_that_is_not_read_is_not_taken_into_memory_over_tls(aut
         await wire.request()
         wire.writer.write(OK + b"\r\n" + bytes(20_000_000))
         await wire.writer.drain()
-        drained.set()
 
-    drained = asyncio.Event()
     async with served_by(pour, identity(authority, "127.0.0.1")) as peer, Transport.for_base_url(peer.url) as client:
         response = await bounded(client.handle_async_request(httpx.Request("GET", peer.url)))
+        exchange = response.stream
+        assert isinstance(exchange, Exchange)
+        await eventually(lambda: exchange._is_paused)
         await turns(200)
-        assert not drained.is_set()
+        assert exchange._size <= 3 * HIGH_WATER
         assert len(await bounded(response.aread())) == 20_000_000
 
 
-@pytest.mark.parametrize("wrong", ["name", "address", "authority", "expired", "self-signed"])
+def showing(wrong: str, authority: trustme.CA, folder: Path) -> ssl.SSLContext:
+    match wrong:
+        case "name":
+            return identity(authority, "elsewhere.example")
+        case "address":
+            return identity(authority, "127.0.0.2")
+        case "authority":
+            return identity(trustme.CA(), "127.0.0.1", "upstream.example")
+        case "expired":
+            return expired(authority)
+    return self_signed(folder)
+
+
+WRONG = ["name", "address", "authority", "expired", "self-signed"]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("by_proxy", [False, True], ids=["direct", "by proxy"])
 async def test_a_certificate_that_is_wrong_is_not_taken(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, by_proxy: bool
 ) -> None:
-    names = ("127.0.0.1", "upstream.example")
-    context = {
-        "name": lambda: identity(authority, "elsewhere.example", *(["127.0.0.1"] if by_proxy else [])),
-        "address": lambda: identity(authority, "127.0.0.2"),
-        "authority": lambda: identity(trustme.CA(), *names),
-        "expired": lambda: expired(authority),
-        "self-signed": lambda: self_signed(tmp_path),
-    }[wrong]()
+    received: list[bytes] = []
 
-    async def script(wire: Wire) -> None:
-        if by_proxy:
-            await wire.tunnel(context)
+    async def listen(wire: Wire) -> None:
         received.append(await wire.reader.read())
 
-    received: list[bytes] = []
-    async with served_by(script, None if by_proxy else context) as peer:
+    async with served_by(listen, showing(wrong, authority, tmp_path)) as peer, served_by(proxy_to(peer)) as proxy:
         if by_proxy:
-            monkeypatch.setenv("https_proxy", peer.url)
+            monkeypatch.setenv("https_proxy", proxy.url)
         with pytest.raises(httpx.ConnectError) as caught:
             await fetch(ELSEWHERE if by_proxy else peer.url)
         assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
-        await eventually(lambda: peer.connections == 0)
+        await eventually(lambda: peer.connections + proxy.connections == 0)
+        assert proxy.accepted == int(by_proxy)
     assert not any(received)
+
+
+@pytest.mark.parametrize("whose", ["proxy", "upstream"])
+async def test_the_certificates_of_both_ends_of_a_tunnel_are_checked(
+    authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    good, bad = identity(authority, "127.0.0.1", "upstream.example"), identity(trustme.CA(), "127.0.0.1")
+    async with (
+        served_by(hello, bad if whose == "upstream" else good) as peer,
+        served_by(proxy_to(peer), bad if whose == "proxy" else good) as proxy,
+    ):
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with pytest.raises(httpx.ConnectError):
+            await fetch(ELSEWHERE)
+        await eventually(lambda: peer.connections + proxy.connections == 0)
 
 
 @pytest.mark.parametrize("by_proxy", [False, True], ids=["direct", "by proxy"])
@@ -451,24 +486,25 @@ async def test_http_goes_to_a_proxy_with_its_whole_url(
 async def test_https_goes_through_a_tunnel_and_tells_the_proxy_nothing(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, secure: bool, url: str
 ) -> None:
-    async def script(wire: Wire) -> None:
-        context = identity(authority, httpx.URL(url).host)
-        requests.append(await wire.tunnel(context, b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n"))
+    asked, tunnels = [], list[bytes]()
+
+    async def upstream(wire: Wire) -> None:
         while request := await wire.request():
-            requests.append(request)
+            asked.append(request)
             await wire.write(HELLO)
 
-    requests: list[bytes] = []
-    async with served_by(script, identity(authority, "127.0.0.1") if secure else None) as peer:
-        monkeypatch.setenv("https_proxy", proxy_url(peer, USER))
+    async with (
+        served_by(upstream, identity(authority, httpx.URL(url).host)) as peer,
+        served_by(proxy_to(peer, tunnels), identity(authority, "127.0.0.1") if secure else None) as proxy,
+    ):
+        monkeypatch.setenv("https_proxy", proxy_url(proxy, USER))
         async with Transport.for_base_url(url) as client:
             for _ in range(2):
                 assert await fetch(url, client) == b"hello"
-        await eventually(lambda: peer.connections == 0)
-        assert peer.accepted == 1
+        await eventually(lambda: peer.connections + proxy.connections == 0)
     host = url.removeprefix("https://") + ("" if url.endswith(":8443") else ":443")
-    assert requests[0] == f"CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n".encode() + CREDENTIALS + b"\r\n\r\n"
-    assert all(b"Proxy-Authorization" not in request for request in requests[1:]) and len(requests) == 3
+    assert tunnels == [f"CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n".encode() + CREDENTIALS + b"\r\n\r\n"]
+    assert len(asked) == 2 and all(b"Proxy-Authorization" not in request for request in asked)
 
 
 REFUSALS = {
@@ -553,15 +589,11 @@ async def test_cancelling_at_any_turn_of_a_handshake_leaves_nothing(authority: t
 async def test_cancelling_at_any_turn_of_a_tunnel_leaves_nothing(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, secure: bool
 ) -> None:
-    async def script(wire: Wire) -> None:
-        await wire.tunnel(context)
-        await wire.answer(HELLO)
-
     context = identity(authority, "127.0.0.1", "upstream.example")
-    async with served_by(script, context if secure else None) as peer:
-        monkeypatch.setenv("https_proxy", peer.url)
-        async with Transport.for_base_url(ELSEWHERE) as client, nothing_left_of(peer):
-            await cancelled_at_every_turn(client, peer, 65, url=ELSEWHERE)
+    async with served_by(hello, context) as peer, served_by(proxy_to(peer), context if secure else None) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        async with Transport.for_base_url(ELSEWHERE) as client, nothing_left_of(proxy):
+            await cancelled_at_every_turn(client, proxy, 65, url=ELSEWHERE)
 
 
 async def test_cancelling_while_two_addresses_are_tried_leaves_nothing(

@@ -116,7 +116,8 @@ class Transport(httpx.AsyncBaseTransport):
                 return await self._connected(url)
         except TimeoutError as error:
             raise httpx.ConnectTimeout("connecting took too long") from error
-        except (OSError, ValueError, OverflowError) as error:  # of TLS; of a name or a port that can't be
+        # OSError is TLS's, too; TypeError how TLS in TLS fails before Python 3.11.8 and 3.12.2 (gh-113214).
+        except (OSError, ValueError, OverflowError, TypeError) as error:
             raise httpx.ConnectError("no connection came about") from error
 
     async def _connected(self, url: httpx.URL) -> Connection:

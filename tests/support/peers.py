@@ -33,12 +33,18 @@ class Wire:
             await self.writer.drain()
             await turns(3)
 
-    async def tunnel(self, tls: ssl.SSLContext, answer: bytes = OK + b"\r\n") -> bytes:
-        """Take a CONNECT, which is returned, and be what it leads to."""
-        request = await self.request()
-        self.writer.write(answer)  # and not a turn of the loop more, in which the handshake would be read in clear
-        await self.writer.start_tls(tls)
-        return request
+    async def tunnel(self, port: int, answer: bytes = OK + b"\r\n") -> None:
+        """Answer a CONNECT that has been read, and pass on what comes, until one side leaves."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await self.write(answer)
+        ways = [asyncio.create_task(_pass_on(*way)) for way in ((self.reader, writer), (reader, self.writer))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            writer.transport.abort()
 
     async def answer(self, *pieces: bytes) -> None:
         """Write this to every request, for as long as there are any."""
@@ -55,6 +61,12 @@ class Wire:
         connection: socket.socket = self.writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while octets := await reader.read(65536):
+        writer.write(octets)
+        await writer.drain()
 
 
 Script = Callable[[Wire], Awaitable[object]]
