@@ -709,7 +709,7 @@ async def test_a_finished_response_that_goes_on_is_closed_and_not_kept_meanwhile
     sent: list[int] = []
     async with served_by(pour) as peer:
         _, exchange = await bounded(ask(transport, peer))
-        await eventually(lambda: exchange._is_paused)
+        await eventually(lambda: exchange._size > HIGH_WATER)
         exchange.finish(0.3)
         before = len(sent)
         await eventually(lambda: peer.connections == 0)

@@ -59,37 +59,36 @@ def _resolve(host: str, lookup: _Lookup) -> None:
 
 
 def _in_turns(found: list[tuple[Any, ...]]) -> list[str]:
-    new = [str(address[0]) for family, *_, address in found if family == socket.AF_INET6]
-    old = [str(address[0]) for family, *_, address in found if family != socket.AF_INET6]
+    new = [address[0] for family, *_, address in found if family == socket.AF_INET6]
+    old = [address[0] for family, *_, address in found if family != socket.AF_INET6]
     return [address for pair in zip_longest(new, old) for address in pair if address]
 
 
 async def _first_to_connect(addresses: list[str], port: int) -> Connection:
-    tasks: list[asyncio.Task[Connection]] = []
+    tried: list[asyncio.Task[Connection]] = []
     pending: set[asyncio.Task[Connection]] = set()
     failure: BaseException = OSError("the host has no address")
     try:
         while addresses or pending:
             if addresses:
-                tasks.append(asyncio.create_task(_connect(addresses.pop(0), port)))
-                pending.add(tasks[-1])
+                tried.append(asyncio.create_task(_connect(addresses.pop(0), port)))
+                pending.add(tried[-1])
             patience = STAGGER if addresses else None
             done, pending = await asyncio.wait(pending, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 failure = task.exception() or failure
                 if not task.exception():
-                    tasks.remove(task)
+                    tried.remove(task)
                     return task.result()
         raise failure
     finally:  # also when the caller is cancelled
-        for task in tasks:
+        for task in tried:
             task.cancel()
             task.add_done_callback(_close)
 
 
 async def _connect(address: str, port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, address, port)
-    return connection
+    return (await asyncio.get_running_loop().create_connection(Connection, address, port))[1]
 
 
 def _close(connecting: asyncio.Task[Connection]) -> None:

@@ -39,7 +39,7 @@ class Connection(asyncio.Protocol):
         self._close(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._close(exc or ConnectionAbortedError("closed on this side"))
+        self._close(httpx.ReadError(str(exc or "the connection was closed on this side")))
 
     def pause_writing(self) -> None:
         self.is_full = True
@@ -51,13 +51,13 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it at once, whatever is under way."""
-        self._close(ConnectionAbortedError("closed on this side"))
+        self.connection_lost(None)
 
-    def _close(self, error: Exception | None) -> None:
+    def _close(self, error: httpx.ReadError | None) -> None:
         self.is_closed = True
         self.transport.abort()  # closing it in order would wait until the server has read everything
         if self.exchange is not None:
-            self.exchange.lose(error)
+            self.exchange.end(error)
 
 
 class Exchange(httpx.AsyncByteStream):
@@ -81,7 +81,7 @@ class Exchange(httpx.AsyncByteStream):
         self.headers: list[tuple[bytes, bytes]] = []
         self.has_begun = False  # a byte of the response has come
         self.is_reusable = False  # the connection, once the response is complete
-        self._is_sent = self._is_over = self._is_paused = self._is_unwanted = self._lasts_until_eof = False
+        self._is_sent = self._is_answered = self._is_over = self._is_unwanted = self._lasts_until_eof = False
         self._connection = connection
         self._method = method
         self._patience = patience
@@ -97,7 +97,7 @@ class Exchange(httpx.AsyncByteStream):
         self._timer_at = self._due = math.inf
         connection.exchange = self
         if connection.is_closed:
-            self.lose(None)
+            self.end()
 
     async def send(self, head: bytes, body: AsyncIterable[bytes], length: int, patience: float) -> None:
         """Send no faster than the server reads, and no more once it has answered."""
@@ -106,21 +106,21 @@ class Exchange(httpx.AsyncByteStream):
             if length < 0:
                 break
             for start in range(0, len(part), PIECE):
-                while self._connection.is_full and not self._has_answer:
+                while self._connection.is_full and not self._is_answered:
                     await self._arrival(patience, httpx.WriteTimeout)
-                if self._has_answer:
+                if self._is_answered:
                     return
                 self._connection.transport.write(head + part[start : start + PIECE])
                 head = b""
         if length:
             raise httpx.LocalProtocolError("the body is longer or shorter than its Content-Length")
-        if head and not self._has_answer:
+        if head and not self._is_answered:
             self._connection.transport.write(head)
         self._is_sent = True
 
     async def response(self) -> httpx.Response:
         """The response, once its head has come."""
-        while not self._has_answer:
+        while not self._is_answered:
             await self._arrival(self._patience, httpx.ReadTimeout)
         if self._error and not self.status:
             raise self._error
@@ -134,9 +134,9 @@ class Exchange(httpx.AsyncByteStream):
             raise self._error
         body = b"".join(self._body)
         self._body.clear()
+        if self._size > HIGH_WATER and not self._is_over:
+            self._connection.transport.resume_reading()
         self._size = 0
-        if self._is_paused:
-            self._resume_reading()
         return body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -152,9 +152,8 @@ class Exchange(httpx.AsyncByteStream):
         """Drop the rest of the body. The connection is used again if its end comes within so many seconds."""
         self._is_unwanted = True
         self._body.clear()
-        if self._is_paused:
-            self._resume_reading()
         if not self._is_over:
+            self._connection.transport.resume_reading()
             self._set_timer(self._loop.time() + seconds)
 
     def wake(self) -> None:
@@ -174,26 +173,31 @@ class Exchange(httpx.AsyncByteStream):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.is_reusable = False
-            self._end(httpx.RemoteProtocolError("the response isn't HTTP, or changes the protocol"))
+            self.end(httpx.RemoteProtocolError("the response isn't HTTP, or changes the protocol"))
             return
         self._framing = 0 if self._size > size else self._framing + len(data)
         if self._is_over:
-            self._end(None)
+            self.end()
         elif self._framing > MAX_FRAMING:
-            self._end(httpx.RemoteProtocolError("too much comes that is no part of a body"))
+            self.end(httpx.RemoteProtocolError("too much comes that is no part of a body"))
         elif self._size > HIGH_WATER and not self._is_unwanted:
-            self._is_paused = True
             self._connection.transport.pause_reading()
         self.wake()
 
-    def lose(self, error: Exception | None) -> None:
-        """The connection is closed: in order, if there is no error."""
-        if error is not None:
-            self._end(httpx.ReadError(str(error)))
-        elif self._lasts_until_eof:
-            self._end(None)
+    def end(self, error: httpx.TransportError | None = None) -> None:
+        """The response is complete, or this is why it isn't, or the connection was closed in order."""
+        if not self._is_over:
+            if error is None and not self._lasts_until_eof:
+                error = httpx.RemoteProtocolError("the connection was closed before the end")
+            self._is_over, self._is_answered, self._error = True, True, error
+        self._parser = self._connection.exchange = None  # the parser refers to this exchange
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.is_reusable and not self._connection.is_closed:
+            self._release(self._connection)
         else:
-            self._end(httpx.RemoteProtocolError("the connection was closed before the end"))
+            self._connection.abort()
+        self.wake()
 
     # What the parser tells
 
@@ -212,7 +216,7 @@ class Exchange(httpx.AsyncByteStream):
         if status < 200:  # others follow; after 101 the parser raises
             self.headers.clear()
             return
-        self.status = status
+        self.status, self._is_answered = status, True
         names = {name.lower() for name, _ in self.headers}
         self._lasts_until_eof = names.isdisjoint((b"content-length", b"transfer-encoding"))
         if self._method in ("HEAD", "CONNECT"):  # whose responses have no body, which llhttp can't know
@@ -233,29 +237,7 @@ class Exchange(httpx.AsyncByteStream):
             self._is_over = True
             self.is_reusable = self._is_sent and self._parser.should_keep_alive()  # which is false afterwards
 
-    # Below
-
-    @property
-    def _has_answer(self) -> bool:
-        return bool(self.status or self._is_over)
-
-    def _resume_reading(self) -> None:
-        self._is_paused = False
-        if not self._connection.is_closed:
-            self._connection.transport.resume_reading()
-
-    def _end(self, error: httpx.TransportError | None) -> None:
-        """The response is complete, or this is why it isn't: the connection serves others, or nobody."""
-        if not self._is_over:
-            self._is_over, self._error = True, error
-        self._parser = self._connection.exchange = None  # the parser refers to this exchange
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.is_reusable and not self._connection.is_closed:
-            self._release(self._connection)
-        else:
-            self._connection.abort()
-        self.wake()
+    # Time
 
     def _arrival(self, patience: float, late: type[httpx.TimeoutException]) -> asyncio.Future[None]:
         # The timer isn't moved with each arrival: when it fires it looks how far the due time has moved meanwhile.

@@ -10,13 +10,15 @@ import urllib.request
 
 import httpx
 
+LOOPBACK = ("localhost", "127.0.0.0/8", "::1")  # no proxy can reach it
+
 
 def proxy_for(url: httpx.URL) -> httpx.URL | None:
     """The proxy's URL. Raises `ValueError` with a sentence that names the variable where it can't be used."""
     proxies = urllib.request.getproxies()
     kind = url.scheme if proxies.get(url.scheme) else "all"
-    told = proxies.get(kind)
-    if not told or _is_loopback(url.host) or any(_names(entry, url) for entry in proxies.get("no", "").split(",")):
+    exempt = (*LOOPBACK, *proxies.get("no", "").split(","))
+    if not (told := proxies.get(kind)) or any(_names(entry, url) for entry in exempt):
         return None
     try:
         proxy = httpx.URL(told if "://" in told else f"http://{told}")
@@ -33,10 +35,6 @@ def authorization(proxy: httpx.URL) -> list[tuple[bytes, bytes]]:
     if not proxy.userinfo:
         return []
     return [(b"Proxy-Authorization", b"Basic " + base64.b64encode(f"{proxy.username}:{proxy.password}".encode()))]
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or _is_within(host, "127.0.0.0/8") or host == "::1"  # which no proxy can reach
 
 
 def _names(entry: str, url: httpx.URL) -> bool:

@@ -10,7 +10,7 @@ import re
 import selectors
 import ssl
 import weakref
-from typing import Any
+from functools import partial
 
 import httpx
 
@@ -55,22 +55,23 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The response's `stream` is an `Exchange`."""
-        timeout = request.extensions.get("timeout", {})
+        timeout = request.extensions.get("timeout", {}).items()
+        seconds = {name: math.inf if limit is None else limit for name, limit in timeout}
         head, length = self._head(request), _length(request.headers)
         origin = request.url.raw_scheme, request.url.raw_host, request.url.port
         while True:
             kept = self._kept(origin)
-            connection = kept or await self._connect(request.url, timeout.get("connect"))
+            connection = kept or await self._connect(request.url, seconds.get("connect", math.inf))
             exchange = Exchange(
                 connection,
                 request.method,
-                patience=_seconds(timeout.get("read")),
+                patience=seconds.get("read", math.inf),
                 deadline=request.extensions.get("deadline", math.inf),
-                release=lambda released: self._keep(origin, released),
+                release=partial(self._keep, origin),
             )
             try:
                 assert isinstance(request.stream, httpx.AsyncByteStream)
-                await exchange.send(head, request.stream, length, _seconds(timeout.get("write")))
+                await exchange.send(head, request.stream, length, seconds.get("write", math.inf))
                 return await exchange.response()
             except BaseException as error:
                 connection.abort()
@@ -108,7 +109,7 @@ class Transport(httpx.AsyncBaseTransport):
         del self._idle[origin][connection]
         connection.abort()
 
-    async def _connect(self, url: httpx.URL, seconds: float | None) -> Connection:
+    async def _connect(self, url: httpx.URL, seconds: float) -> Connection:
         if url.scheme not in ("http", "https") or not url.host:
             raise httpx.UnsupportedProtocol("the URL must begin with http:// or https://")
         try:
@@ -122,14 +123,14 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _connected(self, url: httpx.URL) -> Connection:
         hop = self._proxy or url
-        connection = await self._dialer.connect(_host(hop), _port(hop))
+        connection = await self._dialer.connect(hop.raw_host.decode(), _port(hop))
         self._open.add(connection)
         try:
             if hop.scheme == "https":
-                await self._start_tls(connection, _host(hop))
+                await self._start_tls(connection, hop.raw_host.decode())
             if self._proxy and url.scheme == "https":
                 await self._tunnel(connection, url, authorization(self._proxy))
-                await self._start_tls(connection, _host(url))
+                await self._start_tls(connection, url.raw_host.decode())
         except BaseException:
             connection.abort()
             raise
@@ -186,13 +187,5 @@ def _is_readable(connection: Connection) -> bool:
         return bool(selector.select(0))
 
 
-def _host(url: httpx.URL) -> str:
-    return url.raw_host.decode("ascii")
-
-
 def _port(url: httpx.URL) -> int:
     return url.port or (443 if url.scheme == "https" else 80)
-
-
-def _seconds(limit: Any) -> float:
-    return math.inf if limit is None else float(limit)
