@@ -87,7 +87,7 @@ class Exchange(httpx.AsyncByteStream):
         self._patience = patience
         self._release = release
         self._loop = asyncio.get_running_loop()
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._size = self._framing = 0  # bytes in `_body`, and those that came since the last of a body
         self._error: httpx.TransportError | None = None
@@ -166,7 +166,6 @@ class Exchange(httpx.AsyncByteStream):
 
     def feed(self, data: bytes) -> None:
         """Bytes of the response."""
-        assert self._parser is not None, "a connection feeds its present exchange"
         self.has_begun = True
         size = self._size
         try:
@@ -190,7 +189,8 @@ class Exchange(httpx.AsyncByteStream):
             if error is None and not self._lasts_until_eof:
                 error = httpx.RemoteProtocolError("the connection was closed before the end")
             self._is_over, self._is_answered, self._error = True, True, error
-        self._parser = self._connection.exchange = None  # the parser refers to this exchange
+        self._connection.exchange = None  # so this is called once
+        del self._parser  # which refers to this exchange
         if self._timer is not None:
             self._timer.cancel()
         if self.is_reusable and not self._connection.is_closed:
@@ -209,7 +209,6 @@ class Exchange(httpx.AsyncByteStream):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        assert self._parser is not None
         status = self._parser.get_status_code()
         if status < 100:
             raise ValueError("this is no status")  # the parser makes one of its own errors of it
@@ -233,7 +232,6 @@ class Exchange(httpx.AsyncByteStream):
 
     def on_message_complete(self) -> None:
         if self.status and not self._is_over:
-            assert self._parser is not None
             self._is_over = True
             self.is_reusable = self._is_sent and self._parser.should_keep_alive()  # which is false afterwards
 

@@ -18,8 +18,7 @@ from upstream.addresses import Dialer
 from upstream.connection import Connection, Exchange
 from upstream.proxies import authorization, proxy_for
 
-KEPT_ALIVE = 100  # connections to one origin that wait for the next request
-KEPT_SECONDS = 5.0
+KEPT_SECONDS = 5.0  # that a connection waits for the next request
 
 _FIRST_LINE = re.compile(rb"[\w!#$%&'*+.^`|~-]+ [^\s\0]+ HTTP/1\.1")
 _HEADER = re.compile(rb"[\w!#$%&'*+.^`|~-]+: [^\r\n\0]*")
@@ -99,11 +98,8 @@ class Transport(httpx.AsyncBaseTransport):
         return None
 
     def _keep(self, origin: Origin, connection: Connection) -> None:
-        idle = self._idle.setdefault(origin, {})
-        if len(idle) < KEPT_ALIVE:
-            idle[connection] = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._expire, origin, connection)
-        else:
-            connection.abort()
+        expiry = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._expire, origin, connection)
+        self._idle.setdefault(origin, {})[connection] = expiry
 
     def _expire(self, origin: Origin, connection: Connection) -> None:
         del self._idle[origin][connection]
