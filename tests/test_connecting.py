@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.peers import HELLO, OK, Peer, Script, Wire, deaf, hello, served_by, turns
+from tests.support.transports import cancelled_at_every_turn, in_use, nothing_left_of
 from tests.support.waiting import bounded, eventually
-from tests.test_transport import cancelled_at_every_turn, in_use, nothing_left_of
 from upstream import addresses
 from upstream.addresses import STAGGER, Dialer
 from upstream.connection import HIGH_WATER, Connection, Exchange

@@ -8,6 +8,8 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+UNTIL_THE_END = OK + b"\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
 
 
@@ -125,6 +127,20 @@ async def served_by(script: Script, tls: ssl.SSLContext | None = None, port: int
 async def hello(wire: Wire) -> None:
     """Greet every request of a connection."""
     await wire.answer(HELLO)
+
+
+def saying(*pieces: bytes, then: str = "close") -> Script:
+    """Answer each request of a connection so; `then` is `close`, `reset` or `stay`."""
+
+    async def script(wire: Wire) -> None:
+        await wire.request()
+        await wire.write(*pieces)
+        if then == "stay":
+            await wire.gone()
+        elif then == "reset":
+            wire.reset()
+
+    return script
 
 
 @contextlib.contextmanager
