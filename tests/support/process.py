@@ -74,7 +74,7 @@ class RelayProcess(Relay):
         except OSError:
             return False
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
-            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             return bool(await reader.read())
         return False
 
