@@ -49,7 +49,9 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             tls = httpx.create_ssl_context() if needs_tls else None
         except OSError:
-            raise ValueError("SSL_CERT_FILE must be a readable PEM file, SSL_CERT_DIR a folder of such.") from None
+            raise ValueError(
+                "SSL_CERT_FILE must be a readable PEM file, SSL_CERT_DIR a folder of such, SSLKEYLOGFILE a writable file."
+            ) from None
         return cls(tls, proxy)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
