@@ -77,7 +77,7 @@ _TOO_LONG = "The conversation is too long for this model: start a shorter one, o
 _PAGE = re.compile(r"\s*<(?:!doctype|\?xml|html|head|body|center)\b", re.IGNORECASE)
 _OF_MODELS = re.compile("model|endpoint|provider", re.IGNORECASE)
 _OF_CONTEXT = re.compile(
-    r"exceed\w*context|context\W?(?:length|window|size)|context (?:is|was) (?:too long|exceeded)|maximum context"
+    r"exceed\w*context|context[\W_]?(?:length|window|size)|context (?:is|was) (?:too long|exceeded)|maximum context"
     r"|(?:prompt|input|conversation) is too long|too many (?:input )?tokens",
     re.IGNORECASE,
 )
