@@ -9,14 +9,17 @@ import contextlib
 import gzip
 import json
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from openrouter import Timers
 from tests.support.relay import Relay, serving
@@ -557,6 +560,40 @@ def assert_error(error: dict[str, Any], fault: Fault) -> None:
 UNREACHABLE = Fault("", steps(), code=503)
 
 
+async def error_of(relay: Relay, conversation_id: str) -> str:
+    """What the failed reply tells."""
+    message: str = (await relay.messages(conversation_id))[-1]["error"]["message"]
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "is_known", "words"),
+    [("127.0.0.1", False, "set SSL_CERT_FILE"), ("elsewhere.test", True, "that of another host")],
+    ids=["an unknown authority", "another name"],
+)
+async def test_a_certificate_that_is_not_trusted_is_told_apart_and_not_tried_again(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    is_known: bool,
+    words: str,
+) -> None:
+    """An unknown authority is how a proxy that inspects a company's TLS looks."""
+    authority = trustme.CA()
+    (authority if is_known else trustme.CA()).cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    for variable in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    identity = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(identity)
+    async with ScriptedUpstream(identity) as upstream, serving(upstream, timers=QUICK) as relay:
+        conversation_id = await relay.ask()
+        await assert_outcome(relay, conversation_id, Fault("", steps(), code=503, retryable=False))
+        assert words in await error_of(relay, conversation_id)
+        assert refusals(caplog) == 0
+
+
 async def assert_next_reply_works(relay: Relay, conversation_id: str) -> None:
     assert (await relay.read(conversation_id)).content == ANSWER
     await answers(relay)
@@ -593,6 +630,7 @@ async def test_a_refused_connection_is_tried_again_and_the_reply_works_once_upst
         async with serving(f"http://127.0.0.1:{port.getsockname()[1]}/api/v1", timers=QUICK) as relay:
             conversation_id = await relay.ask()
             await assert_outcome(relay, conversation_id, UNREACHABLE)
+            assert "refuses the connection" in await error_of(relay, conversation_id)
             assert refusals(caplog) == 2
             port.listen()
             async with forwarding(port, upstream):
@@ -607,6 +645,7 @@ async def test_a_name_that_is_unknown_is_tried_again_and_the_reply_works_once_it
     async with serving(f"http://nowhere.invalid:{upstream.port}/api/v1", timers=QUICK) as relay:
         conversation_id = await relay.ask()
         await assert_outcome(relay, conversation_id, UNREACHABLE)
+        assert "name can't be resolved" in await error_of(relay, conversation_id)
         assert refusals(caplog) == 2
         resolve = socket.getaddrinfo
         known = {"nowhere.invalid": "127.0.0.1", b"nowhere.invalid": "127.0.0.1"}

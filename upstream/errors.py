@@ -92,6 +92,8 @@ def _why_unreachable(reason: BaseException | None) -> tuple[str, bool]:
     """A sentence, and whether another try makes sense."""
     for _ in range(5):  # what it was raised from, and so on
         match reason:
+            case ssl.SSLCertVerificationError(verify_code=62 | 64):  # for another name, or address
+                return "Upstream's certificate is that of another host: check OPENROUTER_BASE_URL.", False
             case ssl.SSLCertVerificationError():
                 sentence = "Upstream's certificate isn't trusted. Where a proxy of your network inspects TLS, set "
                 return f"{sentence}SSL_CERT_FILE to a PEM file with that proxy's certificate, too.", False
