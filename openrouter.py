@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import httpx
 
 from serving.settings import Settings
-from upstream.completion import Completion, Delta, Finish, Generation
+from upstream.completion import Completion
 from upstream.connection import Exchange
 from upstream.errors import (
     NotConfigured,
@@ -28,6 +28,7 @@ from upstream.redaction import redacted
 from upstream.refusals import decoded, refusal, retry_after_seconds
 from upstream.request import encode_request
 from upstream.timers import Timers
+from upstream.values import Delta, Finish, Generation
 
 __all__ = ["Delta", "Finish", "Generation", "Models", "OpenRouter", "Timers", "UpstreamError", "Values"]
 

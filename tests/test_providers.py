@@ -15,7 +15,8 @@ import pytest
 from openrouter import Timers
 from tests.support.relay import Relay, serving
 from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
-from upstream.completion import Completion, Delta, Finish
+from upstream.completion import Completion
+from upstream.values import Delta, Finish
 
 KEY = "sk-or-v1-0123456789abcdef"
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
@@ -125,6 +126,19 @@ TEXT = {
     ),
     "llama.cpp's and LM Studio's reasoning": Sent(
         sse(chunk({"role": "assistant", "content": None, "reasoning_content": "Hm"}), *FOUR, STOP, DONE), reasoning="Hm"
+    ),
+    "vLLM: nulls and empty lists on every chunk": Sent(
+        sse(
+            chunk({"content": None, "reasoning_content": "Hm", "tool_calls": []}, None, logprobs=None),
+            chunk({"content": "Four", "reasoning_content": None, "tool_calls": []}, None, logprobs=None),
+            STOP,
+            DONE,
+        ),
+        reasoning="Hm",
+    ),
+    "reasoning and text in one chunk": Sent(
+        sse(chunk({"reasoning": "Hm", "content": "Fo"}), chunk({"reasoning": "", "content": "ur"}, "stop"), DONE),
+        reasoning="Hm",
     ),
     "Perplexity: a message that grows beside the deltas": Sent(
         sse(
@@ -306,6 +320,7 @@ ERRORS = {
     "a 404 that is text (Go)": fails(b"404 page not found", 404, "OPENROUTER_BASE_URL", status=404),
     "a 404 that is a page": fails(b"<html>no model, no provider", 404, "OPENROUTER_BASE_URL", status=404),
     "a 404 of FastAPI": fails({"detail": "Not Found"}, 404, "OPENROUTER_BASE_URL", status=404),
+    "a 405": fails({"detail": "Method Not Allowed"}, 405, "OPENROUTER_BASE_URL", status=405),
     "a 404 without a body": fails(b"", 404, "OPENROUTER_BASE_URL", status=404),
     "a 404 of OpenRouter": fails({"error": {"message": "No endpoints found"}}, 404, "no provider", status=404),
     "a 404 of Ollama": fails({"error": "model 'x' not found"}, 404, "no provider", status=404),

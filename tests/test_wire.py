@@ -17,12 +17,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.sse import Parser
-from upstream.completion import Completion, Delta, Finish, Generation
+from upstream.completion import Completion
 from upstream.errors import UpstreamBroken, UpstreamError, UpstreamRefused, UpstreamUnreadable
 from upstream.events import EventParser
 from upstream.redaction import encodable, plain_usage, redacted
 from upstream.refusals import parsed as parsed_json
 from upstream.refusals import refusal, retry_after_seconds
+from upstream.values import Delta, Finish, Generation
 
 KEY = "sk-or-v1-0123456789abcdef"
 GENERATION = "gen-1778452651-woYjQ50l"

@@ -8,8 +8,7 @@ https://openrouter.ai/docs/api-reference/streaming
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from upstream.errors import (
     NO_STREAM,
@@ -23,9 +22,8 @@ from upstream.errors import (
 from upstream.events import ErrorData, EventParser
 from upstream.redaction import encodable, plain_usage
 from upstream.refusals import BLANK, decode, decoded, is_error, refusal, said
-from upstream.texts import USUAL, content_in, other_than_text, reasoning_beside, reasoning_in
-
-Kind = Literal["content", "reasoning"]
+from upstream.texts import CONTENT, THINKING, content_in, other_than_text, reasoning_beside, reasoning_in
+from upstream.values import Delta, Finish, Generation, Kind
 
 MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300
 
@@ -33,29 +31,6 @@ _NOT_JSON = "Upstream sent something that isn't JSON."
 _CUT_OFF = "The connection to upstream ended in the middle of the answer."
 _TOOL_REASONS = ("tool_calls", "function_call", "tool_use")
 _NO_REASONS = ("", "null", "none")  # as some servers write that there is none
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Upstream's id of the completion, for looking a charge up."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """Text to append; encodable as UTF-8."""
-
-    kind: Kind
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The end of a whole completion."""
-
-    finish_reason: str | None
-    usage: Mapping[str, Any] | None
 
 
 class Completion:
@@ -172,9 +147,19 @@ class Completion:
         if not isinstance(choice, dict):
             choice = {}
         delta = choice.get("delta")
-        if type(delta) is dict and type(text := delta.get("content")) is str and text and delta.keys() <= USUAL:
-            self._in_deltas.add("content")
+        if type(delta) is not dict:
+            self._take_choice(choice, delta)
+        elif type(text := delta.get("content")) is str and text and not any(map(delta.get, delta.keys() - CONTENT)):
+            self._in_deltas.add("content")  # as nearly all are
             self._add("content", text)
+        elif (
+            type(thought := delta.get("reasoning") or delta.get("reasoning_content")) is str
+            and not text
+            and not any(map(delta.get, delta.keys() - THINKING))
+        ):
+            self._has_named_reasoning = True
+            self._in_deltas.add("reasoning")
+            self._add("reasoning", thought)
         else:
             self._take_choice(choice, delta)
         if usage := chunk.get("usage"):

@@ -71,7 +71,7 @@ _SENTENCE_OF_STATUS = {
     429: "A rate limit is reached, upstream's or the provider's: wait a little.",
     529: "The model's provider is overloaded: try again in a moment.",
 }
-_NO_SUCH_PATH = "Upstream has no chat completions at this address: check OPENROUTER_BASE_URL, which often ends in /v1."
+_NO_SUCH_PATH = "Upstream has no such path: check OPENROUTER_BASE_URL, which often ends in /v1."
 _TOO_LONG = "The conversation is too long for this model: start a shorter one, or choose a model that reads more."
 
 _PAGE = re.compile(r"\s*<(?:!doctype|\?xml|html|head|body|center)\b", re.IGNORECASE)
@@ -161,7 +161,8 @@ def _sentence(code: int, status: int | None, body: object, words: str, levels: S
     names = " ".join(str(level.get(name)) for level in levels for name in _TYPES)
     if code not in (401, 402, 403, 404, 429) and _OF_CONTEXT.search(f"{words[:2000]} {names}"):
         return _TOO_LONG
-    if status == 404 and not _OF_MODELS.search(body if isinstance(body, str) else json.dumps(body)):
+    knows_models = _OF_MODELS.search(body if isinstance(body, str) else json.dumps(body))
+    if status == 405 or (status == 404 and not knows_models):
         return _NO_SUCH_PATH
     otherwise = f"Upstream failed with status {code}{': try again in a moment' if code >= 500 else ''}."
     return _SENTENCE_OF_STATUS.get(code, otherwise)

@@ -7,18 +7,19 @@ its field, all text is reasoning.
 from collections.abc import Mapping
 from typing import Any
 
-USUAL = frozenset({"content", "role"})
-"""The fields of a delta in which nothing but `content` can be of interest."""
+CONTENT = frozenset({"content", "role"})
+THINKING = CONTENT | {"reasoning", "reasoning_content", "reasoning_details"}
+"""The fields of usual deltas: text alone, or reasoning under a name of its own and repeated in details."""
 
 _REASONING = ("reasoning", "reasoning_content", "thinking")
-_CONTENT = ("content", "text")
+_ANSWER = ("content", "text")
 _IN_PARTS = ("text", "thinking", "reasoning", "summary", "content", "refusal")
 _OTHER = {"tool_calls": "tool calls", "function_call": "tool calls", "images": "images", "audio": "audio"}
 
 
 def content_in(fields: Mapping[str, Any]) -> str:
     """The text that answers; a refusal is one, too."""
-    answer = next((text for name in _CONTENT if (text := _text(fields.get(name), thought=False))), "")
+    answer = next((text for name in _ANSWER if (text := _text(fields.get(name), thought=False))), "")
     return answer + _text(fields.get("refusal"), thought=False)
 
 
