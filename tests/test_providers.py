@@ -184,6 +184,7 @@ ENDS = {
     "reasoning that took all tokens": Sent(
         sse(chunk({"reasoning": "Hm"}), chunk({}, "length"), DONE), "", "Hm", "length"
     ),
+    "Moonshot: usage in the choice": Sent(sse(*FOUR, chunk({}, "stop", usage=USAGE), DONE), usage=USAGE),
     "usage as a preview, then with the end": Sent(
         sse(says("Fo") | {"usage": {"prompt_tokens": 9}}, says("ur"), STOP, {"choices": [], "usage": USAGE}, DONE),
         usage=USAGE,

@@ -162,7 +162,7 @@ class Completion:
             self._add("reasoning", thought)
         else:
             self._take_choice(choice, delta)
-        if usage := chunk.get("usage"):
+        if usage := chunk.get("usage") or choice.get("usage"):
             self._take_usage(usage)
         reason = choice.get("finish_reason")
         if (error := chunk.get("error") or choice.get("error")) or reason == "error":
