@@ -53,7 +53,12 @@ class OpenRouter:
         self._loop = asyncio.get_running_loop()
         self._timeout = httpx.Timeout(timers.read, connect=timers.connect, pool=None).as_dict()
         title = settings.app_title.encode()
-        headers = [(b"HTTP-Referer", settings.app_url.encode()), (b"X-Title", title), (b"X-OpenRouter-Title", title)]
+        headers = [
+            (b"User-Agent", b"chat-relay"),
+            (b"HTTP-Referer", settings.app_url.encode()),
+            (b"X-Title", title),
+            (b"X-OpenRouter-Title", title),
+        ]
         if self._api_key:
             headers.append((b"Authorization", f"Bearer {self._api_key}".encode()))
         self._models = ModelsCache(self._fetch_models, timers)

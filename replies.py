@@ -17,7 +17,7 @@ from typing import Any
 from openrouter import Delta, Generation, OpenRouter, UpstreamError, Values
 from serving.logs import outline
 from serving.settings import Settings
-from store import Ending, Failure, Message, NotFound, OwedReply, Store, StoreFull, ended
+from store import Ending, Failure, Message, NotFound, OwedReply, Question, Repeated, Store, StoreFull, ended
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +83,14 @@ class _Running(Reply):
 
 
 class Replies:
-    """All replies in progress, one a conversation at the most."""
+    """All replies in progress, at most one in a conversation."""
 
     def __init__(self, store: Store, openrouter: OpenRouter, settings: Settings) -> None:
         self._store = store
         self._openrouter = openrouter
         self._settings = settings
         self._running: dict[str, _Running] = {}  # by message
-        self._latest: dict[str, _Running] = {}  # of those, by conversation
+        self._latest: dict[str, _Running] = {}  # the last one to begin, by conversation
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -111,11 +111,14 @@ class Replies:
         if self._draining_for is not None:
             raise Unavailable("The service is restarting: try again in a moment.", max(1, self._draining_for))
 
-    async def ask(self, conversation_id: str, content: str, model: str | None, traceparent: str | None) -> Reply:
-        """Add a question and start its reply, both or neither. Raises what `Store.ask` raises, and `Unavailable`."""
+    async def ask(self, conversation_id: str, question: Question, traceparent: str | None) -> Reply:
+        """Add a question and start its reply, both or neither; the reply to it, if it was asked before.
+
+        Raises what `Store.ask` raises but `Repeated`, and `Unavailable`.
+        """
         while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
-        return await self._started(conversation_id, self._ask(conversation_id, content, model, traceparent))
+        return await self._started(conversation_id, self._ask(conversation_id, question, traceparent))
 
     async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
         """The reply in progress or, if there is none, the one that is owed; requests that come together share it.
@@ -133,6 +136,11 @@ class Replies:
         await self._wait_until_begun(conversation_id)
         return await self._find(conversation_id, message_id)
 
+    async def in_progress_in(self, conversation_id: str) -> Reply | None:
+        """The reply in progress in this conversation, None if there is none."""
+        await self._wait_until_begun(conversation_id)
+        return self._latest.get(conversation_id)
+
     async def stop(self, conversation_id: str) -> Message | None:
         """Stop the reply in progress and keep its text; None if there is none."""
         await self._wait_until_begun(conversation_id)
@@ -142,12 +150,13 @@ class Replies:
         running.interrupt(Ending("stopped"))
         return await running.wait()
 
-    async def forget(self, conversation_id: str, message_id: str) -> None:
-        """End the reply whose message was deleted; its readers see it stopped."""
+    async def forget(self, conversation_id: str) -> None:
+        """End what is in progress there though its message was deleted; its readers see it stopped."""
         await self._wait_until_begun(conversation_id)
-        if running := self._running.get(message_id):
-            running.interrupt(Ending("stopped"))
-            await running.wait()
+        for running in [entry for entry in self._running.values() if entry.conversation_id == conversation_id]:
+            if not await self._is_stored(running):
+                running.interrupt(Ending("stopped"))
+                await running.wait()
 
     async def drain(self, grace: float) -> None:
         """Take no new questions, give the replies in progress `grace` seconds, then end them."""
@@ -189,11 +198,29 @@ class Replies:
         await asyncio.wait({beginning})
         return beginning.result()
 
-    async def _ask(self, conversation_id: str, content: str, model: str | None, traceparent: str | None) -> Reply:
-        with self._admission():
-            owed = await self._store.ask(conversation_id, content, model)
+    async def _ask(self, conversation_id: str, question: Question, traceparent: str | None) -> Reply:
+        cut = self._latest.get(conversation_id) if question.after is not ... else None
+        try:
+            await self._store.check_is_new(conversation_id, question)
+            with self._admission(in_place_of=cut):
+                owed = await self._store.ask(conversation_id, question)
+        except Repeated as repeated:
+            return await self._reply_to(conversation_id, repeated.found.id, traceparent)
         assert owed.turns is not None, "a question that was just added has no reply in progress"
+        if cut:
+            cut.interrupt(Ending("stopped"))
         return self._run(conversation_id, owed.message, owed.turns, traceparent)
+
+    async def _reply_to(self, conversation_id: str, question_id: str, traceparent: str | None) -> Reply:
+        message = await self._store.reply_to(conversation_id, question_id)
+        reply = message and await self._find(conversation_id, message.id)
+        return reply or await self._begin(conversation_id, None, traceparent)
+
+    async def _is_stored(self, running: _Running) -> bool:
+        try:
+            return await self._store.message(running.conversation_id, running.message.id) is not None
+        except NotFound:
+            return False
 
     async def _begin(self, conversation_id: str, model: str | None, traceparent: str | None) -> Reply:
         while True:
@@ -215,10 +242,10 @@ class Replies:
             return OwedReply(last)  # to join needs no room
 
     @contextmanager
-    def _admission(self) -> Iterator[None]:
+    def _admission(self, in_place_of: "_Running | None" = None) -> Iterator[None]:
         """Room for one more reply, held while the store begins it. Raises `Unavailable`."""
         self.check_open()
-        if len(self._running) + self._admitted >= self._settings.max_replies:
+        if len(self._running) + self._admitted - bool(in_place_of) >= self._settings.max_replies:
             raise Unavailable(
                 f"Too many replies are in progress (MAX_REPLIES is {self._settings.max_replies}): "
                 "try again when one has ended, or raise MAX_REPLIES.",
@@ -254,7 +281,10 @@ class Replies:
                         running.wake()
                         room -= len(value.text)
                         if room < 0:
-                            raise _TooLong
+                            most = self._settings.max_reply_chars
+                            return _failed(
+                                502, f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
+                            )
                     elif isinstance(value, Generation):
                         running.generation_id = value.id
                     else:
@@ -285,9 +315,6 @@ class Replies:
                 return Ending("stopped")
             case StoreFull():
                 return _failed(507, str(error))
-            case _TooLong():
-                most = self._settings.max_reply_chars
-                return _failed(502, f"The reply is longer than MAX_REPLY_CHARS ({most}) and was cut off there.")
         logger.error("reply %s crashed\n%s", running.message.id, outline(error))
         return _failed(500, "The service failed; its log says where.")
 
@@ -314,10 +341,6 @@ class Replies:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # so that it counts as retrieved: whoever waits for it has it
-
-
-class _TooLong(Exception):
-    """The reply passed MAX_REPLY_CHARS."""
 
 
 def _failed(code: int, message: str) -> Ending:

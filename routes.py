@@ -16,15 +16,18 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Match, Route
 
-from api.bodies import MODEL, OPTIONAL_MODEL, TITLE, Rejected, Text, read_fields, unprocessable
-from api.events import STREAM_HEADERS, place_of, reply_response
+from api.accept import wants_events, wants_text
+from api.bodies import Rejected, read_fields, unprocessable
+from api.event_ids import place_of
+from api.events import STREAM_HEADERS, reply_response
+from api.fields import MODEL, OPTIONAL_MODEL, TITLE, Rule, Text, Turns, identifier, reference
 from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
 from api.shapes import conversation_fields, message_fields
 from openrouter import OpenRouter, UpstreamError
-from replies import Replies, Unavailable
+from replies import Replies, Reply, Unavailable
 from serving.settings import Settings
-from store import Message, NotFound, NothingOwed, ReplyInProgress, Store, StoreFull
+from store import IdTaken, Message, NotFound, NothingOwed, Question, Repeated, ReplyInProgress, Store, StoreFull
 
 VERSION = "0.1.0"
 
@@ -81,11 +84,22 @@ async def list_models(request: Request) -> Response:
 
 
 async def create_conversation(request: Request) -> Response:
-    rules = {"default_model": OPTIONAL_MODEL, "title": TITLE, "system_prompt": _text_rule(request, nullable=True)}
-    fields = await read_fields(request, _most(request), rules, optional=True)
-    conversation = await request.state["store"].create_conversation(**fields)
-    location = f"{request.scope.get('root_path', '')}/conversations/{conversation.id}"
-    return JSONResponse(conversation_fields(conversation), status_code=201, headers={"Location": location})
+    settings = request.state["settings"]
+    text = _text_rule(request, nullable=False)
+    rules: dict[str, Rule] = {
+        "id": identifier,
+        "default_model": OPTIONAL_MODEL,
+        "title": TITLE,
+        "system_prompt": _text_rule(request, nullable=True),
+        "messages": Turns(settings.max_messages, text),
+    }
+    fields = await read_fields(request, settings.max_body_bytes, rules, optional=True)
+    try:
+        status, conversation = 201, await request.state["store"].create_conversation(**fields)
+    except Repeated as repeated:
+        status, conversation = 200, repeated.found
+    headers = {"Location": f"{request.scope.get('root_path', '')}/conversations/{conversation.id}"}
+    return JSONResponse(conversation_fields(conversation), status_code=status, headers=headers)
 
 
 async def list_conversations(request: Request) -> Response:
@@ -104,28 +118,42 @@ async def get_conversation(request: Request) -> Response:
 
 async def update_conversation(request: Request) -> Response:
     await request.state["store"].conversation(_id(request))
-    rules = {"default_model": MODEL, "title": TITLE, "system_prompt": _text_rule(request, nullable=True)}
-    fields = await read_fields(request, _most(request), rules)
+    prompt = _text_rule(request, nullable=True)
+    rules: dict[str, Rule] = {"default_model": MODEL, "title": TITLE, "system_prompt": prompt}
+    fields = await read_fields(request, request.state["settings"].max_body_bytes, rules)
     return JSONResponse(conversation_fields(await request.state["store"].update_conversation(_id(request), fields)))
 
 
 async def delete_conversation(request: Request) -> Response:
-    in_progress = await request.state["store"].delete_conversation(_id(request))
-    if in_progress is not None:
-        await request.state["replies"].forget(_id(request), in_progress)
+    await request.state["store"].delete_conversation(_id(request))
+    await request.state["replies"].forget(_id(request))
     return Response(status_code=204)
 
 
 async def add_message(request: Request) -> Response:
     store, replies = request.state["store"], request.state["replies"]
     await store.conversation(_id(request))
-    rules = {"content": _text_rule(request, nullable=False), "model": OPTIONAL_MODEL}
-    fields = {"model": None} | await read_fields(request, _most(request), rules, required="content")
-    replies.check_open()
-    if "text/event-stream" in request.headers.get("accept", ""):
-        reply = await replies.ask(_id(request), **fields, traceparent=_traceparent(request))
-        return reply_response(reply, 0, "text/event-stream")
-    return JSONResponse(message_fields(await store.add_user_message(_id(request), **fields)), status_code=201)
+    if last_event_id := _last_event_id(request):  # some clients come back with the request that they began with
+        return await _resumed(request, last_event_id)
+    rules: dict[str, Rule] = {
+        "content": _text_rule(request, nullable=False),
+        "model": OPTIONAL_MODEL,
+        "id": identifier,
+        "after": reference,
+    }
+    most = request.state["settings"].max_body_bytes
+    question = Question(**await read_fields(request, most, rules, required=("content",)))
+    if wants_events(request.headers.get("accept", "")):
+        return reply_response(await replies.ask(_id(request), question, _traceparent(request)))
+    try:
+        await store.check_is_new(_id(request), question)
+        replies.check_open()
+        message = await store.add_user_message(_id(request), question)
+    except Repeated as repeated:
+        return JSONResponse(message_fields(repeated.found))
+    if question.after is not ...:
+        await replies.forget(_id(request))
+    return JSONResponse(message_fields(message), status_code=201)
 
 
 async def list_messages(request: Request) -> Response:
@@ -144,10 +172,8 @@ async def _one_by_one(messages: Sequence[Message]) -> AsyncGenerator[bytes, None
 
 
 async def delete_messages(request: Request) -> Response:
-    message_id = request.path_params["message_id"]
-    in_progress = await request.state["store"].delete_messages_from(_id(request), message_id)
-    if in_progress is not None:
-        await request.state["replies"].forget(_id(request), in_progress)
+    await request.state["store"].delete_messages_from(_id(request), request.path_params["message_id"])
+    await request.state["replies"].forget(_id(request))
     return Response(status_code=204)
 
 
@@ -157,14 +183,19 @@ async def stream_reply(request: Request) -> Response:
         response = Response(headers=STREAM_HEADERS, media_type="text/event-stream")
         del response.headers["content-length"]  # nobody knows it
         return response
-    model = request.query_params.get("model") or None
+    model, join = request.query_params.get("model") or None, request.query_params.get("join") or "false"
     if complaint := OPTIONAL_MODEL.complaint(model):
         raise unprocessable([{"field": "model", "message": complaint}])
-    last_event_id = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
-    if last_event_id:
+    if join not in ("true", "false"):
+        raise unprocessable([{"field": "join", "message": "must be true or false"}])
+    if last_event_id := _last_event_id(request):
         return await _resumed(request, last_event_id)
-    reply = await request.state["replies"].start(_id(request), model, _traceparent(request))
-    return reply_response(reply, 0, request.headers.get("accept", ""))
+    replies, reply = request.state["replies"], None
+    if join == "true":
+        reply = await replies.in_progress_in(_id(request))
+    else:
+        reply = await replies.start(_id(request), model, _traceparent(request))
+    return _reply_response(request, reply, 0) if reply else Response(status_code=204)
 
 
 async def _resumed(request: Request, last_event_id: str) -> Response:
@@ -177,7 +208,12 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
         return Response(status_code=204)
     if position > reply.message.transcript.length:
         raise Rejected(400, "`Last-Event-ID` can't be right: the reply has fewer characters than it says.")
-    return reply_response(reply, position, request.headers.get("accept", ""))
+    return _reply_response(request, reply, position)
+
+
+def _reply_response(request: Request, reply: Reply, position: int) -> Response:
+    as_text = request.method == "GET" and wants_text(request.headers.get("accept", ""))
+    return reply_response(reply, position, as_text=as_text)
 
 
 async def stop_reply(request: Request) -> Response:
@@ -212,6 +248,7 @@ STATUS_OF: dict[type[Exception], int] = {
     NotFound: 404,
     ReplyInProgress: 409,
     NothingOwed: 409,
+    IdTaken: 409,
     StoreFull: 507,
     Unavailable: 503,
     ClientDisconnect: 400,  # nobody is there to read it
@@ -271,12 +308,14 @@ def _id(request: Request) -> str:
     return str(request.path_params["id"])
 
 
-def _most(request: Request) -> int:
-    return request.state["settings"].max_body_bytes
-
-
 def _text_rule(request: Request, *, nullable: bool) -> Text:
     return Text(request.state["settings"].max_message_chars, "MAX_MESSAGE_CHARS", nullable=nullable)
+
+
+def _last_event_id(request: Request) -> str:
+    """The header, or the query: `lastEventId` is how the polyfills of EventSource call it."""
+    query = request.query_params
+    return request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId") or ""
 
 
 def _traceparent(request: Request) -> str | None:

@@ -6,23 +6,27 @@ Knows nothing of HTTP, SSE, tasks or OpenRouter. Every public method of `Store` 
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import dropwhile, islice
 from typing import Any
 from uuid import uuid4
 
 from serving.settings import Settings
 from stores.records import (
+    After,
     Conversation,
     Ending,
     Failure,
+    IdTaken,
     Kind,
     Message,
     NotFound,
     NothingOwed,
     OwedReply,
+    Question,
+    Repeated,
     ReplyInProgress,
     Role,
     Status,
@@ -33,21 +37,8 @@ from stores.records import (
     ended,
 )
 
-__all__ = [
-    "Conversation",
-    "Ending",
-    "Failure",
-    "Kind",
-    "Message",
-    "NotFound",
-    "NothingOwed",
-    "OwedReply",
-    "ReplyInProgress",
-    "Store",
-    "StoreError",
-    "StoreFull",
-    "ended",
-]
+__all__ = ["Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
+__all__ += ["OwedReply", "Question", "Repeated", "ReplyInProgress", "Store", "StoreError", "StoreFull", "ended"]
 
 TITLE_CHARS = 80
 
@@ -64,8 +55,9 @@ logger = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Thread:
     conversation: Conversation
-    messages: dict[str, Message]
-    own_title: str | None  # None: the title is taken from the first message
+    own_title: str | None  # None: the title is taken from the first question
+    messages: dict[str, Message] = field(default_factory=dict)
+    titled_by: str | None = None  # that question's id
 
 
 class Store:
@@ -83,24 +75,41 @@ class Store:
         return len(self._threads), self._message_count
 
     async def create_conversation(
-        self, *, default_model: str | None = None, title: str | None = None, system_prompt: str | None = None
+        self,
+        *,
+        id: str | None = None,
+        default_model: str | None = None,
+        title: str | None = None,
+        system_prompt: str | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Conversation:
-        """A new, empty conversation. Raises `StoreFull`."""
+        """A new conversation; `messages` (role, content, perhaps model) are an import, oldest first.
+
+        Raises `Repeated`, `StoreFull`.
+        """
+        if id in self._threads:
+            raise Repeated(self._threads[id].conversation)
         if len(self._threads) >= self._settings.max_conversations:
             raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
-        self._take(byte_size(title) + byte_size(system_prompt), conversations=1)
+        turns = messages or ()
+        transcripts = [Transcript(turn["content"]) for turn in turns]
+        size = byte_size(title) + byte_size(system_prompt)
+        self._check_room(size + sum(t.size for t in transcripts), conversations=1, messages=len(transcripts))
         now = self._now()
         conversation = Conversation(
-            id=str(uuid4()),
+            id=id or str(uuid4()),
             title=title,
             system_prompt=system_prompt,
             default_model=default_model or self._settings.model_name,
             created_at=now,
             updated_at=now,
         )
-        self._threads[conversation.id] = _Thread(conversation, {}, title)
+        thread = self._threads[conversation.id] = _Thread(conversation, title)
+        self._size += size
+        for turn, transcript in zip(turns, transcripts, strict=True):
+            self._add(thread, turn["role"], transcript, turn.get("model"), "complete")
         logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
-        return conversation
+        return thread.conversation
 
     async def list_conversations(self, limit: int, before: str | None = None) -> tuple[list[Conversation], str | None]:
         """A page, newest `updated_at` first, and the `before` of the next page, None after the last."""
@@ -114,7 +123,7 @@ class Store:
         return self._thread(conversation_id).conversation
 
     async def update_conversation(self, conversation_id: str, changes: Mapping[str, Any]) -> Conversation:
-        """Set any of `default_model`, `title`, `system_prompt`; a title of None is taken from the first message.
+        """Set any of `default_model`, `title`, `system_prompt`; a title of None is taken from the first question.
 
         Raises `NotFound`, `StoreFull`.
         """
@@ -122,22 +131,24 @@ class Store:
         own_title = changes.get("title", thread.own_title)
         system_prompt = changes.get("system_prompt", thread.conversation.system_prompt)
         before = byte_size(thread.own_title) + byte_size(thread.conversation.system_prompt)
-        self._take(byte_size(own_title) + byte_size(system_prompt) - before)
+        more = byte_size(own_title) + byte_size(system_prompt) - before
+        self._check_room(more)
+        self._size += more
         thread.own_title = own_title
-        title = own_title or _first_line(thread.messages)
-        thread.conversation = replace(thread.conversation, **{**changes, "title": title})
+        thread.conversation = replace(thread.conversation, **changes)
+        if own_title is None:
+            thread.titled_by = None
         self._touch(thread)
         logger.info("Updated conversation %s", conversation_id)
         return thread.conversation
 
-    async def delete_conversation(self, conversation_id: str) -> str | None:
-        """Forget it and its messages; returns the id of the reply that was in progress. Raises `NotFound`."""
+    async def delete_conversation(self, conversation_id: str) -> None:
+        """Forget it and its messages. Raises `NotFound`."""
         thread = self._thread(conversation_id)
-        in_progress = self._remove_messages(thread, list(thread.messages))
-        self._take(-byte_size(thread.own_title) - byte_size(thread.conversation.system_prompt))
+        self._remove(thread, list(thread.messages.values()))
+        self._size -= byte_size(thread.own_title) + byte_size(thread.conversation.system_prompt)
         del self._threads[conversation_id]
         logger.info("Deleted conversation %s", conversation_id)
-        return in_progress
 
     async def messages(self, conversation_id: str) -> list[Message]:
         """All messages, oldest first. Raises `NotFound`."""
@@ -147,30 +158,33 @@ class Store:
         """One message, None if it isn't there. Raises `NotFound` for the conversation."""
         return self._thread(conversation_id).messages.get(message_id)
 
-    async def add_user_message(self, conversation_id: str, content: str, model: str | None = None) -> Message:
-        """A question. Raises `NotFound`, `ReplyInProgress`, `StoreFull`."""
-        return self._add_question(self._thread(conversation_id), content, model, to_reply=False)
+    async def reply_to(self, conversation_id: str, message_id: str) -> Message | None:
+        """The first reply behind that message, None if there is none. Raises `NotFound` for the conversation."""
+        behind = dropwhile(lambda message: message.id != message_id, self._thread(conversation_id).messages.values())
+        return next((message for message in behind if message.role == "assistant"), None)
 
-    async def ask(self, conversation_id: str, content: str, model: str | None = None) -> OwedReply:
-        """A question, and the reply to it begun; both or neither. Raises `NotFound`, `ReplyInProgress`, `StoreFull`."""
+    async def check_is_new(self, conversation_id: str, question: Question) -> None:
+        """Raises `Repeated` where the question is there already, `IdTaken` where its id is another's; `NotFound`."""
+        _check_is_new(self._thread(conversation_id), question)
+
+    async def add_user_message(self, conversation_id: str, question: Question) -> Message:
+        """Add a question. Raises what `check_is_new` raises, `ReplyInProgress`, `StoreFull`."""
+        return self._add_question(self._thread(conversation_id), question, to_reply=False)
+
+    async def ask(self, conversation_id: str, question: Question) -> OwedReply:
+        """Add a question and begin the reply to it; both or neither. Raises what `add_user_message` raises."""
         thread = self._thread(conversation_id)
-        self._add_question(thread, content, model, to_reply=True)
+        self._add_question(thread, question, to_reply=True)
         return self._begin(thread, None)
 
-    async def delete_messages_from(self, conversation_id: str, message_id: str) -> str | None:
-        """Forget that message and every later one; returns the id of a reply in progress among them.
-
-        Raises `NotFound`.
-        """
+    async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
+        """Forget that message and every later one. Raises `NotFound`."""
         thread = self._thread(conversation_id)
-        ids = list(thread.messages)
-        if message_id not in thread.messages:
-            raise NotFound("There is no message with this id in the conversation.")
-        removed = ids[ids.index(message_id) :]
-        in_progress = self._remove_messages(thread, removed)
+        _check_is_there(thread, message_id)
+        removed = list(dropwhile(lambda message: message.id != message_id, thread.messages.values()))
+        self._remove(thread, removed)
         self._touch(thread)
         logger.info("Deleted %d messages from conversation %s", len(removed), conversation_id)
-        return in_progress
 
     async def last_owed(self, conversation_id: str) -> Message:
         """The message that `begin_reply` would answer, replace or join. Raises `NotFound`, `NothingOwed`."""
@@ -192,14 +206,12 @@ class Store:
         if message is None:
             raise NotFound("The reply has been deleted.")
         room, size = self._settings.max_store_bytes - self._size, byte_size(text)
-        if size <= room:
-            self._size += size
-            message.transcript.append(kind, text)
-            return
-        fitting = text.encode()[:room].decode(errors="ignore")
-        self._take(byte_size(fitting))
-        message.transcript.append(kind, fitting)
-        raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
+        if size > room:
+            message.transcript.append(kind, fitting := text.encode()[:room].decode(errors="ignore"))
+            self._size += byte_size(fitting)
+            raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
+        message.transcript.append(kind, text)
+        self._size += size
 
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile."""
@@ -217,17 +229,21 @@ class Store:
             raise NotFound("There is no conversation with this id. They are kept in memory: a restart forgets them.")
         return thread
 
-    def _add_question(self, thread: _Thread, content: str, model: str | None, *, to_reply: bool) -> Message:
-        if _last_status(thread) == "streaming":
+    def _add_question(self, thread: _Thread, question: Question, *, to_reply: bool) -> Message:
+        _check_is_new(thread, question)
+        removed = _behind(thread, question.after)
+        if question.after is ... and _is_in_progress(_last(thread)):
             raise ReplyInProgress(
                 "A reply is in progress: read it to its end, or stop it with DELETE on the conversation's stream, "
                 "then send the message."
             )
-        self._check_room(thread, 1 + to_reply)
-        transcript = Transcript(content)
-        self._take(transcript.size + to_reply, messages=1 + to_reply)  # the reply's first byte, too
-        self._take(-int(to_reply))  # which is given back until it comes
-        message = self._add(thread, "user", transcript, model, "complete")
+        if len(thread.messages) - len(removed) + 1 + to_reply > self._settings.max_messages:
+            raise self._full("max_messages", "The conversation has no room for another message", "messages")
+        transcript = Transcript(question.content)
+        more = transcript.size - sum(message.transcript.size for message in removed)
+        self._check_room(more + to_reply, messages=1 + to_reply - len(removed))  # the reply's first byte, too
+        self._remove(thread, removed)
+        message = self._add(thread, "user", transcript, question.model, "complete", id=question.id)
         logger.info("Added user message to conversation %s", thread.conversation.id)
         return message
 
@@ -235,38 +251,57 @@ class Store:
         last = _check_owed(thread)
         if last.status == "streaming":
             return OwedReply(last)
-        self._check_room_for_reply(thread, last)
-        model = model or _asked_model(thread) or thread.conversation.default_model
-        if last.role == "assistant":
-            self._remove_messages(thread, [last.id])  # it takes this one's place, however full the store is
-        else:
-            self._take(0, messages=1)
+        failed = [last] if last.role == "assistant" else []  # whose place the reply takes, however full the store is
+        if len(thread.messages) + 1 - len(failed) > self._settings.max_messages:
+            raise self._full("max_messages", "The conversation has no room for another message", "messages")
+        self._check_room(1 - sum(message.transcript.size for message in failed), messages=1 - len(failed))
+        self._remove(thread, failed)
+        question = next((m for m in reversed(thread.messages.values()) if m.role == "user"), None)
+        model = model or (question and question.model) or thread.conversation.default_model
+        question_id = question.id if question else None
         turns = _turns(thread)
-        return OwedReply(self._add(thread, "assistant", Transcript(), model, "streaming"), turns)
+        reply = self._add(thread, "assistant", Transcript(), model, "streaming", question_id=question_id)
+        return OwedReply(reply, turns)
 
-    def _add(self, thread: _Thread, role: Role, transcript: Transcript, model: str | None, status: Status) -> Message:
-        now = self._now()
-        message = Message(id=str(uuid4()), role=role, transcript=transcript, model=model, timestamp=now, status=status)
+    def _add(
+        self,
+        thread: _Thread,
+        role: Role,
+        transcript: Transcript,
+        model: str | None,
+        status: Status,
+        *,
+        id: str | None = None,
+        question_id: str | None = None,
+    ) -> Message:
+        message = Message(
+            id=id or str(uuid4()),
+            role=role,
+            transcript=transcript,
+            model=model,
+            timestamp=self._now(),
+            status=status,
+            question_id=question_id,
+        )
         thread.messages[message.id] = message
+        self._size += transcript.size
         self._message_count += 1
-        self._touch(thread, now)
+        self._touch(thread, message.timestamp)
         return message
 
-    def _remove_messages(self, thread: _Thread, ids: list[str]) -> str | None:
-        in_progress = None
-        for message in [thread.messages.pop(message_id) for message_id in ids]:
+    def _remove(self, thread: _Thread, messages: Sequence[Message]) -> None:
+        for message in messages:
+            del thread.messages[message.id]
             self._size -= message.transcript.size
-            in_progress = message.id if message.status == "streaming" else in_progress
-        self._message_count -= len(ids)
-        return in_progress
+        self._message_count -= len(messages)
 
     def _touch(self, thread: _Thread, now: str | None = None) -> None:
-        count = len(thread.messages)
-        title = thread.conversation.title
-        if thread.own_title is None and (title is None or count == 0):
-            title = _first_line(thread.messages)
+        title = thread.own_title or thread.conversation.title
+        if thread.own_title is None and thread.titled_by not in thread.messages:
+            first = next((message for message in thread.messages.values() if message.role == "user"), None)
+            thread.titled_by, title = (first.id, _first_line(first)) if first else (None, None)
         thread.conversation = replace(
-            thread.conversation, title=title, message_count=count, updated_at=now or self._now()
+            thread.conversation, title=title, message_count=len(thread.messages), updated_at=now or self._now()
         )
         self._threads[thread.conversation.id] = self._threads.pop(thread.conversation.id)
 
@@ -276,28 +311,14 @@ class Store:
         moment = _EPOCH + timedelta(microseconds=self._clock)
         return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
-    def _check_room(self, thread: _Thread, more: int) -> None:
-        if len(thread.messages) + more > self._settings.max_messages:
-            raise self._full("max_messages", "The conversation has no room for another message", "messages")
-
-    def _check_room_for_reply(self, thread: _Thread, last: Message) -> None:
-        is_replaced = last.role == "assistant"
-        self._check_room(thread, 0 if is_replaced else 1)
-        if self._size - (last.transcript.size if is_replaced else 0) >= self._settings.max_store_bytes:
-            raise self._full("max_store_bytes", "The store has no room for a reply", "conversations")
-
-    def _take(self, text: int, *, conversations: int = 0, messages: int = 0) -> None:
-        """Take so many bytes of text or, negative, give them back, and check what is kept beside it.
-
-        Raises `StoreFull`, and takes nothing then.
-        """
+    def _check_room(self, text: int, *, conversations: int = 0, messages: int = 0) -> None:
+        """Raises `StoreFull` where there is no room for so many bytes of text, or for what is kept beside them."""
         most = self._settings.max_store_bytes
         beside = CONVERSATION_BYTES * (len(self._threads) + conversations)
         beside += MESSAGE_BYTES * (self._message_count + messages)
-        has_room_beside = beside <= max(most, LEAST_BESIDE) or not (conversations or messages)
+        has_room_beside = beside <= max(most, LEAST_BESIDE) or (conversations <= 0 and messages <= 0)
         if (text > 0 and self._size + text > most) or not has_room_beside:
             raise self._full("max_store_bytes", "The store has no room for more text", "conversations")
-        self._size += text
 
     def _full(self, limit: str, what: str, to_delete: str) -> StoreFull:
         return StoreFull(
@@ -306,8 +327,45 @@ class Store:
         )
 
 
+def _check_is_new(thread: _Thread, question: Question) -> None:
+    found = thread.messages.get(question.id) if question.id else None
+    if found is None:
+        return
+    if found.role == "user" and (found.transcript.content, found.model) == (question.content, question.model):
+        raise Repeated(found)
+    raise IdTaken("The `id` is that of another message of this conversation: a new question needs a new one, or none.")
+
+
+def _check_is_there(thread: _Thread, message_id: str) -> Message:
+    message = thread.messages.get(message_id)
+    if message is None:
+        raise NotFound("There is no message with this id in the conversation.")
+    return message
+
+
+def _behind(thread: _Thread, after: After) -> list[Message]:
+    """The messages behind that one. Raises `NotFound`, and `ReplyInProgress` if it is the reply in progress itself."""
+    if after is ...:
+        return []
+    if after is None:
+        return list(thread.messages.values())
+    if _is_in_progress(_check_is_there(thread, after)):
+        raise ReplyInProgress(
+            "`after` is the reply in progress: stop it with DELETE on the conversation's stream first."
+        )
+    return list(dropwhile(lambda message: message.id != after, thread.messages.values()))[1:]
+
+
+def _last(thread: _Thread) -> Message | None:
+    return next(reversed(thread.messages.values()), None)
+
+
+def _is_in_progress(message: Message | None) -> bool:
+    return message is not None and message.status == "streaming"
+
+
 def _check_owed(thread: _Thread) -> Message:
-    last = next(reversed(thread.messages.values()), None)
+    last = _last(thread)
     if last is None:
         raise NothingOwed("The conversation is empty: add a message first, then stream the reply.")
     if last.role == "assistant" and last.status in ("complete", "stopped"):
@@ -324,18 +382,5 @@ def _turns(thread: _Thread) -> list[tuple[str, str]]:
     return turns + [(m.role, content) for m in answered if (content := m.transcript.content)]
 
 
-def _last_status(thread: _Thread) -> Status | None:
-    last = next(reversed(thread.messages.values()), None)
-    return last.status if last else None
-
-
-def _asked_model(thread: _Thread) -> str | None:
-    return next((m.model for m in reversed(thread.messages.values()) if m.role == "user"), None)
-
-
-def _first_line(messages: Mapping[str, Message]) -> str | None:
-    first = next(iter(messages.values()), None)
-    if first is None:
-        return None
-    lines = first.transcript.content.strip().splitlines()
-    return lines[0][:TITLE_CHARS].rstrip() if lines else None
+def _first_line(question: Message) -> str:
+    return question.transcript.content.strip().splitlines()[0][:TITLE_CHARS].rstrip()

@@ -1,4 +1,4 @@
-"""Request bodies: read within their bounds, parsed, and each field checked. What can't be taken is `Rejected`.
+"""Request bodies: read within their bounds, parsed, and checked. What can't be taken is `Rejected`.
 
 Knows nothing of conversations or responses.
 """
@@ -7,16 +7,15 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from starlette.requests import Request
 
-BODY_TIMEOUT = 30.0  # seconds for a whole body
+from api.fields import Rule, complaints
 
-# The pattern of openapi.json. It names what only some dialects take for white space: `\s` alone differs between them.
-_VISIBLE = re.compile(r"[^\s\x1c-\x1f\x85\ufeff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+BODY_TIMEOUT = 30.0  # seconds for a whole body
+MOST_ERRORS = 20  # that are told of one body
 
 
 class Rejected(Exception):
@@ -31,43 +30,17 @@ class Rejected(Exception):
         self.close = close  # the connection, since the rest of the body may never end
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """What a string in a body must be."""
-
-    most: int  # characters
-    setting: str = ""  # that decides `most`
-    nullable: bool = True
-    printable: bool = False  # ASCII alone: it is sent in a header
-
-    def complaint(self, value: object) -> str | None:
-        """What is wrong with `value`; None if nothing is."""
-        if value is None and self.nullable:
-            return None
-        if not isinstance(value, str):
-            return f"must be a string{' or null' if self.nullable else ''}"
-        if not _VISIBLE.search(value):
-            return "must not be blank"
-        if len(value) > self.most:
-            return f"must have at most {self.most} characters{f' ({self.setting})' if self.setting else ''}"
-        if self.printable and not (value.isascii() and value.isprintable()):
-            return "must be printable ASCII, such as openai/gpt-5-mini"
-        if _SURROGATE.search(value):
-            return "must be text that UTF-8 can carry: it has one half of a surrogate pair"
-        return None
-
-
-MODEL = Text(200, nullable=False, printable=True)
-OPTIONAL_MODEL = Text(200, printable=True)
-TITLE = Text(200)
-
-
 async def read_fields(
-    request: Request[Any], most: int, rules: Mapping[str, Text], *, optional: bool = False, required: str | None = None
+    request: Request[Any],
+    most: int,
+    rules: Mapping[str, Rule],
+    *,
+    required: tuple[str, ...] = (),
+    optional: bool = False,
 ) -> dict[str, Any]:
-    """The fields of a body of `most` bytes at the most, each as its rule wants it. Raises `Rejected`.
+    """The fields of a body of at most `most` bytes, each as its rule wants it. Raises `Rejected`.
 
-    An `optional` body may be missing; `required` names a field that must be there.
+    `required` names those that must be there; an `optional` body may be missing.
     """
     body = await _read_body(request, most)
     if not body and optional:
@@ -79,12 +52,8 @@ async def read_fields(
     fields = _parse(body)
     if not isinstance(fields, dict):
         raise unprocessable([{"field": "", "message": "must be a JSON object"}])
-    errors = [{"field": _shown(name), "message": "is not a field here"} for name in fields if name not in rules][:20]
-    if required and required not in fields:
-        errors.append({"field": required, "message": "is required"})
-    complaints = {name: rule.complaint(fields[name]) for name, rule in rules.items() if name in fields}
-    errors += [{"field": name, "message": complaint} for name, complaint in complaints.items() if complaint]
-    if errors:
+    found = islice(complaints(fields, rules, required), MOST_ERRORS)
+    if errors := [{"field": field, "message": complaint} for field, complaint in found]:
         raise unprocessable(errors)
     return fields
 
@@ -108,7 +77,7 @@ async def _read_body(request: Request[Any], most: int) -> bytes:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body.decode(), parse_constant=_no_constant, parse_int=_integer)
+        return json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant, parse_int=_integer)
     except UnicodeDecodeError:
         raise Rejected(400, "The body isn't UTF-8.") from None
     except (ValueError, RecursionError):
@@ -127,7 +96,3 @@ def unprocessable(errors: list[dict[str, str]]) -> Rejected:
     """A 422 that tells every error, `{"field", "message"}`."""
     told = "; ".join(f"{error['field'] or 'the body'} {error['message']}" for error in errors)
     return Rejected(422, f"The request can't be taken as it is: {told}.", errors)
-
-
-def _shown(name: str) -> str:
-    return name[:80].encode(errors="backslashreplace").decode()

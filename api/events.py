@@ -4,7 +4,6 @@ Knows nothing of requests or upstream.
 """
 
 import json
-import re
 from collections.abc import AsyncGenerator, Awaitable
 from json.encoder import encode_basestring_ascii
 
@@ -13,31 +12,24 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
+from api.event_ids import event_id
 from api.shapes import last_event_fields
 from replies import Reply
 from store import Kind, Message
 
-KEEP_ALIVE = 15  # seconds between comments on a silent stream
+KEEP_ALIVE = 15  # seconds between pings on a silent stream
 RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
-SLICE_CHARS = 16_384  # at most in one event, so that a reader who lags needs little memory
+SLICE_CHARS = 4_900  # at most in one event: as JSON in ASCII a line of 60,000 bytes; some clients take no longer ones
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
-_EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|[0-9]{1,9})")
 
-
-def place_of(event_id: str) -> tuple[str, int | None] | None:
-    """The message's id in an event's id, and the position there, None behind the last event; None if it isn't one."""
-    match = _EVENT_ID.fullmatch(event_id)
-    return (match[1], None if match[2] == "end" else int(match[2])) if match else None
-
-
-def reply_response(reply: Reply, position: int, accept: str) -> Response:
-    """The reply from `position` (in characters) on, live: events, or bare text for who accepts nothing but that."""
+def reply_response(reply: Reply, position: int = 0, *, as_text: bool = False) -> Response:
+    """The reply from `position` (in characters) on, live: as events, or as bare text."""
     headers = {**STREAM_HEADERS, "X-Message-Id": reply.message.id, "X-Model": reply.message.model or ""}
-    if "text/plain" in accept and "text/event-stream" not in accept:
+    if as_text:
         return StreamingResponse(_parts(reply, position, _Text()), headers=headers, media_type="text/plain")
     parts = _parts(reply, position, _Events(reply.message))
-    return _EventStream(parts, headers=headers, ping=KEEP_ALIVE, ping_message_factory=_keep_alive)
+    return _EventStream(parts, headers=headers, ping=KEEP_ALIVE, ping_message_factory=_ping)
 
 
 class _EventStream(EventSourceResponse):
@@ -54,28 +46,31 @@ class _EventStream(EventSourceResponse):
         return self._straight_send(message)
 
 
-def _keep_alive() -> ServerSentEvent:
-    return ServerSentEvent(comment="keep-alive", sep="\n")
+def _ping() -> ServerSentEvent:
+    # Not a comment: some clients make an event with empty data of the blank line behind it, and fail to parse that.
+    return ServerSentEvent(event="ping", data="{}", sep="\n")
 
 
 class _Events:
-    """The blocks of an event stream. Each one's id says how much of the message its reader has by then."""
+    """The blocks of an event stream. `id:` is last: some clients take it at once, and lose a block that is cut off."""
 
     def __init__(self, message: Message) -> None:
         self._message = message
-        self._id_line = f"id: {message.id}:"
 
     def start(self, position: int) -> bytes:
-        data = json.dumps({"message_id": self._message.id, "model": self._message.model})
-        return f"event: start\n{self._id_line}{position}\nretry: {RETRY_MS}\ndata: {data}\n\n".encode()
+        message = self._message
+        data = {"message_id": message.id, "model": message.model, "question_id": message.question_id}
+        head = f"event: start\nretry: {RETRY_MS}\n"
+        return f"{head}data: {json.dumps(data)}\nid: {event_id(message.id, position)}\n\n".encode()
 
     def text(self, kind: Kind, text: str, position: int) -> bytes:
         event = "event: reasoning\n" if kind == "reasoning" else ""
         # JSON in ASCII, as json.dumps writes a string: clients exist that split lines at U+2028.
-        return f'{event}{self._id_line}{position}\ndata: {{"{kind}": {encode_basestring_ascii(text)}}}\n\n'.encode()
+        data = f'data: {{"{kind}": {encode_basestring_ascii(text)}}}'
+        return f"{event}{data}\nid: {self._message.id}:{position}\n\n".encode()
 
     def end(self, message: Message) -> bytes:
-        return f"{self._id_line}end\ndata: {json.dumps(last_event_fields(message))}\n\n".encode()
+        return f"data: {json.dumps(last_event_fields(message))}\nid: {event_id(message.id, None)}\n\n".encode()
 
 
 class _Text:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from api.event_ids import event_id
 from store import Conversation, Failure, Message
 
 
@@ -23,6 +24,7 @@ def message_fields(message: Message) -> dict[str, Any]:
         "usage": _usage(message),
         "error": failure_fields(message.error) if message.error else None,
         "generation_id": message.generation_id,
+        "last_event_id": event_id(message.id, message.transcript.length) if message.status == "streaming" else None,
     }
 
 

@@ -10,11 +10,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import EllipsisType
 from typing import Any, Literal
 
 Kind = Literal["content", "reasoning"]
 Role = Literal["user", "assistant"]
 Status = Literal["complete", "streaming", "stopped", "failed"]
+
+After = str | EllipsisType | None  # a message's id; None: the beginning; ...: behind the last message
 
 _KINDS: tuple[Kind, Kind] = ("content", "reasoning")
 
@@ -37,6 +40,18 @@ class NothingOwed(StoreError):
 
 class StoreFull(StoreError):
     """A limit is reached; reading and deleting go on."""
+
+
+class IdTaken(StoreError):
+    """The client's id means something else already."""
+
+
+class Repeated(StoreError):
+    """What was to be added is there already: `found`, a conversation or a message."""
+
+    def __init__(self, found: Any) -> None:
+        super().__init__("It is there already.")
+        self.found = found
 
 
 class Transcript:
@@ -68,7 +83,7 @@ class Transcript:
         self.size += byte_size(text)
 
     def read(self, start: int, most: int) -> list[tuple[Kind, str]]:
-        """The runs of one kind from position `start` on, `most` characters at the most; empty at the end."""
+        """The runs of one kind from position `start` on, at most `most` characters; empty at the end."""
         end = min(start + most, self.length)
         if start >= end:
             return []
@@ -144,6 +159,7 @@ class Message:
     usage: str | None = None  # as JSON, which takes a fraction of an object's memory
     error: Failure | None = None
     generation_id: str | None = None
+    question_id: str | None = None  # of a reply: the message that it answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +173,16 @@ class Conversation:
     created_at: str
     updated_at: str
     message_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a user asks. `id` is the client's own; everything behind `after` is removed first."""
+
+    content: str
+    model: str | None = None
+    id: str | None = None
+    after: After = ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -470,6 +470,7 @@ async def test_a_question_has_all_fields_of_a_message(relay: Relay) -> None:
             "usage": None,
             "error": None,
             "generation_id": None,
+            "last_event_id": None,
         }
         assert is_uuid4(body["id"]) and TIME.fullmatch(body["timestamp"])
         assert (await relay.messages(conversation_id))[-1] == body
@@ -493,6 +494,7 @@ async def test_a_reply_has_all_fields_of_a_message(upstream: ScriptedUpstream, r
         "usage": USAGE,
         "error": None,
         "generation_id": (await upstream.called()).generation_id,
+        "last_event_id": None,
     }
     assert is_uuid4(reply["id"]) and TIME.fullmatch(reply["timestamp"])
     assert question["timestamp"] < reply["timestamp"]

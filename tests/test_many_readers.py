@@ -253,10 +253,9 @@ class GatedStore(Store):
         await self.passage("conversation")
         return answer
 
-    async def delete_messages_from(self, conversation_id: str, message_id: str) -> str | None:
-        answer = await super().delete_messages_from(conversation_id, message_id)
+    async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
+        await super().delete_messages_from(conversation_id, message_id)
         await self.passage("delete_messages_from")
-        return answer
 
     async def begin_reply(self, conversation_id: str, model: str | None = None) -> OwedReply:
         answer = await super().begin_reply(conversation_id, model)

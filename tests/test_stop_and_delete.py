@@ -40,7 +40,8 @@ async def delete(relay: Relay, conversation_id: str, message_id: str | None = No
 
 def stopped(start: dict[str, Any]) -> dict[str, Any]:
     """The last event of a stream that began so and was stopped."""
-    return {"done": True, **start, "status": "stopped", "finish_reason": None, "usage": None}
+    told = {name: start[name] for name in ("message_id", "model")}
+    return {"done": True, **told, "status": "stopped", "finish_reason": None, "usage": None}
 
 
 # Stop

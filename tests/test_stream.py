@@ -102,7 +102,7 @@ async def test_a_stream_is_start_then_text_then_done(upstream: ScriptedUpstream,
             await reader.until(text)
             gate.open()
         transcript = await reader.whole()
-    id = transcript.start["message_id"]
+    id, question_id = transcript.start["message_id"], (await relay.messages(conversation_id))[0]["id"]
     done = {
         "done": True,
         "message_id": id,
@@ -112,19 +112,19 @@ async def test_a_stream_is_start_then_text_then_done(upstream: ScriptedUpstream,
         "usage": USAGE,
     }
     assert [fields(block) for block in transcript.blocks] == [
-        ("start", f"{id}:0", 1000, {"message_id": id, "model": "openrouter/auto"}),
+        ("start", f"{id}:0", 1000, {"message_id": id, "model": "openrouter/auto", "question_id": question_id}),
         ("message", f"{id}:4", None, {"content": "one "}),
         ("message", f"{id}:7", None, {"content": "twö"}),
         ("message", f"{id}:end", None, done),
     ]
-    assert transcript.blocks[1].raw == f'id: {id}:4\ndata: {{"content": "one "}}\n\n'.encode()
+    assert transcript.blocks[1].raw == f'data: {{"content": "one "}}\nid: {id}:4\n\n'.encode()
 
 
 async def test_reasoning_comes_in_events_of_its_own_name(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(interleaved("?Hmm", "Well"))
     transcript = await relay.read(await relay.ask())
     assert [(block.event, set(block.json)) for block in transcript.blocks] == [
-        ("start", {"message_id", "model"}),
+        ("start", {"message_id", "model", "question_id"}),
         ("reasoning", {"reasoning"}),
         ("message", {"content"}),
         ("message", {"done", "message_id", "model", "status", "finish_reason", "usage"}),
@@ -220,7 +220,8 @@ async def test_the_response_has_the_headers_that_streams_need(upstream: Scripted
         assert "content-length" not in headers
         last_id = (await reader.whole()).ids[-2]
     async with relay.stream(conversation_id, last_id) as reader:
-        assert (reader.response.headers["x-message-id"], reader.response.headers["x-model"]) == tuple(start.values())
+        assert reader.response.headers["x-message-id"] == start["message_id"]
+        assert reader.response.headers["x-model"] == start["model"]
 
 
 # Without Last-Event-ID
@@ -602,7 +603,7 @@ async def test_a_patch_between_two_replies_counts_for_the_second(upstream: Scrip
 # Time and size
 
 
-async def test_comments_keep_a_silent_stream_alive(
+async def test_pings_keep_a_silent_stream_alive(
     upstream: ScriptedUpstream, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "KEEP_ALIVE", 0.01)
@@ -611,10 +612,11 @@ async def test_comments_keep_a_silent_stream_alive(
     async with relay.stream(await relay.ask()) as reader:
         await reader.next()
         reading = asyncio.create_task(reader.whole())
-        await eventually(lambda: len(reader.transcript.comments) >= 3)
+        await eventually(lambda: len(reader.transcript.pings) >= 3)
         gate.open_wide()
         transcript = await reading
-    assert set(transcript.comments) == {" keep-alive"}
+    assert {ping.raw for ping in transcript.pings} == {b"event: ping\ndata: {}\n\n"}
+    assert transcript.comments == []
     assert (transcript.content, len(transcript.blocks)) == ("Hello", 3)
 
 

@@ -17,11 +17,14 @@ class Transcript:
     blocks: list[Block] = field(default_factory=list)
     """Without those that are nothing but comments."""
     comments: list[str] = field(default_factory=list)
+    pings: list[Block] = field(default_factory=list)
 
     def add(self, block: Block) -> None:
-        """Take a block in; its comments are kept apart."""
+        """Take a block in; comments and pings are kept apart."""
         self.comments += block.comments
-        if not block.is_comment:
+        if block.event == "ping":
+            self.pings.append(block)
+        elif not block.is_comment:
             self.blocks.append(block)
 
     @property
@@ -70,14 +73,14 @@ class Reader:
         self._blocks = _blocks(response)
 
     async def next(self) -> Block:
-        """The next block that isn't only comments; `EOFError` when the server has ended the stream in order."""
+        """The next block other than comments and pings; `EOFError` when the server has ended the stream in order."""
         while True:
             try:
                 block = await bounded(anext(self._blocks))
             except StopAsyncIteration:
                 raise EOFError(f"the stream has ended; its content: {self.transcript.content!r}") from None
             self.transcript.add(block)
-            if not block.is_comment:
+            if not block.is_comment and block.event != "ping":
                 return block
 
     async def until(self, text: str) -> Transcript:

@@ -65,6 +65,6 @@ export class OwnRelay extends Relay {
   /** How often upstream was asked for an answer to this conversation. */
   generations(conversation: string): number {
     const lines = this.process.output.split('\n')
-    return lines.filter((line) => line.includes('streaming started') && line.includes(conversation)).length
+    return lines.filter((line) => line.includes('Streaming response for conversation') && line.includes(conversation)).length
   }
 }
