@@ -310,7 +310,7 @@ class Replies:
                 return task.result()
             case UpstreamError():
                 failure = Failure(error.code, error.message, error.retryable, error.retry_after)
-                return Ending("failed", error=failure)
+                return Ending("failed", usage=error.usage, error=failure)
             case NotFound():
                 return Ending("stopped")
             case StoreFull():
