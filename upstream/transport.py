@@ -50,7 +50,7 @@ class Transport(httpx.AsyncBaseTransport):
             tls = httpx.create_ssl_context() if needs_tls else None
         except OSError:
             raise ValueError(
-                "SSL_CERT_FILE must be a readable PEM file, SSL_CERT_DIR a folder of them, SSLKEYLOGFILE a writable one."
+                "SSL_CERT_FILE must be a readable PEM file, SSL_CERT_DIR a folder of such, SSLKEYLOGFILE writable."
             ) from None
         return cls(tls, proxy)
 
