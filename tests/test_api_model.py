@@ -132,8 +132,8 @@ class Chat:
 
     @property
     def shown_title(self) -> str | None:
-        first = next((turn for turn in self.turns if turn.role == "user"), None)
-        return self.title or (first and first.content.strip().splitlines()[0][:80].rstrip())
+        first = next((turn.content.strip().splitlines()[0] for turn in self.turns if turn.role == "user"), None)
+        return self.title or (first and first[:80].rstrip())
 
     @property
     def bytes(self) -> int:
@@ -287,13 +287,14 @@ CHANGES = st.fixed_dictionaries(
 )
 
 
-PLANS = st.builds(Plan, PIECES, st.sampled_from(ENDS), st.booleans())
-IDS = st.none() | st.sampled_from(["q-1", "Q_2"]) | CHOICES
-PLACES = st.just(...) | st.none() | st.just("nowhere") | CHOICES | CHOICES
+PLANS = st.builds(Plan, PIECES, st.sampled_from(ENDS), st.sampled_from([True, False, False]))
+NEW_IDS = st.none() | st.sampled_from(["q-1", "Q_2"])
+IDS = NEW_IDS | CHOICES
+PLACES = st.none() | st.just("nowhere") | CHOICES | CHOICES
 TURNS = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant"]), "content": TEXTS}, optional={"model": MODELS}
 )
-BODIES = st.builds(
+BODIES: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     CHANGES,
     id=st.none() | st.sampled_from(["one", "two"]),
@@ -413,14 +414,31 @@ class Api(RuleBasedStateMachine):
     # Messages
 
     @precondition(has_conversations)
-    @rule(which=CHOICES, content=TEXTS, model=MODELS, id=IDS, after=PLACES, plan=PLANS | st.none())
-    def ask(self, which: int, content: str, model: str | None, id: Any, after: Any, plan: Plan | None) -> None:
-        """At the end or behind a message; with a plan its reply is begun with it."""
+    @rule(which=CHOICES, content=TEXTS, model=MODELS, id=IDS, plan=PLANS | st.none())
+    def ask(self, which: int, content: str, model: str | None, id: Any, plan: Plan | None) -> None:
+        """At the end; with a plan its reply is begun with it."""
         chat = self._pick(which)
-        self._ask(chat, Question(content, model, self._id_in(chat, id), self._id_in(chat, after)), plan)
+        self._ask(chat, Question(content, model, self._id_in(chat, id)), plan)
+
+    @precondition(has_conversations)
+    @rule(which=CHOICES, content=TEXTS, id=NEW_IDS, after=PLACES)
+    def edit(self, which: int, content: str, id: str | None, after: Any) -> None:
+        """Behind a message."""
+        self._edit(which, content, id, after, None)
+
+    @precondition(has_conversations)
+    @rule(which=CHOICES, content=TEXTS, id=NEW_IDS, after=PLACES, plan=PLANS)
+    def edit_and_resend(self, which: int, content: str, id: str | None, after: Any, plan: Plan) -> None:
+        """Behind a message, and its reply is begun with it."""
+        self._edit(which, content, id, after, plan)
+
+    def _edit(self, which: int, content: str, id: str | None, after: Any, plan: Plan | None) -> None:
+        chats = [chat for chat in self.chats if chat.is_streaming] or self.chats
+        chat = chats[which % len(chats)]
+        self._ask(chat, Question(content, None, id, self._id_in(chat, after)), plan)
 
     @precondition(has_questions)
-    @rule(which=CHOICES, after=PLACES, plan=PLANS | st.none())
+    @rule(which=CHOICES, after=st.just(...) | PLACES, plan=PLANS | st.none())
     def ask_again(self, which: int, after: Any, plan: Plan | None) -> None:
         """Whatever has become of it: never a second message, never a second reply, and nothing is removed."""
         asked = [(chat, turn) for chat in self.chats for turn in chat.turns if turn.role == "user"]
@@ -504,7 +522,7 @@ class Api(RuleBasedStateMachine):
         for form in (None, plan):
             if not self._refusal(chat, question := Question(content), form):
                 assert_problem(self._post(chat, question, form, 507), 507, "MAX_STORE_BYTES")
-            for turn in [turn for turn in chat.turns if turn.role == "user"][-2:]:
+            for turn in [turn for turn in chat.turns if turn.role == "user"][-1:]:
                 if form is None or chat.reply_to(turn):
                     self._ask(chat, Question(turn.content, turn.model, turn.id, None), form)
         self._change(chat, {"system_prompt": before})
