@@ -39,7 +39,7 @@ LIMITS: dict[str, int] = {
     "max_replies": 1_000,
     "max_store_bytes": 20_000,
 }
-NARROW = LIMITS | {"max_messages": 6, "max_replies": 1}
+NARROW = LIMITS | {"max_messages": 4, "max_replies": 1}
 EVENTS = {"Accept": "text/event-stream"}
 
 Pieces = list[tuple[str, str]]
@@ -298,7 +298,7 @@ BODIES: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     CHANGES,
     id=st.none() | st.sampled_from(["one", "two"]),
-    messages=st.just([]) | st.lists(TURNS, max_size=3) | st.lists(TURNS, min_size=5, max_size=7),
+    messages=st.just([]) | st.lists(TURNS, max_size=3) | st.lists(TURNS, min_size=3, max_size=5),
 )
 
 
@@ -438,12 +438,13 @@ class Api(RuleBasedStateMachine):
         self._ask(chat, Question(content, None, id, self._id_in(chat, after)), plan)
 
     @precondition(has_questions)
-    @rule(which=CHOICES, after=st.just(...) | PLACES, plan=PLANS | st.none())
-    def ask_again(self, which: int, after: Any, plan: Plan | None) -> None:
+    @rule(which=CHOICES, model=st.just(...) | MODELS, after=st.just(...) | PLACES, plan=PLANS | st.none())
+    def ask_again(self, which: int, model: Any, after: Any, plan: Plan | None) -> None:
         """Whatever has become of it: never a second message, never a second reply, and nothing is removed."""
         asked = [(chat, turn) for chat in self.chats for turn in chat.turns if turn.role == "user"]
         chat, turn = asked[which % len(asked)]
-        self._ask(chat, Question(turn.content, turn.model, turn.id, self._id_in(chat, after)), plan)
+        model = turn.model if model is ... else model
+        self._ask(chat, Question(turn.content, model, turn.id, self._id_in(chat, after)), plan)
 
     def _ask(self, chat: Chat, question: Question, plan: Plan | None) -> None:
         known = chat.find(question.id)
@@ -572,16 +573,16 @@ class Api(RuleBasedStateMachine):
         self._touch(chat)
 
     @precondition(has_reply_in_progress)
-    @rule(which=CHOICES, pieces=st.integers(1, 5) | st.none(), is_read=st.booleans())
-    def go_on(self, which: int, pieces: int | None, is_read: bool) -> None:
-        """Some text arrives and nobody reads it, or the rest of it, with a reader that joined late or without any."""
+    @rule(which=CHOICES, pieces=st.integers(1, 5) | st.none(), reader=st.sampled_from(["new", "back", None]))
+    def go_on(self, which: int, pieces: int | None, reader: str | None) -> None:
+        """Some text arrives and nobody reads it, or all the rest: with a reader who is new or comes back, or none."""
         streaming = [chat for chat in self.chats if chat.is_streaming]
         chat = streaming[which % len(streaming)]
         turn = chat.turns[-1]
         if pieces is not None:
             self._let_arrive(chat, turn, min(pieces, len(turn.coming)))
         else:
-            self.run(self._end_read(chat, turn) if is_read else self._end_unread(chat, turn))
+            self.run(self._end_read(chat, turn, reader == "back") if reader else self._end_unread(chat, turn))
             self._touch(chat)
 
     def _let_arrive(self, chat: Chat, turn: Turn, pieces: int) -> None:
@@ -598,8 +599,12 @@ class Api(RuleBasedStateMachine):
 
         await eventually(is_shown)
 
-    async def _end_read(self, chat: Chat, turn: Turn) -> None:
-        async with self._following(Seen(chat, turn, "", "", False)) as follower:
+    async def _end_read(self, chat: Chat, turn: Turn, is_back: bool) -> None:
+        place, headers = Seen(chat, turn, "", "", False), {}
+        if is_back:  # a page that was loaded again
+            place.content, place.reasoning = turn.content, turn.reasoning
+            headers["Last-Event-ID"] = (await self.relay.messages(chat.id))[-1]["last_event_id"]
+        async with self._following(place, headers=headers) as follower:
             await follower.catch_up()
             self._open_the_rest(turn)
             await follower.end()
@@ -679,7 +684,8 @@ class Api(RuleBasedStateMachine):
             for message, turn in zip(messages, chat.turns, strict=True):
                 assert_message(message, turn)
                 if id := message["last_event_id"]:
-                    self.seen.setdefault(id, Seen(chat, turn, turn.content, turn.reasoning, False))
+                    seen = self.seen.setdefault(id, Seen(chat, turn, turn.content, turn.reasoning, False))
+                    assert (seen.turn, seen.content, seen.reasoning) == (turn, turn.content, turn.reasoning)
         self.steps += 1
         if self.steps % 3 == 0:
             await self._list_pages(1 + self.steps % 2)
