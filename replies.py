@@ -17,7 +17,7 @@ from typing import Any
 from openrouter import Delta, Generation, OpenRouter, UpstreamError, Values
 from serving.logs import outline
 from serving.settings import Settings
-from store import Ending, Failure, Message, NotFound, OwedReply, Question, Repeated, Store, StoreFull, ended
+from store import Ending, Failure, Message, NotFound, OwedReply, Question, Store, StoreFull, ended
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class Replies:
         self._admitted = 0  # that the store is being asked to begin
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining_for: int | None = None  # seconds
+        self._is_cut = False
 
     @property
     def in_progress(self) -> int:
@@ -127,7 +128,7 @@ class Replies:
         """
         while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
-            if not beginning.exception():
+            if not beginning.exception() and await self._is_current(beginning.result()):
                 return beginning.result()
         return await self._started(conversation_id, self._begin(conversation_id, model, traceparent))
 
@@ -138,13 +139,11 @@ class Replies:
 
     async def in_progress_in(self, conversation_id: str) -> Reply | None:
         """The reply in progress in this conversation, None if there is none."""
-        await self._wait_until_begun(conversation_id)
-        return self._latest.get(conversation_id)
+        return await self._in_progress_in(conversation_id)
 
     async def stop(self, conversation_id: str) -> Message | None:
         """Stop the reply in progress and keep its text; None if there is none."""
-        await self._wait_until_begun(conversation_id)
-        running = self._latest.get(conversation_id)
+        running = await self._in_progress_in(conversation_id)
         if running is None:
             return None
         running.interrupt(Ending("stopped"))
@@ -166,9 +165,10 @@ class Replies:
         await self._all_ended(1.0)
 
     def cut(self) -> None:
-        """End the replies in progress now."""
+        """End the replies in progress now, and those that the store is still being asked to begin."""
+        self._is_cut = True
         for running in list(self._running.values()):
-            running.interrupt(_failed(503, "The service is restarting: ask again in a moment."))
+            running.interrupt(_restarting())
 
     async def _all_ended(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -179,6 +179,11 @@ class Replies:
         if beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
 
+    async def _in_progress_in(self, conversation_id: str) -> _Running | None:
+        await self._wait_until_begun(conversation_id)
+        running = self._latest.get(conversation_id)
+        return running if running and await self._is_stored(running) else None
+
     async def _find(self, conversation_id: str, message_id: str) -> Reply | None:
         message = await self._store.message(conversation_id, message_id)
         if message is None or message.role != "assistant":
@@ -187,8 +192,8 @@ class Replies:
             return running
         if message.status == "streaming":  # nobody makes it: the store couldn't be told how it had ended
             failed = _failed(500, "The service failed; its log says where.")
-            message = await self._store.finish_reply(conversation_id, message_id, failed) or ended(message, failed)
-        return Reply(message)
+            message = await self._store.finish_reply(conversation_id, message_id, failed)
+        return Reply(message) if message else None  # deleted meanwhile
 
     async def _started(self, conversation_id: str, work: Coroutine[Any, Any, Reply]) -> Reply:
         # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
@@ -199,22 +204,28 @@ class Replies:
         return beginning.result()
 
     async def _ask(self, conversation_id: str, question: Question, traceparent: str | None) -> Reply:
-        cut = self._latest.get(conversation_id) if question.after is not ... else None
-        try:
-            await self._store.check_is_new(conversation_id, question)
-            with self._admission(in_place_of=cut):
-                owed = await self._store.ask(conversation_id, question)
-        except Repeated as repeated:
-            return await self._reply_to(conversation_id, repeated.found.id, traceparent)
-        assert owed.turns is not None, "a question that was just added has no reply in progress"
-        if cut:
-            cut.interrupt(Ending("stopped"))
-        return self._run(conversation_id, owed.message, owed.turns, traceparent)
+        while True:
+            owed = await self._asked(conversation_id, question)
+            if owed.turns is not None:
+                return self._run(conversation_id, owed.message, owed.turns, traceparent)
+            if reply := await self._find(conversation_id, owed.message.id):
+                return reply
+            # It was deleted after the store had told of it, perhaps with its question: ask again.
 
-    async def _reply_to(self, conversation_id: str, question_id: str, traceparent: str | None) -> Reply:
-        message = await self._store.reply_to(conversation_id, question_id)
-        reply = message and await self._find(conversation_id, message.id)
-        return reply or await self._begin(conversation_id, None, traceparent)
+    async def _asked(self, conversation_id: str, question: Question) -> OwedReply:
+        if reply := await self._store.reply_to(conversation_id, question):
+            return OwedReply(reply)  # to have it again needs no room
+        cut = self._latest.get(conversation_id) if question.after is not ... else None
+        with self._admission(in_place_of=cut):
+            owed = await self._store.ask(conversation_id, question)
+            if cut and owed.turns is not None:
+                cut.interrupt(Ending("stopped"))
+                await cut.wait()  # its room is the new one's
+            return owed
+
+    async def _is_current(self, reply: Reply) -> bool:
+        """Whether it was begun just now and hasn't been deleted since: a question asked again brings an older one."""
+        return isinstance(reply, _Running) and await self._is_stored(reply)
 
     async def _is_stored(self, running: _Running) -> bool:
         try:
@@ -266,6 +277,8 @@ class Replies:
         running.task = self._own(self._generate(running, values))
         running.task.add_done_callback(partial(self._on_generated, running))
         logger.info("Streaming response for conversation %s with model %s", conversation_id, message.model)
+        if self._is_cut:
+            running.interrupt(_restarting())
         return running
 
     async def _generate(self, running: _Running, values: Values) -> Ending:
@@ -303,7 +316,7 @@ class Replies:
 
     def _ending(self, running: _Running, task: asyncio.Task[Ending]) -> Ending:
         if task.cancelled():
-            return running.ending or _failed(503, "The service is restarting: ask again in a moment.")
+            return running.ending or _restarting()
         error = task.exception()
         match error:
             case None:
@@ -345,6 +358,10 @@ class Replies:
 
 def _failed(code: int, message: str) -> Ending:
     return Ending("failed", error=Failure(code, message, retryable=True))
+
+
+def _restarting() -> Ending:
+    return _failed(503, "The service is restarting: ask again in a moment.")
 
 
 def _log_end(running: _Running) -> None:

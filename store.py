@@ -158,10 +158,17 @@ class Store:
         """One message, None if it isn't there. Raises `NotFound` for the conversation."""
         return self._thread(conversation_id).messages.get(message_id)
 
-    async def reply_to(self, conversation_id: str, message_id: str) -> Message | None:
-        """The first reply behind that message, None if there is none. Raises `NotFound` for the conversation."""
-        behind = dropwhile(lambda message: message.id != message_id, self._thread(conversation_id).messages.values())
-        return next((message for message in behind if message.role == "assistant"), None)
+    async def reply_to(self, conversation_id: str, question: Question) -> Message | None:
+        """The first reply behind a question that was asked before, None if there is none.
+
+        Raises `NotFound`, `IdTaken`.
+        """
+        thread = self._thread(conversation_id)
+        try:
+            _check_is_new(thread, question)
+        except Repeated as repeated:
+            return _first_reply(thread, repeated.found.id)
+        return None
 
     async def check_is_new(self, conversation_id: str, question: Question) -> None:
         """Raises `Repeated` where the question is there already, `IdTaken` where its id is another's; `NotFound`."""
@@ -172,9 +179,17 @@ class Store:
         return self._add_question(self._thread(conversation_id), question, to_reply=False)
 
     async def ask(self, conversation_id: str, question: Question) -> OwedReply:
-        """Add a question and begin the reply to it; both or neither. Raises what `add_user_message` raises."""
+        """Add a question and begin the reply to it; both or neither.
+
+        One that was asked before has its first reply, or begins the one that is owed. Raises what `add_user_message`
+        raises but `Repeated`.
+        """
         thread = self._thread(conversation_id)
-        self._add_question(thread, question, to_reply=True)
+        try:
+            self._add_question(thread, question, to_reply=True)
+        except Repeated as repeated:
+            if reply := _first_reply(thread, repeated.found.id):
+                return OwedReply(reply)
         return self._begin(thread, None)
 
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
@@ -334,6 +349,11 @@ def _check_is_new(thread: _Thread, question: Question) -> None:
     if found.role == "user" and (found.transcript.content, found.model) == (question.content, question.model):
         raise Repeated(found)
     raise IdTaken("The `id` is that of another message of this conversation: a new question needs a new one, or none.")
+
+
+def _first_reply(thread: _Thread, message_id: str) -> Message | None:
+    behind = dropwhile(lambda message: message.id != message_id, thread.messages.values())
+    return next((message for message in behind if message.role == "assistant"), None)
 
 
 def _check_is_there(thread: _Thread, message_id: str) -> Message:

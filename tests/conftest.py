@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import server
 from tests.support.relay import Relay, serving
+from tests.support.stores import GatedStore, SlowStore
 from tests.support.upstream import ScriptedUpstream
 
 LONGEST_TEST = 60.0
@@ -61,6 +63,18 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
     """An upstream of the test's own; what its scripts raise fails the test."""
     async with ScriptedUpstream() as upstream:
         yield upstream
+
+
+@pytest.fixture
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is made from now on has a `SlowStore`."""
+    monkeypatch.setattr(server, "Store", SlowStore)
+
+
+@pytest.fixture
+def _gated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is made from now on has a `GatedStore`."""
+    monkeypatch.setattr(server, "Store", GatedStore)
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ what the service must answer; after every rule all that can be read must be what
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from types import EllipsisType
 from typing import Any
 
 import httpx
@@ -30,13 +32,20 @@ from tests.support.sse import Block
 from tests.support.upstream import USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire
 from tests.support.waiting import eventually
 
-MOST_CONVERSATIONS = 2
 ENDS = ["complete", "too long", "error", "cut off", "refused"]
+LIMITS: dict[str, int] = {
+    "max_conversations": 2,
+    "max_messages": 2_000,
+    "max_replies": 1_000,
+    "max_store_bytes": 20_000,
+}
+NARROW = LIMITS | {"max_messages": 4, "max_replies": 1}
+EVENTS = {"Accept": "text/event-stream"}
 
 Pieces = list[tuple[str, str]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """A message as it should be, and for a reply what its upstream will still do."""
 
@@ -45,6 +54,7 @@ class Turn:
     content: str = ""
     reasoning: str = ""
     model: str | None = None
+    question_id: str | None = None
     status: str = "complete"
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
@@ -74,6 +84,30 @@ class Turn:
 
 
 @dataclass
+class Question:
+    """What is asked, as its request has it."""
+
+    content: str
+    model: str | None = None
+    id: str | None = None
+    after: str | EllipsisType | None = ...
+
+    @property
+    def body(self) -> dict[str, Any]:
+        after = {} if self.after is ... else {"after": self.after}
+        return {"content": self.content, "model": self.model, "id": self.id} | after
+
+
+@dataclass
+class Plan:
+    """What upstream will answer, and whether the reader who has it begun stays to its end or leaves at once."""
+
+    pieces: Pieces
+    end: str
+    stays: bool
+
+
+@dataclass(eq=False)
 class Chat:
     """A conversation as it should be."""
 
@@ -98,8 +132,27 @@ class Chat:
 
     @property
     def shown_title(self) -> str | None:
-        automatic = self.turns[0].content.strip().splitlines()[0][:80].rstrip() if self.turns else None
-        return self.title or automatic
+        first = next((turn.content.strip().splitlines()[0] for turn in self.turns if turn.role == "user"), None)
+        return self.title or (first and first[:80].rstrip())
+
+    @property
+    def bytes(self) -> int:
+        texts = [self.title, self.system_prompt, *(turn.content + turn.reasoning for turn in self.turns)]
+        return sum(len((text or "").encode()) for text in texts)
+
+    def find(self, id: str | EllipsisType | None) -> Turn | None:
+        return next((turn for turn in self.turns if turn.id == id), None)
+
+    def kept_by(self, question: Question) -> list[Turn]:
+        """What stays when it is added."""
+        if question.after is ...:
+            return list(self.turns)
+        place = self.find(question.after)
+        return self.turns[: self.turns.index(place) + 1] if place else []
+
+    def reply_to(self, question: Turn) -> Turn | None:
+        behind = self.turns[self.turns.index(question) :]
+        return next((turn for turn in behind if turn.role == "assistant"), None)
 
 
 @dataclass
@@ -150,7 +203,9 @@ class Follower:
         """The first event."""
         assert self.reader.response.headers["x-message-id"] == self.turn.id
         block = await self.reader.next()
-        assert (block.event, block.json) == ("start", {"message_id": self.turn.id, "model": self.turn.model})
+        turn = self.turn
+        start = {"message_id": turn.id, "model": turn.model, "question_id": turn.question_id}
+        assert (block.event, block.json) == ("start", start)
         self._note(block)
 
     async def catch_up(self) -> None:
@@ -208,6 +263,7 @@ def assert_message(message: dict[str, Any], turn: Turn) -> None:
         assert_failure(error, turn)
     assert message.pop("generation_id") in (turn.generation_ids if turn.status != "streaming" else (None,))
     assert message.pop("timestamp")
+    assert (message.pop("last_event_id") is not None) == (turn.status == "streaming")
     assert message == {
         "id": turn.id,
         "role": turn.role,
@@ -231,15 +287,32 @@ CHANGES = st.fixed_dictionaries(
 )
 
 
+PLANS = st.builds(Plan, PIECES, st.sampled_from(ENDS), st.sampled_from([True, False, False]))
+NEW_IDS = st.none() | st.sampled_from(["q-1", "Q_2"])
+IDS = NEW_IDS | CHOICES
+PLACES = st.none() | st.just("nowhere") | CHOICES | CHOICES
+TURNS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant"]), "content": TEXTS}, optional={"model": MODELS}
+)
+BODIES: st.SearchStrategy[dict[str, Any]] = st.builds(
+    dict,
+    CHANGES,
+    id=st.none() | st.sampled_from(["one", "two"]),
+    messages=st.just([]) | st.lists(TURNS, max_size=3) | st.lists(TURNS, min_size=3, max_size=5),
+)
+
+
 class Api(RuleBasedStateMachine):
     """One service, its upstream, and the model of what is in it."""
 
     runner: asyncio.Runner
     upstream: ScriptedUpstream
-    relay: Relay
+    relays: list[tuple[Relay, dict[str, int]]]
+    """With their limits."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.relay, self.limits = self.relays[0]
         self.chats: list[Chat] = []
         """The one that changed last is the last."""
         self.seen: dict[str, Seen] = {}
@@ -261,38 +334,52 @@ class Api(RuleBasedStateMachine):
     def has_conversations(self) -> bool:
         return bool(self.chats)
 
-    def has_room(self) -> bool:
-        return len(self.chats) < MOST_CONVERSATIONS
-
     def has_reply_in_progress(self) -> bool:
         return any(chat.is_streaming for chat in self.chats)
 
-    def has_idle_conversation(self) -> bool:
-        return any(not chat.is_streaming for chat in self.chats)
+    def has_reply_to_start(self) -> bool:
+        return any(chat.is_owed for chat in self.chats)
+
+    def has_questions(self) -> bool:
+        return any(turn.role == "user" for chat in self.chats for turn in chat.turns)
 
     def has_seen_events(self) -> bool:
         return bool(self.seen)
 
     # Conversations
 
-    @initialize(body=CHANGES)
-    def make_the_first(self, body: dict[str, Any]) -> None:
+    @initialize(is_narrow=st.booleans(), body=BODIES)
+    def make_the_first(self, is_narrow: bool, body: dict[str, Any]) -> None:
+        self.relay, self.limits = self.relays[is_narrow]
         self.run(self._make(body))
 
-    @precondition(has_room)
-    @rule(body=CHANGES)
+    @rule(body=BODIES)
     def make(self, body: dict[str, Any]) -> None:
+        """With messages or without; one whose id is there already is that one, even where there is no room."""
         self.run(self._make(body))
 
     async def _make(self, body: dict[str, Any]) -> None:
         response = await self.relay.client.post("/conversations", json=body)
-        assert response.status_code == 201
-        made = response.json()
-        assert response.headers["location"] == f"/conversations/{made['id']}"
+        known = next((chat for chat in self.chats if chat.id == body["id"]), None)
+        if len(body["messages"]) > self.limits["max_messages"]:
+            assert_problem(response, 422, "MAX_MESSAGES")
+        elif known is None and len(self.chats) == self.limits["max_conversations"]:
+            assert_problem(response, 507, "MAX_CONVERSATIONS")
+        else:
+            assert response.status_code == (200 if known else 201)
+            made = response.json()
+            assert response.headers["location"] == f"/conversations/{made['id']}"
+            assert_conversation(made, known or await self._made(made, body))
+
+    async def _made(self, made: dict[str, Any], body: dict[str, Any]) -> Chat:
+        assert made["id"] == (body["id"] or made["id"])
         default_model = body.get("default_model", "openrouter/auto")
         chat = Chat(made["id"], made["created_at"], default_model, body.get("title"), body.get("system_prompt"))
+        messages = await self.relay.messages(chat.id)
+        for turn, message in zip(body["messages"], messages, strict=True):
+            chat.turns.append(Turn(message["id"], **turn))
         self.chats.append(chat)
-        assert_conversation(made, chat)
+        return chat
 
     @precondition(has_conversations)
     @rule(which=CHOICES, place=CHOICES, changes=CHANGES | CHANGES | st.none())
@@ -327,76 +414,175 @@ class Api(RuleBasedStateMachine):
     # Messages
 
     @precondition(has_conversations)
-    @rule(which=CHOICES, content=TEXTS, model=MODELS)
-    def say(self, which: int, content: str, model: str | None) -> None:
+    @rule(which=CHOICES, content=TEXTS, model=MODELS, id=IDS, plan=PLANS | st.none())
+    def ask(self, which: int, content: str, model: str | None, id: Any, plan: Plan | None) -> None:
+        """At the end; with a plan its reply is begun with it."""
         chat = self._pick(which)
-        if chat.is_streaming:
-            body = {"content": content, "model": model}
-            assert_problem(self._request("POST", chat, "/messages", status=409, json=body), 409)
-        else:
-            self._say(chat, content, model)
+        self._ask(chat, Question(content, model, self._id_in(chat, id)), plan)
 
-    def _say(self, chat: Chat, content: str, model: str | None) -> None:
-        body = {"content": content, "model": model}
-        message = self._request("POST", chat, "/messages", status=201, json=body).json()
-        chat.turns.append(Turn(message["id"], "user", content, model=model))
-        assert_message(message, chat.turns[-1])
-        self._touch(chat)
+    @precondition(has_conversations)
+    @rule(which=CHOICES, content=TEXTS, id=NEW_IDS, after=PLACES)
+    def edit(self, which: int, content: str, id: str | None, after: Any) -> None:
+        """Behind a message."""
+        self._edit(which, content, id, after, None)
+
+    @precondition(has_conversations)
+    @rule(which=CHOICES, content=TEXTS, id=NEW_IDS, after=PLACES, plan=PLANS)
+    def edit_and_resend(self, which: int, content: str, id: str | None, after: Any, plan: Plan) -> None:
+        """Behind a message, and its reply is begun with it."""
+        self._edit(which, content, id, after, plan)
+
+    def _edit(self, which: int, content: str, id: str | None, after: Any, plan: Plan | None) -> None:
+        chats = [chat for chat in self.chats if chat.is_streaming] or self.chats
+        chat = chats[which % len(chats)]
+        self._ask(chat, Question(content, None, id, self._id_in(chat, after)), plan)
+
+    @precondition(has_questions)
+    @rule(which=CHOICES, model=st.just(...) | MODELS, after=st.just(...) | PLACES, plan=PLANS | st.none())
+    def ask_again(self, which: int, model: Any, after: Any, plan: Plan | None) -> None:
+        """Whatever has become of it: never a second message, never a second reply, and nothing is removed."""
+        asked = [(chat, turn) for chat in self.chats for turn in chat.turns if turn.role == "user"]
+        chat, turn = asked[which % len(asked)]
+        model = turn.model if model is ... else model
+        self._ask(chat, Question(turn.content, model, turn.id, self._id_in(chat, after)), plan)
+
+    def _ask(self, chat: Chat, question: Question, plan: Plan | None) -> None:
+        known = chat.find(question.id)
+        if status := self._refusal(chat, question, plan):
+            assert_problem(self._post(chat, question, plan, status), status)
+        elif known is None:
+            self._add(chat, question, plan)
+        elif plan is None:
+            assert_message(self._post(chat, question, plan, 200).json(), known)
+        elif reply := chat.reply_to(known):
+            self.run(self._join(Seen(chat, reply, "", "", False), question=question))
+        else:
+            self.run(self._begin(chat, plan, self._asking(chat, question)))
+
+    def _refusal(self, chat: Chat, question: Question, plan: Plan | None) -> int | None:
+        """With which status it is refused."""
+        known, place = chat.find(question.id), chat.find(question.after)
+        is_repeated = known is not None and (known.role, known.content, known.model) == (
+            "user",
+            question.content,
+            question.model,
+        )
+        if known and not is_repeated:
+            return 409
+        if known and (plan is None or chat.reply_to(known)):
+            return None
+        if plan and self._is_crowded(in_place_of=chat if question.after is not ... else None):
+            return 503
+        if known:
+            return 507 if len(chat.turns) == self.limits["max_messages"] else None
+        if question.after is ... or (place and place.status == "streaming"):
+            if chat.is_streaming:
+                return 409
+        elif question.after is not None and place is None:
+            return 404
+        return 507 if len(chat.kept_by(question)) + 1 + bool(plan) > self.limits["max_messages"] else None
+
+    def _is_crowded(self, in_place_of: Chat | None = None) -> bool:
+        return sum(chat.is_streaming for chat in self.chats if chat is not in_place_of) >= self.limits["max_replies"]
+
+    def _add(self, chat: Chat, question: Question, plan: Plan | None) -> None:
+        turns = chat.kept_by(question)
+        asked = Turn(question.id or "", "user", question.content, model=question.model)
+        if plan:
+            chat.turns = [*turns, asked]
+            self.run(self._begin(chat, plan, self._asking(chat, question)))
+        else:
+            message = self._post(chat, question, plan, 201).json()
+            asked.id = asked.id or message["id"]
+            chat.turns = [*turns, asked]
+            assert_message(message, asked)
+            self._touch(chat)
+
+    def _post(self, chat: Chat, question: Question, plan: Plan | None, status: int) -> httpx.Response:
+        headers = EVENTS if plan else {"Accept": "application/json"}
+        return self._request("POST", chat, "/messages", status=status, json=question.body, headers=headers)
+
+    def _asking(self, chat: Chat, question: Question) -> AbstractAsyncContextManager[Reader]:
+        return self._reader("POST", chat, "/messages", json=question.body, headers=EVENTS)
+
+    def _id_in(self, chat: Chat, choice: Any) -> Any:
+        """A number stands for one of its messages."""
+        if not isinstance(choice, int):
+            return choice
+        return chat.turns[choice % len(chat.turns)].id if chat.turns else None
+
+    @precondition(has_conversations)
+    @rule(which=CHOICES, content=TEXTS, plan=PLANS)
+    def ask_where_the_store_is_full(self, which: int, content: str, plan: Plan) -> None:
+        """Filled to the last byte, with a system prompt, for as long as this takes."""
+        chat = self._pick(which)
+        before, room = chat.system_prompt, self.limits["max_store_bytes"] - sum(chat.bytes for chat in self.chats)
+        room += len((before or "").encode())
+        assert_problem(self._request("PATCH", chat, status=507, json={"system_prompt": "x" * (room + 1)}), 507)
+        self._change(chat, {"system_prompt": "x" * room})
+        for form in (None, plan):
+            if not self._refusal(chat, question := Question(content), form):
+                assert_problem(self._post(chat, question, form, 507), 507, "MAX_STORE_BYTES")
+            for turn in [turn for turn in chat.turns if turn.role == "user"][-1:]:
+                if form is None or chat.reply_to(turn):
+                    self._ask(chat, Question(turn.content, turn.model, turn.id, None), form)
+        self._change(chat, {"system_prompt": before})
 
     # Replies
 
-    @precondition(has_idle_conversation)
-    @rule(
-        which=CHOICES,
-        question=st.none() | st.tuples(TEXTS, MODELS),
-        pieces=PIECES,
-        end=st.sampled_from(ENDS),
-        model=MODELS,
-        stays=st.booleans(),
-    )
-    def ask(self, which: int, question: Any, pieces: Pieces, end: str, model: str | None, stays: bool) -> None:
-        """A reader starts the reply to a new question or to the last, and stays to its end or leaves at once."""
-        idle = [chat for chat in self.chats if not chat.is_streaming]
-        chat = idle[which % len(idle)]
-        if question or not chat.is_owed:
-            self._say(chat, *(question or ("Why?", None)))
+    @precondition(has_reply_to_start)
+    @rule(which=CHOICES, model=MODELS, plan=PLANS)
+    def start(self, which: int, model: str | None, plan: Plan) -> None:
+        """The reply to the last question, or another one in place of one that failed."""
+        owed = [chat for chat in self.chats if chat.is_owed]
+        chat = owed[which % len(owed)]
         self._request("HEAD", chat, "/stream")
-        turn = Turn("", "assistant", status="streaming", end=end, coming=[] if end == "refused" else pieces)
-        self.run(self._ask(chat, turn, model, stays))
-
-    async def _ask(self, chat: Chat, turn: Turn, model: str | None, stays: bool) -> None:
+        params = {"model": model} if model else {}
+        is_full = chat.turns[-1].role == "user" and len(chat.turns) == self.limits["max_messages"]
+        if status := 503 if self._is_crowded() else 507 if is_full else None:
+            assert_problem(self._request("GET", chat, "/stream", status=status, params=params), status)
+            return
         if chat.turns[-1].status == "failed":
             chat.turns.pop()
-        asked = next(turn.model for turn in reversed(chat.turns) if turn.role == "user")
-        turn.model = model or asked or chat.default_model
-        history = upstream_sees(chat)
+        self.run(self._begin(chat, plan, self._reader("GET", chat, "/stream", params=params), model))
+
+    async def _begin(
+        self, chat: Chat, plan: Plan, opening: AbstractAsyncContextManager[Reader], model: str | None = None
+    ) -> None:
+        question = next(turn for turn in reversed(chat.turns) if turn.role == "user")
+        turn = Turn("", "assistant", model=model or question.model or chat.default_model, status="streaming")
+        turn.end, turn.coming = plan.end, [] if plan.end == "refused" else list(plan.pieces)
         self.upstream.queue(script_of(turn, list(turn.coming)))
-        async with self.relay.stream(chat.id, params={"model": model} if model else None) as reader:
+        async with opening as reader:
             turn.id = reader.response.headers["x-message-id"]
+            if not question.id:
+                question.id = (await self.relay.messages(chat.id))[-2]["id"]
+            turn.question_id = question.id
             follower = Follower(reader, Seen(chat, turn, "", "", False), self.seen)
             await follower.start()
             self.replies += 1
             request = await self.upstream.called(self.asked_before + self.replies)
             await turn.gate.reached()
             turn.generation_ids = (None,) if turn.end == "refused" else (None, request.generation_id)
-            if stays:
+            if plan.stays:
                 self._open_the_rest(turn)
                 await follower.end()
-        assert (request.body["model"], request.body["messages"]) == (turn.model, history)
+        assert request.body["model"] == turn.model
+        assert joined(request.body["messages"]) == upstream_sees(chat)
         chat.turns.append(turn)
         self._touch(chat)
 
     @precondition(has_reply_in_progress)
-    @rule(which=CHOICES, pieces=st.integers(1, 5) | st.none(), is_read=st.booleans())
-    def go_on(self, which: int, pieces: int | None, is_read: bool) -> None:
-        """Some text arrives and nobody reads it, or the rest of it, with a reader that joined late or without any."""
+    @rule(which=CHOICES, pieces=st.integers(1, 5) | st.none(), reader=st.sampled_from(["new", "back", None]))
+    def go_on(self, which: int, pieces: int | None, reader: str | None) -> None:
+        """Some text arrives and nobody reads it, or all the rest: with a reader who is new or comes back, or none."""
         streaming = [chat for chat in self.chats if chat.is_streaming]
         chat = streaming[which % len(streaming)]
         turn = chat.turns[-1]
         if pieces is not None:
             self._let_arrive(chat, turn, min(pieces, len(turn.coming)))
         else:
-            self.run(self._end_read(chat, turn) if is_read else self._end_unread(chat, turn))
+            self.run(self._end_read(chat, turn, reader == "back") if reader else self._end_unread(chat, turn))
             self._touch(chat)
 
     def _let_arrive(self, chat: Chat, turn: Turn, pieces: int) -> None:
@@ -413,8 +599,12 @@ class Api(RuleBasedStateMachine):
 
         await eventually(is_shown)
 
-    async def _end_read(self, chat: Chat, turn: Turn) -> None:
-        async with self._following(Seen(chat, turn, "", "", False)) as follower:
+    async def _end_read(self, chat: Chat, turn: Turn, is_back: bool) -> None:
+        place, headers = Seen(chat, turn, "", "", False), {}
+        if is_back:  # a page that was loaded again
+            place.content, place.reasoning = turn.content, turn.reasoning
+            headers["Last-Event-ID"] = (await self.relay.messages(chat.id))[-1]["last_event_id"]
+        async with self._following(place, headers=headers) as follower:
             await follower.catch_up()
             self._open_the_rest(turn)
             await follower.end()
@@ -430,31 +620,36 @@ class Api(RuleBasedStateMachine):
         turn.gate.open_wide()
 
     @precondition(has_conversations)
-    @rule(which=CHOICES)
-    def read_what_exists_or_nothing(self, which: int) -> None:
+    @rule(which=CHOICES, join=st.sampled_from(["true", "false"]))
+    def read_what_exists_or_nothing(self, which: int, join: str) -> None:
         """Without a `Last-Event-ID`: a reply in progress is joined; where nothing is owed, nothing is streamed."""
-        chat = self._pick(which)
+        chat, params = self._pick(which), {"join": join}
         if chat.is_streaming:
-            self.run(self._join(Seen(chat, chat.turns[-1], "", "", False)))
+            self.run(self._join(Seen(chat, chat.turns[-1], "", "", False), params=params))
+        elif join == "true":
+            self._request("GET", chat, "/stream", status=204, params=params)
         elif not chat.is_owed:
-            assert_problem(self._request("GET", chat, "/stream", status=409), 409)
+            assert_problem(self._request("GET", chat, "/stream", status=409, params=params), 409)
 
-    async def _join(self, place: Seen, last_event_id: str | None = None) -> None:
-        async with self._following(place, last_event_id) as follower:
+    async def _join(self, place: Seen, *, question: Question | None = None, **how: Any) -> None:
+        async with self._following(place, question=question, **how) as follower:
             await (follower.catch_up() if place.turn.status == "streaming" else follower.end())
 
     @precondition(has_seen_events)
-    @rule(which=CHOICES, in_query=st.booleans())
-    def resume(self, which: int, in_query: bool) -> None:
-        """From an event that somebody has seen at any time."""
+    @rule(which=CHOICES, how=st.sampled_from(["header", "last_event_id", "lastEventId"]), is_post=st.booleans())
+    def resume(self, which: int, how: str, is_post: bool) -> None:
+        """From an event that somebody has seen at any time; some clients repeat the POST that they began with."""
         event_id, place = [*self.seen.items()][-1 - which % len(self.seen)]
+        request: dict[str, Any] = {"headers": {"Last-Event-ID": event_id}} if how == "header" else {}
+        request |= {} if how == "header" else {"params": {how: event_id}}
+        request |= {"content": b"{"} if is_post else {}
         if place.chat in self.chats and place.turn in place.chat.turns and not place.is_end:
             place = Seen(place.chat, place.turn, place.content, place.reasoning, False)
-            self.run(self._join(place, event_id))
+            self.run(self._join(place, **request))
             return
-        status = 204 if place.chat in self.chats else 404
-        how = {"params": {"last_event_id": event_id}} if in_query else {"headers": {"Last-Event-ID": event_id}}
-        self._request("GET", place.chat, "/stream", status=status, **how)
+        status = 204 if any(chat.id == place.chat.id for chat in self.chats) else 404
+        method, path = ("POST", "/messages") if is_post else ("GET", "/stream")
+        self._request(method, place.chat, path, status=status, **request)
 
     @precondition(has_conversations)
     @rule(which=CHOICES)
@@ -488,6 +683,9 @@ class Api(RuleBasedStateMachine):
             assert len(messages) == len(chat.turns)
             for message, turn in zip(messages, chat.turns, strict=True):
                 assert_message(message, turn)
+                if id := message["last_event_id"]:
+                    seen = self.seen.setdefault(id, Seen(chat, turn, turn.content, turn.reasoning, False))
+                    assert (seen.turn, seen.content, seen.reasoning) == (turn, turn.content, turn.reasoning)
         self.steps += 1
         if self.steps % 3 == 0:
             await self._list_pages(1 + self.steps % 2)
@@ -522,24 +720,34 @@ class Api(RuleBasedStateMachine):
         return response
 
     @asynccontextmanager
-    async def _following(self, place: Seen, last_event_id: str | None = None) -> AsyncIterator[Follower]:
-        async with self.relay.stream(place.chat.id, last_event_id) as reader:
+    async def _following(self, place: Seen, *, question: Question | None = None, **how: Any) -> AsyncIterator[Follower]:
+        opening = self._asking(place.chat, question) if question else None
+        if opening is None and "content" in how:
+            opening = self._reader("POST", place.chat, "/messages", **how)
+        async with opening or self._reader("GET", place.chat, "/stream", **how) as reader:
             follower = Follower(reader, place, self.seen)
             await follower.start()
             yield follower
 
+    @asynccontextmanager
+    async def _reader(self, method: str, chat: Chat, path: str, **how: Any) -> AsyncIterator[Reader]:
+        async with self.relay.client.stream(method, f"/conversations/{chat.id}{path}", **how) as response:
+            if response.status_code != 200:
+                raise AssertionError(f"{response.status_code} {await response.aread()!r}")
+            yield Reader(response)
+
 
 def upstream_sees(chat: Chat) -> list[dict[str, str]]:
-    """The system prompt and every turn that has content, failed replies left out, neighbours of one role joined."""
-    seen = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
-    for turn in chat.turns:
-        if turn.status == "failed" or not turn.content:
-            continue
-        if seen and seen[-1]["role"] == turn.role:
-            seen[-1]["content"] += "\n\n" + turn.content
-        else:
-            seen.append({"role": turn.role, "content": turn.content})
-    return seen
+    """The system prompt and every turn that has content, failed replies left out."""
+    prompt = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
+    turns = [turn for turn in chat.turns if turn.status != "failed" and turn.content]
+    return joined(prompt + [{"role": turn.role, "content": turn.content} for turn in turns])
+
+
+def joined(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Neighbours of one role as one."""
+    groups = groupby(turns, key=lambda turn: turn["role"])
+    return [{"role": role, "content": "\n\n".join(turn["content"] for turn in group)} for role, group in groups]
 
 
 def assert_conversation(conversation: dict[str, Any], chat: Chat) -> None:
@@ -560,7 +768,10 @@ def test_the_api_agrees_with_its_model_whatever_is_asked_in_whatever_order() -> 
     opened = AsyncExitStack()
     with asyncio.Runner() as Api.runner:
         Api.upstream = Api.runner.run(opened.enter_async_context(ScriptedUpstream()))
-        Api.relay = Api.runner.run(opened.enter_async_context(serving(Api.upstream, timers=Timers(retries=()))))
+        Api.relays = []
+        for limits in (LIMITS, NARROW):
+            starting = opened.enter_async_context(serving(Api.upstream, timers=Timers(retries=()), **limits))
+            Api.relays.append((Api.runner.run(starting), limits))
         try:
             run_state_machine_as_test(Api, settings=SETTINGS)
         finally:

@@ -1,21 +1,18 @@
 """Many readers, many conversations, readers of all speeds, and a store that takes its time: the text is exact."""
 
 import asyncio
-import inspect
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import httpx
 import pytest
 
-import server
-from store import Conversation, Ending, Message, OwedReply, Store
 from tests.support.problems import assert_problem
 from tests.support.readers import Transcript
 from tests.support.relay import Relay, serving
 from tests.support.sse import Parser
+from tests.support.stores import GatedStore, some_turns
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
 from tests.support.waiting import bounded, eventually
 
@@ -208,83 +205,6 @@ async def test_two_hundred_conversations_at_once_are_all_exact(upstream: Scripte
 
 
 # A store that takes its time
-
-
-class SlowStore(Store):
-    """Waits before and after each of its methods, as one with a disk or a network does."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.chance = random.Random(5)
-
-    def __getattribute__(self, name: str) -> Any:
-        attribute = super().__getattribute__(name)
-        return slowed(self, attribute) if inspect.iscoroutinefunction(attribute) else attribute
-
-
-def slowed(store: SlowStore, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def slow(*args: Any, **kwargs: Any) -> Any:
-        await some_turns(store.chance)
-        try:
-            return await method(*args, **kwargs)
-        finally:
-            await some_turns(store.chance)
-
-    return slow
-
-
-async def some_turns(chance: random.Random) -> None:
-    """Of the event loop: other requests are served meanwhile."""
-    for _ in range(chance.randrange(10)):
-        await asyncio.sleep(0)
-
-
-class GatedStore(Store):
-    """Waits, once told so, after one of its methods and before its answer is read."""
-
-    gates: dict[str, Gate]
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        GatedStore.gates = {}
-
-    async def conversation(self, conversation_id: str) -> Conversation:
-        answer = await super().conversation(conversation_id)
-        await self.passage("conversation")
-        return answer
-
-    async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
-        await super().delete_messages_from(conversation_id, message_id)
-        await self.passage("delete_messages_from")
-
-    async def begin_reply(self, conversation_id: str, model: str | None = None) -> OwedReply:
-        answer = await super().begin_reply(conversation_id, model)
-        await self.passage("begin_reply")
-        return answer
-
-    async def message(self, conversation_id: str, message_id: str) -> Message | None:
-        answer = await super().message(conversation_id, message_id)
-        await self.passage("message")
-        return answer
-
-    async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
-        answer = await super().finish_reply(conversation_id, message_id, ending)
-        await self.passage("finish_reply")
-        return answer
-
-    async def passage(self, name: str) -> None:
-        if gate := self.gates.get(name):
-            await gate.passage()
-
-
-@pytest.fixture
-def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "Store", SlowStore)
-
-
-@pytest.fixture
-def _gated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "Store", GatedStore)
 
 
 @pytest.mark.usefixtures("_slow")

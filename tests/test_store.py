@@ -6,6 +6,7 @@ import logging
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import count, pairwise
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,6 +20,7 @@ from store import (
     Conversation,
     Ending,
     Failure,
+    IdTaken,
     Kind,
     Message,
     NotFound,
@@ -443,6 +445,24 @@ async def test_a_question_that_is_asked_has_its_reply_begun(store: Store) -> Non
     assert [message.role for message in await store.messages(conversation_id)] == ["user", "assistant"]
     with pytest.raises(ReplyInProgress):
         await store.ask(conversation_id, Question("And?"))
+
+
+async def test_a_question_that_is_asked_again_has_its_first_reply_or_begins_the_one_that_is_owed(store: Store) -> None:
+    conversation_id = (await store.create_conversation()).id
+    first, second = Question("Why?", id="q1"), Question("And?", id="q2")
+    begun = await store.ask(conversation_id, first)
+    assert await store.ask(conversation_id, first) == OwedReply(begun.message)
+    await store.finish_reply(conversation_id, begun.message.id, FAILED)
+    failed = (await store.messages(conversation_id))[1]
+    await store.add_user_message(conversation_id, second)
+    assert await store.ask(conversation_id, replace(first, after=None)) == OwedReply(failed)
+    assert await store.reply_to(conversation_id, second) is None
+    owed = await store.ask(conversation_id, second)
+    assert (owed.message.question_id, owed.turns) == ("q2", [("user", "Why?"), ("user", "And?")])
+    assert await store.reply_to(conversation_id, second) == owed.message
+    for refusing in (store.ask, store.reply_to):
+        with pytest.raises(IdTaken):
+            await refusing(conversation_id, Question("Other", id="q1"))
 
 
 @pytest.mark.parametrize("most", [{"max_messages": 1}, {"max_store_bytes": 4}], ids=["messages", "bytes"])
