@@ -1,3 +1,4 @@
+import { expectAccessible } from './support/axe'
 import { expectGrowth, words } from './support/chat'
 import { actionsOf, expect, requestsOf, test, testWithOwnRelay } from './support/test'
 
@@ -83,6 +84,7 @@ testWithOwnRelay('a question that another client has left unanswered is answered
   await relay.ask(id, 'Whenever you like')
   await page.goto(`/#${id}`)
   await expect(page.getByText('This question has no answer yet.')).toBeVisible()
+  await expectAccessible(page)
   await expect(chat.stop).toHaveCount(0)
   await page.reload()
   const button = page.getByRole('button', { name: 'Get the answer' })

@@ -165,6 +165,10 @@ test.describe('on a bad network', () => {
     await expect(chat.box).toHaveValue('')
     await expect(page.getByRole('alert')).toHaveCount(0)
     expect(await chat.stored()).toHaveLength(4)
+    await page.unrouteAll()
+    await chat.ask('Twice?') // thrice: it is meant
+    await expect(chat.answers).toHaveCount(3)
+    await chat.ends('complete')
   })
 
   test('a question that never arrived stays in the box, although it was asked before, here and elsewhere', async ({ chat, page, relay }) => {

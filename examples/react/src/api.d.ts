@@ -18,7 +18,7 @@ export interface paths {
         get: operations["listConversations"];
         put?: never;
         /**
-         * Make a conversation
+         * Create a conversation
          * @description The body may be left out; so may each of its fields. With an `id` it is created once, however often the request is repeated.
          */
         post: operations["createConversation"];
@@ -299,7 +299,7 @@ export interface components {
             /** @description Sent upstream before the messages, at most `MAX_MESSAGE_CHARS` characters. */
             system_prompt?: string | null;
             /** @description What was said before, oldest first, at most `MAX_MESSAGES`. If the last one is a user's, a reply is owed. */
-            messages?: components["schemas"]["Turn"][];
+            messages?: components["schemas"]["Turn"][] | null;
         };
         /** @description A message of a conversation that is imported. */
         Turn: {
@@ -359,7 +359,7 @@ export interface components {
             content: string;
             /** @description The model that was asked for; null in a question that names none. */
             model: string | null;
-            /** @description When the message was made. */
+            /** @description When the message was created. */
             timestamp: components["schemas"]["Timestamp"];
             /**
              * @description A question is always `complete`.
@@ -393,7 +393,7 @@ export interface components {
             /** @description In how many seconds, if upstream said so. */
             retry_after: number | null;
         };
-        /** @description What upstream reported, as it is; anything may be missing, and more may be there. */
+        /** @description What upstream reported, as it is, of a failed reply, too; anything may be missing, and more may be there. */
         Usage: {
             prompt_tokens?: number | null;
             completion_tokens?: number | null;

@@ -28,7 +28,7 @@ export function useChat() {
   const [picked, setPicked] = useState<string>()
   const [trouble, setTrouble] = useState('') // with reading and following
   const [problem, setProblem] = useState('') // with the last action
-  const asked = useRef<Asked>(undefined) // and not known to be taken: if it is sent again, it keeps its ids
+  const asked = useRef<Asked>(undefined) // and not seen to have arrived: if it is sent again, it keeps its ids
   const [round, setRound] = useState(0)
   const refresh = useCallback(() => setRound((round) => round + 1), [])
 
@@ -116,11 +116,11 @@ export function useChat() {
       const to = gone ? '' : id
       const at = to ? messages.findIndex(({ id }) => id === inPlaceOf?.id) : -1
       const key = `${to} ${at} ${content}`
-      if (asked.current?.key !== key) {
-        const after = at < 0 ? undefined : (messages[at - 1]?.id ?? null)
-        asked.current = { key, to: to || newId(), isFirst: !to, id: newId(), content, after }
-      }
-      const question = asked.current
+      const last = asked.current
+      const isSame = last?.key === key && (last.taken || !messages.some(({ id }) => id === last.id))
+      const after = at < 0 ? undefined : (messages[at - 1]?.id ?? null)
+      const question: Asked = isSame ? last : { key, to: to || newId(), isFirst: !to, id: newId(), content, after }
+      asked.current = question
       return (question.taken ??= act(async () => {
         const { hash } = location
         const { signal } = (question.leave = new AbortController())
