@@ -6,7 +6,7 @@ from tests.clients.campaign import Program, browser, campaign, cuts, node
 
 PROGRAMS = [
     node("eventsource"),
-    node("eventsource-2"),
+    node("eventsource-2", early_id=True),
     node("undici"),
     node("eventsource-client"),
     node("eventsource-client", "POST"),
@@ -20,14 +20,13 @@ PROGRAMS = [
     node("openai", "POST"),
     browser("EventSource"),
     browser("event-source-polyfill"),
-    browser("event-source-polyfill, XMLHttpRequest"),
     browser("reconnecting-eventsource"),
     browser("@microsoft/fetch-event-source", early_id=True),
     browser("@microsoft/fetch-event-source", "POST", early_id=True),
     browser("@fortaine/fetch-event-source", early_id=True),
     browser("@fortaine/fetch-event-source", "POST", early_id=True),
-    browser("extended-eventsource"),
-    browser("extended-eventsource", "POST"),
+    browser("extended-eventsource", early_id=True),
+    browser("extended-eventsource", "POST", early_id=True),
     browser("sse.js"),
     browser("sse.js", "POST"),
     browser("axios"),
@@ -36,7 +35,7 @@ PROGRAMS = [
 
 
 def name(program: Program) -> str:
-    return f"{program.library} {program.method}"
+    return "-".join([*program.command[1].split("/")[-1:], program.library, program.method])
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=name)

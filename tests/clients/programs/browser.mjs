@@ -34,7 +34,7 @@ async function serve(route) {
 const [library, what = 'read'] = process.argv.slice(2)
 const targets = JSON.parse(readFileSync(0, 'utf8'))
 const executablePath = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(existsSync)
-const browser = await chromium.launch({ executablePath, args: ['--disable-gpu', '--disable-quic', '--disable-sync', '--no-sandbox'] })
+const browser = await chromium.launch({ executablePath, args: ['--disable-gpu', '--disable-quic', '--disable-sync', '--no-sandbox', '--disable-features=LocalNetworkAccessChecks'] })
 try {
   const page = await browser.newPage()
   page.on('pageerror', (error) => process.stderr.write(`${error}\n`))

@@ -9,8 +9,8 @@ export class Events {
 
   /** An event; whether it was the last one. */
   take(name, data) {
-    this.tell([this.number, name, data].join('\t'))
-    const { done, error } = JSON.parse(data)
+    this.tell([this.number, name, data.replaceAll('\n', ' ')].join('\t'))
+    const { done, error } = name === 'start' ? {} : JSON.parse(data)
     return Boolean(done || error)
   }
 

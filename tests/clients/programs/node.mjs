@@ -57,12 +57,12 @@ const libraries = {
   },
 
   axios: (target, events) => {
-    let last
+    let [last, ended] = [undefined, false]
     return untilDone(async () => {
+      if (ended) return true
       const { url, method, body } = target
       const headers = withId(target, last)
       const { data } = await axios({ url, method, data: body, headers, responseType: 'stream' })
-      let ended = false
       const onEvent = ({ id, event, data }) => {
         last = id ?? last
         ended ||= events.take(event ?? 'message', data)
@@ -96,6 +96,7 @@ const libraries = {
 
 const nameOf = (value) => ('reasoning' in value ? 'reasoning' : 'question_id' in value ? 'start' : 'message')
 
+const awake = setInterval(() => {}, 60_000) // some libraries let Node exit while they wait to come back
 const tell = (line) => process.stdout.write(`${line}\n`)
 const read = libraries[process.argv[2]]
 const targets = JSON.parse(readFileSync(0, 'utf8'))
@@ -105,3 +106,5 @@ await Promise.all(
     events.ended(await read(target, events))
   }),
 )
+clearInterval(awake)
+process.exit()

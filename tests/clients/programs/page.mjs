@@ -12,7 +12,6 @@ import { closedAtDone, eventSource, Events, fetchEventSource, untilDone } from '
 const libraries = {
   EventSource: eventSource(({ url }) => new EventSource(url)),
   'event-source-polyfill': eventSource(({ url }) => new EventSourcePolyfill(url)),
-  'event-source-polyfill, XMLHttpRequest': eventSource(({ url }) => new EventSourcePolyfill(url, { Transport: 'XHR' })),
   'reconnecting-eventsource': closedAtDone(({ url }) => new ReconnectingEventSource(url, { max_retry_time: 100 })),
   '@microsoft/fetch-event-source': fetchEventSource(microsoft),
   '@fortaine/fetch-event-source': fetchEventSource(fortaine),
@@ -24,11 +23,12 @@ const libraries = {
   'sse.js': closedAtDone(({ url, method, headers, body }) => new SSE(url, { method, headers, payload: body, autoReconnect: true })),
 
   axios: (target, events) => {
-    let last
+    let [last, ended] = [undefined, false]
     return untilDone(async () => {
+      if (ended) return true
       const { url, method, body } = target
       const headers = { ...target.headers, ...(last && { 'Last-Event-ID': last }) }
-      let [taken, ended] = [0, false]
+      let taken = 0
       const parser = createParser({
         onEvent: ({ id, event, data }) => {
           last = id ?? last
