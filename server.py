@@ -27,8 +27,10 @@ from openrouter import OpenRouter, Timers
 from replies import Replies
 from routes import State, exception_handlers, routes
 from serving import logs
-from serving.access import Access, as_browsers_send_it, is_loopback
+from serving.access import Access, Origins, is_loopback
 from serving.connections import MAX_CONNECTIONS, ClientConnection
+from serving.hint import demo_hint
+from serving.listening import BACKLOG, listen
 from serving.middleware import Boundary, Cors, Envelope
 from serving.settings import Settings, SettingsError
 from serving.shutdown import Server
@@ -40,8 +42,11 @@ STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, to
 logger = logging.getLogger("server")
 
 
-def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette:
-    """The ASGI app. Nothing is shared between two apps in one process but the log. Raises `SettingsError`."""
+def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: bool = False) -> Starlette:
+    """The ASGI app; a demo lets every page of this machine call. Raises `SettingsError`.
+
+    Nothing is shared between two apps in one process but the log.
+    """
     logs.configure(settings.log_level.upper(), settings.log_format.lower())
     transport = _transport(settings)
 
@@ -59,17 +64,10 @@ def create_app(settings: Settings, *, timers: Timers | None = None) -> Starlette
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()
 
-    origins = [as_browsers_send_it(origin) for origin in settings.cors_origins]
+    origins = Origins(settings.cors_origins, all_of_loopback=is_demo)
     layers = [
         Middleware(Envelope),
-        Middleware(
-            Cors,
-            allow_origins=origins,
-            allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
-            allow_headers=("*",),
-            allow_private_network=True,
-            expose_headers=("Allow", "ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"),
-        ),
+        Middleware(Cors, origins=origins),
         Middleware(Boundary),
         Middleware(Access, hosts=settings.allowed_hosts, origins=origins, token=settings.auth_token),
     ]
@@ -107,9 +105,13 @@ def _warn(settings: Settings) -> None:
 def load_settings() -> Settings:
     """Settings from the environment and `.env`, the environment first. Raises `SettingsError`."""
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(".env")  # python-dotenv takes one in a folder without permission for none
         return Settings.from_environ({**dotenv_values(".env"), **os.environ})
-    except (OSError, UnicodeDecodeError):
-        raise SettingsError(".env can't be read.") from None
+    except OSError as error:
+        raise SettingsError(f".env can't be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise SettingsError(".env can't be read: it must be UTF-8.") from None
 
 
 @contextlib.contextmanager
@@ -128,12 +130,15 @@ def refuse_workers() -> None:
         raise SettingsError("The relay runs in one process: unset WEB_CONCURRENCY and leave --workers out.")
 
 
-def serve(settings: Settings) -> None:
-    """Run until a signal."""
+def serve(settings: Settings, *, is_demo: bool = False) -> None:
+    """Run until a signal. Raises `SettingsError` before anything has started."""
+    app = create_app(settings, is_demo=is_demo)
+    sockets = listen(settings.host, settings.port)
+    port = sockets[0].getsockname()[1]
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host.strip("[]"),
-        port=settings.port,
+        backlog=BACKLOG,
         http=ClientConnection,
         ws="none",
         workers=1,
@@ -148,7 +153,7 @@ def serve(settings: Settings) -> None:
     _raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals
     with contextlib.suppress(KeyboardInterrupt):
-        Server(config, settings.shutdown_grace).run()
+        Server(config, settings.shutdown_grace, demo_hint(port) if is_demo else "").run(sockets)
     for number in HANDLED_SIGNALS:  # nothing is left to end
         signal.signal(number, signal.SIG_IGN)
 
@@ -174,17 +179,9 @@ def main() -> None:
         serve(settings)
         return
     with demo.running() as base_url:
-        print(DEMO_HINT.format(port=settings.port), flush=True)
-        serve(replace(settings, openrouter_base_url=base_url, openrouter_api_key="sk-demo", model_name="demo/echo"))
+        settings = replace(settings, openrouter_base_url=base_url, openrouter_api_key="sk-demo", model_name="demo/echo")
+        serve(settings, is_demo=True)
 
-
-DEMO_HINT = r"""
-Answers come from a stand-in: no key, no network. Paste into another terminal:
-
-  C=$(curl -si -X POST localhost:{port}/conversations | tr -d '\r' | sed -n 's/^location: //p')
-  curl -s localhost:{port}$C/messages -H 'Content-Type: application/json' -d '{{"content": "Why is the sky blue?"}}'
-  curl -N localhost:{port}$C/stream
-"""
 
 with exiting_with_one_line():
     if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.offers import Parser
+
 MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head, once the connection is open or something has come
 MAX_HEAD_BYTES = 64 * 1024  # of a request; one read may overshoot it
@@ -25,6 +27,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser: Parser = Parser(self)
         self._unanswered: deque[RequestResponseCycle] = deque()
         self._in_head = False
         self._head_bytes = 0
@@ -59,12 +62,18 @@ class ClientConnection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.makes_offer:
+            return  # it comes again without
         _cancel(self._input)
         self._input, self._in_head, self._head_bytes = None, False, 0
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:
             self._unanswered.append(self.cycle)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.makes_offer:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self._unanswered.popleft()

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import problem
+from serving.access import Origins
 from serving.logs import outline, request_id
 
 GONE_SECONDS = 1.0  # in which an aborted connection is gone
@@ -77,10 +78,27 @@ def _abort(receive: Receive) -> bool:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with a problem response to a preflight that fails."""
+    """Starlette's, with `Origins` to decide, and a problem response to a preflight that fails."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        super().__init__(
+            app,
+            allow_origins=("*",) if origins.are_all else (),
+            allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=("Allow", "ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"),
+        )
+        self.origins = origins
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """What `Origins` say."""
+        return self.origins.allow(origin)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """What isn't allowed, as a problem that names the setting."""
+        if not self.is_allowed_origin(request_headers["origin"]):
+            self.origins.tell_of(request_headers["origin"])
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

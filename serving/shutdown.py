@@ -1,4 +1,5 @@
-"""From the signal to the exit: a uvicorn server that finishes the replies, lets readers take what is left, and goes.
+"""From the start to the exit: a uvicorn server that says where it listens, and at a signal finishes the replies, lets
+readers take what is left, and goes.
 
 Knows nothing of requests. uvicorn alone would stop listening at the signal, so that no probe could see the 503, would
 wait for clients for ever, and would raise the signal again.
@@ -17,6 +18,7 @@ FLUSH_SECONDS = 0.7  # in which readers must take some of what is left for them
 LAST_SECONDS = 1.0  # for requests to end that were given up
 
 logger = logging.getLogger("server")
+uvicorn_logger = logging.getLogger("uvicorn.error")
 
 
 class _Replies(Protocol):
@@ -32,18 +34,24 @@ class Server(uvicorn.Server):
     The app's lifespan yields `replies`, and `openrouter`, for whose models list requests may wait.
     """
 
-    def __init__(self, config: uvicorn.Config, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, grace: float, hint: str = "") -> None:
         super().__init__(config)
         self._grace = grace
+        self._hint = hint  # what to do next, for whoever has started it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = contextvars.copy_context()  # a signal comes in the middle of some request's
         self._draining: asyncio.Task[None] | None = None
         self._deadline = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening."""
+        """Take connections, and say so: uvicorn says nothing of sockets that were bound before."""
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        for one in (sockets or [])[:1]:  # all have the same port
+            uvicorn_logger.info("Uvicorn running on http://%s:%d (Press CTRL+C to quit)", host, one.getsockname()[1])
+        if self._hint:
+            print(self._hint, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; it isn't raised again."""

@@ -196,6 +196,43 @@ async def test_the_services_own_origin_may_read_and_write(guarded: Relay) -> Non
 
 
 @pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("relay.internal:443", "https://relay.internal"),
+        ("relay.internal:80", "http://relay.internal"),
+        ("relay.internal", "https://relay.internal:443"),
+        ("RELAY.internal:443", "https://Relay.Internal"),
+        ("relay.internal:8443", "https://relay.internal:8443"),
+        ("[fd00::1]:443", "https://[fd00::1]"),
+    ],
+)
+async def test_a_default_port_counts_as_told(guarded: Relay, host: str, origin: str) -> None:
+    """Some proxies send it with the Host; browsers leave it out of the Origin."""
+    headers = [("Host", host), ("Origin", origin), ("Content-Length", "0")]
+    assert (await exchange(guarded, request("POST", "/conversations", headers))).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("relay.internal:443", "http://relay.internal"),
+        ("relay.internal:80", "https://relay.internal"),
+        ("relay.internal:8443", "https://relay.internal"),
+        ("relay.internal", "https://relay.internal:8443"),
+        ("relay.internal:443", "https://relay.internal:80"),
+        ("relay.internal:443", "https://10.0.0.7"),
+        ("relay.internal:443", "https://relay.internal.evil.example"),
+        ("relay.internal:443", "ftp://relay.internal"),
+        ("relay.internal:443", "relay.internal"),
+        ("relay.internal", "relay.internal"),
+    ],
+)
+async def test_another_port_is_another_origin(guarded: Relay, host: str, origin: str) -> None:
+    headers = [("Host", host), ("Origin", origin), ("Content-Length", "0")]
+    assert_problem(await exchange(guarded, request("POST", "/conversations", headers)), 403, "CORS_ORIGINS")
+
+
+@pytest.mark.parametrize(
     "origin",
     [
         ELSEWHERE,
@@ -249,6 +286,67 @@ async def test_null_and_everybody_can_be_listed(upstream: ScriptedUpstream) -> N
         assert (await relay.client.get("/conversations", headers={"Origin": "null"})).status_code == 200
     async with serving(upstream, cors_origins=("*",)) as relay:
         assert (await relay.client.get("/conversations", headers={"Origin": ELSEWHERE})).status_code == 200
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings of pages that were refused."""
+    return [record.getMessage() for record in caplog.records if "CORS_ORIGINS" in record.getMessage()]
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+
+
+@pytest.mark.parametrize("preflight", [{}, PREFLIGHT], ids=["simple", "preflight"])
+@pytest.mark.parametrize("host", ["localhost", "192.168.1.5:8001"], ids=["host", "no host"])
+async def test_the_log_names_an_origin_that_is_refused_once(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, preflight: dict[str, str], host: str
+) -> None:
+    """The page itself can't read why."""
+    async with serving(upstream) as relay:
+        for origin in ("http://localhost:5174", ELSEWHERE) * 3:
+            for method in ("OPTIONS",) if preflight else ("GET", "POST"):
+                headers = preflight | {"Origin": origin, "Host": host}
+                assert (await relay.client.request(method, "/conversations", headers=headers)).status_code == 403
+    told = refusals(caplog)
+    assert [origin in line for origin, line in zip(("http://localhost:5174", ELSEWHERE), told, strict=True)] == [
+        True
+    ] * 2
+    assert {record.levelname for record in caplog.records if record.getMessage() in told} == {"WARNING"}
+
+
+async def test_the_log_says_nothing_of_pages_that_may_call(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(upstream) as relay:
+        for origin in (LISTED, relay.url):
+            await relay.client.get("/conversations", headers={"Origin": origin})
+        refused = await relay.client.options("/", headers={"Origin": LISTED, "Access-Control-Request-Method": "PUT"})
+        assert_problem(refused, 403, "method")
+    assert refusals(caplog) == []
+
+
+async def test_origins_that_somebody_invents_fill_neither_memory_nor_log(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(upstream) as relay:
+        for number in range(150):
+            headers = {"Origin": f"http://{number}.example/" + "x" * 5000}
+            await relay.client.get("/conversations", headers=headers)
+    told = refusals(caplog)
+    assert len(told) == access.MAX_NAMED
+    assert max(map(len, told)) < 250
+
+
+async def test_an_origin_writes_no_line_of_its_own(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(upstream) as relay:
+        for preflight in ({}, PREFLIGHT):
+            headers = [("Host", "localhost"), ("Origin", f"{len(preflight)}\t\x85\x9b2J'\xe4"), *preflight.items()]
+            method = "OPTIONS" if preflight else "GET"
+            assert (await exchange(relay, request(method, "/conversations", headers))).status_code == 403
+    assert len(told := refusals(caplog)) == 2
+    assert all(line.isascii() and line.isprintable() for line in told)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])

@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import signal
-import socket
+import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import AsyncIterator
 from dataclasses import fields
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from server import exiting_with_one_line, load_settings
+from serving.hint import demo_hint
 from serving.settings import Settings
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT, RelayProcess, process
@@ -95,15 +96,6 @@ async def test_it_works_below_a_path_that_a_proxy_takes_away() -> None:
         assert (await relay.client.post("/conversations")).headers["Location"].startswith("/relay/conversations/")
         assert (await relay.client.get("/health", headers={"Host": "10.0.0.1"})).status_code == 200
         assert_problem(await relay.client.get("/models", headers={"Host": "10.0.0.1"}), 403)
-
-
-async def test_a_port_in_use_is_told_in_a_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        env = {"PORT": str(taken.getsockname()[1])}
-        async with process("python", "server.py", env=env, listening=False) as relay:
-            assert await relay.exit() not in (0, -signal.SIGTERM)
-            assert "address already in use" in relay.output and env["PORT"] in relay.output
-            assert "Traceback" not in relay.output
 
 
 # One process
@@ -210,6 +202,56 @@ async def test_a_proxy_or_certificate_that_cannot_be_used_is_told_in_one_line(
         assert re.fullmatch(rf"{variable} must [^\n]+\.\n", relay.output)
 
 
+OPENROUTER = {"OPENROUTER_BASE_URL": "https://openrouter.example/api/v1"}
+CLASH = {
+    "HTTP_PROXY": "http://127.0.0.1:7890",
+    "HTTPS_PROXY": "http://127.0.0.1:7890",
+    "ALL_PROXY": "socks5://127.0.0.1:7890",
+}
+"""What Clash and its relatives export."""
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        pytest.param(CLASH, id="clash"),
+        pytest.param({name.lower(): value for name, value in CLASH.items()}, id="lower case"),
+        pytest.param(CLASH | {"HTTPS_PROXY": "", "NO_PROXY": "openrouter.example"}, id="directly"),
+        pytest.param(CLASH | {"HTTPS_PROXY": "", "OPENROUTER_BASE_URL": "http://localhost:11434/v1"}, id="loopback"),
+        pytest.param({"HTTP_PROXY": "socks5h://x:1", "FTP_PROXY": "::", "GRPC_PROXY": "%"}, id="of other schemes"),
+    ],
+)
+async def test_proxies_that_do_not_apply_do_not_stop_the_start(env: dict[str, str]) -> None:
+    async with process("python", "server.py", env=OPENROUTER | env) as relay:
+        assert (await relay.health())["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "no_proxy",
+    [
+        "localhost,127.0.0.1,::1,fe80::/10",
+        "localhost, 127.0.0.0/8, 10.0.0.0/8, fd00::/8, .svc, .cluster.local, kubernetes.default",
+        "[::1],[fe80::/10],*.example:443,:80,::1/129,http://x,1.2.3/33",
+        ",, ,",
+        "*",
+    ],
+)
+async def test_whatever_stands_in_no_proxy_does_not_stop_the_start(no_proxy: str) -> None:
+    """Runtimes inject such lists into containers."""
+    env = OPENROUTER | CLASH | {"NO_PROXY": no_proxy, "no_proxy": no_proxy}
+    async with process("python", "server.py", env=env) as relay:
+        assert (await relay.health())["status"] == "ok"
+
+
+async def test_of_several_proxies_that_of_the_scheme_is_used(upstream: ScriptedUpstream) -> None:
+    """The upstream of the test is the proxy: it sees the whole URL."""
+    proxies = {"HTTP_PROXY": f"http://127.0.0.1:{upstream.port}", "ALL_PROXY": "socks5://127.0.0.1:9"}
+    env = {"OPENROUTER_BASE_URL": "http://openrouter.example/api/v1", "OPENROUTER_API_KEY": "k"}
+    async with process("python", "server.py", env=env | proxies | {"NO_PROXY": "localhost,::1,fe80::/10"}) as relay:
+        await relay.read(await relay.ask())
+        assert (await upstream.called()).path == "http://openrouter.example/api/v1/chat/completions"
+
+
 async def test_an_ipv6_address_to_listen_on_may_have_brackets() -> None:
     async with process("python", "server.py", env={"HOST": "[::1]"}, listening=False) as relay:
         await eventually(lambda: "Uvicorn running on http://[::1]" in relay.output)
@@ -273,6 +315,60 @@ def test_a_dotenv_file_that_is_not_utf_8_is_told_in_a_line(
     with pytest.raises(SystemExit), exiting_with_one_line():
         loaded(tmp_path, monkeypatch, dotenv)
     assert re.fullmatch(r"\.env [^\n]+\n", capsys.readouterr().err)
+
+
+WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set=-all") if os.geteuid() == 0 else ()
+
+
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+async def test_a_dotenv_file_without_permission_is_told_in_a_line(tmp_path: Path, is_folder: bool) -> None:
+    """It may have the token in it: to start without it would be worse."""
+    (tmp_path / ".env").write_text("PORT=0\n")
+    closed = tmp_path if is_folder else tmp_path / ".env"
+    shell = f"chmod 0 {closed} && exec {sys.executable} {ROOT / 'server.py'}"
+    try:
+        async with process(*WITHOUT_PRIVILEGES, "sh", "-c", shell, cwd=tmp_path, listening=False) as relay:
+            assert await relay.exit() == 3
+            assert relay.output == ".env can't be read (Permission denied).\n"
+    finally:
+        closed.chmod(0o700)
+
+
+async def test_a_folder_that_is_gone_does_not_stop_the_start(tmp_path: Path) -> None:
+    shell = f"mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} {ROOT / 'server.py'}"
+    async with process("sh", "-c", shell, cwd=tmp_path) as relay:
+        assert (await relay.health())["status"] == "ok"
+
+
+# The demo
+
+
+async def test_the_demo_says_what_to_do_next_once_it_has_started() -> None:
+    async with process("python", "server.py", "--demo") as relay:
+        port = relay.url.rpartition(":")[2]
+        started, _, hint = relay.output.partition("Uvicorn running on")
+        assert "startup complete" in started and "Answers" not in started
+        assert f"VITE_RELAY_URL=http://localhost:{port} make react" in hint
+        assert f"http://localhost:{port}/docs" in hint
+
+
+def test_the_page_finds_the_usual_port_by_itself() -> None:
+    assert "`make react`" in demo_hint(8001) and "http://localhost:8001/docs" in demo_hint(8001)
+
+
+async def test_any_page_of_this_machine_may_call_the_demo_and_no_other() -> None:
+    """Vite takes 5174 where 5173 is taken."""
+    async with process("python", "server.py", "--demo", env={"CORS_ORIGINS": "https://chat.example"}) as relay:
+        preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        for origin in ("http://localhost:5174", "http://127.0.0.1:3000", "http://[::1]:8080", "https://chat.example"):
+            asked = await relay.client.options("/conversations", headers=preflight | {"Origin": origin})
+            posted = await relay.client.post("/conversations", json={}, headers={"Origin": origin})
+            assert (asked.status_code, posted.status_code) == (200, 201)
+            for response in (asked, posted):
+                assert response.headers["access-control-allow-origin"] == origin
+        for origin in ("https://evil.example", "http://localhost.evil.example", "http://192.168.1.5:5173", "null"):
+            headers = {"Origin": origin}
+            assert_problem(await relay.client.post("/conversations", json={}, headers=headers), 403, "CORS_ORIGINS")
 
 
 # curl

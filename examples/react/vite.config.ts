@@ -3,7 +3,6 @@ import { defineConfig, type CommonServerOptions } from 'vite'
 
 const serving: CommonServerOptions = {
   port: 5173,
-  strictPort: true,
   proxy: {
     '/api': {
       target: 'http://127.0.0.1:8001',

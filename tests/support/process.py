@@ -59,24 +59,24 @@ class RelayProcess(Relay):
             raise AssertionError(f"still running after {within} s:\n{self.output}") from None
 
     async def listens(self) -> None:
-        """Return once it accepts connections; `AssertionError` with its output if it exits or takes too long."""
+        """Return once it answers, since it listens before; `AssertionError` with its output if it exits or hangs."""
         try:
-            await eventually(self._accepts_or_exited, STARTING)
+            await eventually(self._answers_or_exited, STARTING)
         except AssertionError:
-            raise AssertionError(f"not listening after {STARTING} s:\n{self.output}") from None
+            raise AssertionError(f"no answer after {STARTING} s:\n{self.output}") from None
         assert self.running, f"exited with {self._child.returncode}:\n{self.output}"
 
-    async def _accepts_or_exited(self) -> bool:
+    async def _answers_or_exited(self) -> bool:
         if not self.running:
             return True
         try:
-            _, writer = await asyncio.open_connection(*self.url.removeprefix("http://").split(":"))
+            reader, writer = await asyncio.open_connection(*self.url.removeprefix("http://").split(":"))
         except OSError:
             return False
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-        return True
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return bool(await reader.read())
+        return False
 
 
 @contextlib.asynccontextmanager
@@ -86,7 +86,7 @@ async def process(
     """`process("python", "server.py")` or `process("uvicorn", "server:app")`, killed with all its children at the end.
 
     It has PATH, a free port (as PORT and UVICORN_PORT) and `env` in its environment, and nothing else. Returns when it
-    accepts connections, or at once unless `listening`.
+    answers, or at once unless `listening`.
     """
     port = str(free_port())
     environ = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", "PORT": port, "UVICORN_PORT": port} | dict(
