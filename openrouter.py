@@ -5,37 +5,37 @@ protocol that is used here; `upstream/` has its errors, its events and the HTTP 
 """
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import httpx
 
 from serving.settings import Settings
-from upstream.completion import Completion, Delta, Finish, Generation
+from upstream.completion import Completion
 from upstream.connection import Exchange
 from upstream.errors import (
     NotConfigured,
     UpstreamBroken,
     UpstreamError,
-    UpstreamRefused,
     UpstreamSilent,
     UpstreamTimeout,
     UpstreamUnreachable,
     UpstreamUnreadable,
-    parse_object,
-    refusal,
-    retry_after_seconds,
 )
 from upstream.models import Models, ModelsCache
+from upstream.redaction import redacted
+from upstream.refusals import decoded, refusal, retry_after_seconds
+from upstream.request import encode_request
 from upstream.timers import Timers
+from upstream.values import Delta, Finish, Generation
 
 __all__ = ["Delta", "Finish", "Generation", "Models", "OpenRouter", "Timers", "UpstreamError", "Values"]
 
-BATCH_CHARS = 256 * 1024  # of a history that are encoded in one go
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024
+
+_ENCODINGS = {"identity", "gzip", "x-gzip", "deflate", ""}  # that httpx decodes without another package
 
 Values = AsyncGenerator[Generation | Delta | Finish, None]
 
@@ -53,7 +53,12 @@ class OpenRouter:
         self._loop = asyncio.get_running_loop()
         self._timeout = httpx.Timeout(timers.read, connect=timers.connect, pool=None).as_dict()
         title = settings.app_title.encode()
-        headers = [(b"HTTP-Referer", settings.app_url.encode()), (b"X-Title", title), (b"X-OpenRouter-Title", title)]
+        headers = [
+            (b"User-Agent", b"chat-relay"),
+            (b"HTTP-Referer", settings.app_url.encode()),
+            (b"X-Title", title),
+            (b"X-OpenRouter-Title", title),
+        ]
         if self._api_key:
             headers.append((b"Authorization", f"Bearer {self._api_key}".encode()))
         self._models = ModelsCache(self._fetch_models, timers)
@@ -89,40 +94,39 @@ class OpenRouter:
         """
         if not self._api_key:
             raise NotConfigured
-        body = await _encode_request(model, turns)
+        body = await encode_request(model, turns)
         del turns  # a history may be long, and the answer, too
         for number, pause in enumerate((*self._timers.retries, None), start=1):
             completion = Completion(self._api_key)
+            cause = None
             try:
                 async with self._asked(body, traceparent, completion) as (exchange, read):
                     for value in completion.feed(b""):  # what the response's head says
                         yield value
+                    patience_ends = exchange.deadline
                     while not completion.is_done and (chunk := await read()):
-                        was_whole = completion.is_whole
                         for value in (values := completion.feed(chunk)):
                             yield value
                         if completion.error:
                             raise completion.error
-                        if completion.has_delta:
+                        if completion.is_generated:
                             body = b""
-                        if not was_whole and (values or completion.is_whole):
-                            patience = self._timers.tail if completion.is_whole else self._timers.delta
-                            exchange.deadline = self._loop.time() + patience
-                ending = completion.finish()
+                        if values:
+                            patience_ends = exchange.deadline = self._loop.time() + self._timers.delta
+                        if completion.is_whole and completion.has_event:  # a promise: more may follow
+                            exchange.deadline = min(self._loop.time() + self._timers.tail, patience_ends)
             except (httpx.HTTPError, UpstreamError) as caught:
-                error = _as_upstream_error(caught)
-                if completion.is_whole and not isinstance(error, UpstreamRefused):
-                    ending = completion.finish()  # it needs nothing more
-                elif completion.has_delta or pause is None or not _may_be_repeated(error, self._timers):
-                    raise error from caught
-                else:
-                    pause = max(pause, error.retry_after or 0)
-                    logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
-                    await asyncio.sleep(pause)
-                    continue
-            for last in ending:
+                cause = _as_upstream_error(caught)
+            for last in completion.finish(cause):
                 yield last
-            return
+            error = completion.error
+            if error is None:
+                return
+            if completion.is_generated or pause is None or not _may_be_repeated(error, self._timers):
+                raise error
+            pause = max(pause, error.retry_after or 0)
+            logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
+            await asyncio.sleep(pause)
 
     @asynccontextmanager
     async def _asked(
@@ -139,6 +143,7 @@ class OpenRouter:
         try:
             await self._check(response)
             completion.begin(response.headers.get("x-generation-id"))
+            completion.retry_after = retry_after_seconds(response.headers.get("retry-after"))
             yield exchange, _reader(response, exchange)
         finally:
             if completion.is_done:
@@ -155,30 +160,29 @@ class OpenRouter:
         return await self._transport.handle_async_request(request)
 
     async def _check(self, response: httpx.Response) -> None:
-        content_type = response.headers.get("content-type", "text/event-stream")
         status = response.status_code
-        if status == 200 and content_type.lower().startswith("text/event-stream"):
-            return
-        body = await self._error_body(response)
-        if status >= 400 or body.get("error"):
+        if status >= 400:
             retry_after = retry_after_seconds(response.headers.get("retry-after"))
-            raise refusal(status if status >= 400 else None, body, retry_after, self._api_key)
-        raise UpstreamUnreadable(
-            f"Upstream answered with status {status} and no event stream: check OPENROUTER_BASE_URL."
-        )
+            raise refusal(status, await self._error_body(response), retry_after, self._api_key)
+        if not 200 <= status < 204:  # however it is declared: its bytes tell what it is
+            raise UpstreamUnreadable(
+                f"Upstream answered with status {status} and no event stream: check OPENROUTER_BASE_URL."
+            )
+        _check_encoding(response)
 
-    async def _error_body(self, response: httpx.Response) -> dict[str, object]:
-        """The JSON object in an error's response; empty if there is none, as on an edge's HTML page."""
+    async def _error_body(self, response: httpx.Response) -> object:
+        """What an error's response says, decoded as far as it can be."""
         body = b""
         try:
+            _check_encoding(response)
             async with asyncio.timeout(self._timers.tail):
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > MAX_ERROR_BYTES:
-                        return {}
-            return parse_object(body)
+                        return None
+            return decoded(body)
         except (httpx.HTTPError, UpstreamError, TimeoutError):
-            return {}
+            return None
 
     async def _fetch_models(self) -> bytes:
         body = bytearray()
@@ -189,6 +193,7 @@ class OpenRouter:
                 try:
                     if response.status_code >= 400:
                         raise refusal(response.status_code, await self._error_body(response), None, self._api_key)
+                    _check_encoding(response)
                     async for chunk in response.aiter_bytes():
                         body += chunk
                         if len(body) > MAX_MODELS_BYTES:
@@ -212,46 +217,33 @@ def _reader(response: httpx.Response, exchange: Exchange) -> Callable[[], Awaita
     return lambda: anext(chunks, b"")
 
 
-async def _encode_request(model: str, turns: Sequence[tuple[str, str]]) -> bytes:
-    # `include_usage` is for local servers; OpenRouter reports usage anyway.
-    head = _encode({"model": model, "stream": True, "stream_options": {"include_usage": True}})
-    messages: list[bytes] = []
-    for batch in _batches(turns):
-        if messages:
-            await asyncio.sleep(0)
-        messages.append(_encode([{"role": role, "content": content} for role, content in batch])[1:-1])
-    return b"".join((head[:-1], b',"messages":[', b",".join(messages), b"]}"))
-
-
-def _batches(turns: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """A history of megabytes in parts, so that others are served between them."""
-    batch: list[tuple[str, str]] = []
-    size = 0
-    for turn in turns:
-        batch.append(turn)
-        size += len(turn[1])
-        if size > BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+def _check_encoding(response: httpx.Response) -> None:
+    encoding = response.headers.get("content-encoding", "identity")
+    if not {name.strip().lower() for name in encoding.split(",")} <= _ENCODINGS:
+        raise UpstreamUnreadable(
+            f"Upstream's answer is encoded as {redacted(encoding)[:40]}, which nobody asked for and can't be read here."
+        )
 
 
 def _as_upstream_error(error: httpx.HTTPError | UpstreamError) -> UpstreamError:
     """httpx's error as one of the adapter's: the one place where they meet."""
+    if isinstance(error, UpstreamError):
+        return error
+    translated = _translated(error)
+    translated.__cause__ = error
+    return translated
+
+
+def _translated(error: httpx.HTTPError) -> UpstreamError:
     match error:
-        case UpstreamError():
-            return error
         case httpx.ConnectTimeout():
             return UpstreamTimeout("Upstream took too long to accept a connection.")
         case httpx.TimeoutException():
             return UpstreamSilent()
         case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
-            return UpstreamUnreachable()
+            return UpstreamUnreachable(error)
+        case httpx.DecodingError():
+            return UpstreamUnreadable("Upstream's answer isn't in the encoding that it names.")
     return UpstreamBroken("The connection to upstream broke, or what came can't be read.")
 
 

@@ -83,14 +83,14 @@ class _Running(Reply):
 
 
 class Replies:
-    """All replies in progress, one a conversation at the most."""
+    """All replies in progress, at most one in a conversation."""
 
     def __init__(self, store: Store, openrouter: OpenRouter, settings: Settings) -> None:
         self._store = store
         self._openrouter = openrouter
         self._settings = settings
         self._running: dict[str, _Running] = {}  # by message
-        self._latest: dict[str, _Running] = {}  # of those, by conversation
+        self._latest: dict[str, _Running] = {}  # the last one to begin, by conversation
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -281,7 +281,10 @@ class Replies:
                         running.wake()
                         room -= len(value.text)
                         if room < 0:
-                            raise _TooLong
+                            most = self._settings.max_reply_chars
+                            return _failed(
+                                502, f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
+                            )
                     elif isinstance(value, Generation):
                         running.generation_id = value.id
                     else:
@@ -307,14 +310,11 @@ class Replies:
                 return task.result()
             case UpstreamError():
                 failure = Failure(error.code, error.message, error.retryable, error.retry_after)
-                return Ending("failed", error=failure)
+                return Ending("failed", usage=error.usage, error=failure)
             case NotFound():
                 return Ending("stopped")
             case StoreFull():
                 return _failed(507, str(error))
-            case _TooLong():
-                most = self._settings.max_reply_chars
-                return _failed(502, f"The reply is longer than MAX_REPLY_CHARS ({most}) and was cut off there.")
         logger.error("reply %s crashed\n%s", running.message.id, outline(error))
         return _failed(500, "The service failed; its log says where.")
 
@@ -341,10 +341,6 @@ class Replies:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # so that it counts as retrieved: whoever waits for it has it
-
-
-class _TooLong(Exception):
-    """The reply passed MAX_REPLY_CHARS."""
 
 
 def _failed(code: int, message: str) -> Ending:

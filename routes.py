@@ -17,21 +17,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Match, Route
 
 from api.accept import wants_events, wants_text
-from api.bodies import (
-    MODEL,
-    OPTIONAL_MODEL,
-    TITLE,
-    Identifier,
-    Reference,
-    Rejected,
-    Rule,
-    Text,
-    Turns,
-    read_fields,
-    unprocessable,
-)
+from api.bodies import Rejected, read_fields, unprocessable
 from api.event_ids import place_of
 from api.events import STREAM_HEADERS, reply_response
+from api.fields import MODEL, OPTIONAL_MODEL, TITLE, Rule, Text, Turns, identifier, reference
 from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
 from api.shapes import conversation_fields, message_fields
@@ -98,7 +87,7 @@ async def create_conversation(request: Request) -> Response:
     settings = request.state["settings"]
     text = _text_rule(request, nullable=False)
     rules: dict[str, Rule] = {
-        "id": Identifier(),
+        "id": identifier,
         "default_model": OPTIONAL_MODEL,
         "title": TITLE,
         "system_prompt": _text_rule(request, nullable=True),
@@ -149,11 +138,11 @@ async def add_message(request: Request) -> Response:
     rules: dict[str, Rule] = {
         "content": _text_rule(request, nullable=False),
         "model": OPTIONAL_MODEL,
-        "id": Identifier(),
-        "after": Reference(),
+        "id": identifier,
+        "after": reference,
     }
     most = request.state["settings"].max_body_bytes
-    question = Question(**await read_fields(request, most, rules, required="content"))
+    question = Question(**await read_fields(request, most, rules, required=("content",)))
     if wants_events(request.headers.get("accept", "")):
         return reply_response(await replies.ask(_id(request), question, _traceparent(request)))
     try:

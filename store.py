@@ -81,7 +81,7 @@ class Store:
         default_model: str | None = None,
         title: str | None = None,
         system_prompt: str | None = None,
-        messages: Sequence[Mapping[str, Any]] = (),
+        messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Conversation:
         """A new conversation; `messages` (role, content, perhaps model) are an import, oldest first.
 
@@ -91,7 +91,8 @@ class Store:
             raise Repeated(self._threads[id].conversation)
         if len(self._threads) >= self._settings.max_conversations:
             raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
-        transcripts = [Transcript(turn["content"]) for turn in messages]
+        turns = messages or ()
+        transcripts = [Transcript(turn["content"]) for turn in turns]
         size = byte_size(title) + byte_size(system_prompt)
         self._check_room(size + sum(t.size for t in transcripts), conversations=1, messages=len(transcripts))
         now = self._now()
@@ -105,7 +106,7 @@ class Store:
         )
         thread = self._threads[conversation.id] = _Thread(conversation, title)
         self._size += size
-        for turn, transcript in zip(messages, transcripts, strict=True):
+        for turn, transcript in zip(turns, transcripts, strict=True):
             self._add(thread, turn["role"], transcript, turn.get("model"), "complete")
         logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
         return thread.conversation

@@ -1,4 +1,4 @@
-"""Request bodies: read within their bounds, parsed, and each field checked. What can't be taken is `Rejected`.
+"""Request bodies: read within their bounds, parsed, and checked. What can't be taken is `Rejected`.
 
 Knows nothing of conversations or responses.
 """
@@ -6,20 +6,16 @@ Knows nothing of conversations or responses.
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import Request
 
+from api.fields import Rule, complaints
+
 BODY_TIMEOUT = 30.0  # seconds for a whole body
 MOST_ERRORS = 20  # that are told of one body
-
-# The pattern of openapi.json. It names what only some dialects take for white space: `\s` alone differs between them.
-_VISIBLE = re.compile(r"[^\s\x1c-\x1f\x85\ufeff]")
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Rejected(Exception):
@@ -34,99 +30,17 @@ class Rejected(Exception):
         self.close = close  # the connection, since the rest of the body may never end
 
 
-class Rule(Protocol):
-    """What a field must be."""
-
-    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
-        """What is wrong with `value`: where, and what it must be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A string with something to see in it."""
-
-    most: int  # characters
-    setting: str = ""  # that decides `most`
-    nullable: bool = True
-    printable: bool = False  # ASCII alone: it is sent in a header
-
-    def complaint(self, value: object) -> str | None:
-        """What is wrong with `value`; None if nothing is."""
-        if value is None and self.nullable:
-            return None
-        if not isinstance(value, str):
-            return f"must be a string{' or null' if self.nullable else ''}"
-        if not _VISIBLE.search(value):
-            return "must not be blank"
-        if len(value) > self.most:
-            return f"must have at most {self.most} characters{f' ({self.setting})' if self.setting else ''}"
-        if self.printable and not (value.isascii() and value.isprintable()):
-            return "must be printable ASCII, such as openai/gpt-5-mini"
-        if _SURROGATE.search(value):
-            return "must be text that UTF-8 can carry: it has one half of a surrogate pair"
-        return None
-
-    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
-        """As `Rule` has it."""
-        if complaint := self.complaint(value):
-            yield field, complaint
-
-
-class Identifier:
-    """An id that a client chooses, or null."""
-
-    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
-        """As `Rule` has it."""
-        if not (value is None or (isinstance(value, str) and _ID.fullmatch(value))):
-            yield field, "must be 1 to 64 characters of A-Z a-z 0-9 _ -, or null"
-
-
-class Reference:
-    """The id of something that is there, or null."""
-
-    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
-        """As `Rule` has it."""
-        if not (value is None or isinstance(value, str)):
-            yield field, "must be the id of a message, or null for the beginning"
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """The messages of a conversation that is imported, oldest first."""
-
-    most: int
-    content: Text
-
-    def complaints(self, field: str, value: object) -> Iterator[tuple[str, str]]:
-        """As `Rule` has it."""
-        if not isinstance(value, list):
-            yield field, "must be a list of messages"
-        elif len(value) > self.most:
-            yield field, f"must have at most {self.most} messages (MAX_MESSAGES)"
-        else:
-            for number, turn in enumerate(value):
-                yield from self._of_turn(f"{field}.{number}", turn)
-
-    def _of_turn(self, field: str, turn: object) -> Iterator[tuple[str, str]]:
-        if not isinstance(turn, dict):
-            yield field, "must be a JSON object"
-            return
-        if turn.get("role") not in ("user", "assistant"):
-            yield f"{field}.role", "must be user or assistant"
-        yield from _complaints(turn, {"role": None, "content": self.content, "model": OPTIONAL_MODEL}, "content", field)
-
-
-MODEL = Text(200, nullable=False, printable=True)
-OPTIONAL_MODEL = Text(200, printable=True)
-TITLE = Text(200)
-
-
 async def read_fields(
-    request: Request[Any], most: int, rules: Mapping[str, Rule], *, optional: bool = False, required: str | None = None
+    request: Request[Any],
+    most: int,
+    rules: Mapping[str, Rule],
+    *,
+    required: tuple[str, ...] = (),
+    optional: bool = False,
 ) -> dict[str, Any]:
-    """The fields of a body of `most` bytes at the most, each as its rule wants it. Raises `Rejected`.
+    """The fields of a body of at most `most` bytes, each as its rule wants it. Raises `Rejected`.
 
-    An `optional` body may be missing; `required` names a field that must be there.
+    `required` names those that must be there; an `optional` body may be missing.
     """
     body = await _read_body(request, most)
     if not body and optional:
@@ -138,24 +52,10 @@ async def read_fields(
     fields = _parse(body)
     if not isinstance(fields, dict):
         raise unprocessable([{"field": "", "message": "must be a JSON object"}])
-    found = islice(_complaints(fields, rules, required), MOST_ERRORS)
+    found = islice(complaints(fields, rules, required), MOST_ERRORS)
     if errors := [{"field": field, "message": complaint} for field, complaint in found]:
         raise unprocessable(errors)
     return fields
-
-
-def _complaints(
-    fields: Mapping[str, object], rules: Mapping[str, Rule | None], required: str | None, within: str = ""
-) -> Iterator[tuple[str, str]]:
-    prefix = f"{within}." if within else ""
-    for name in fields:
-        if name not in rules:
-            yield prefix + _shown(name), "is not a field here"
-    if required and required not in fields:
-        yield prefix + required, "is required"
-    for name, rule in rules.items():
-        if rule and name in fields:
-            yield from rule.complaints(prefix + name, fields[name])
 
 
 async def _read_body(request: Request[Any], most: int) -> bytes:
@@ -196,7 +96,3 @@ def unprocessable(errors: list[dict[str, str]]) -> Rejected:
     """A 422 that tells every error, `{"field", "message"}`."""
     told = "; ".join(f"{error['field'] or 'the body'} {error['message']}" for error in errors)
     return Rejected(422, f"The request can't be taken as it is: {told}.", errors)
-
-
-def _shown(name: str) -> str:
-    return name[:80].encode(errors="backslashreplace").decode()

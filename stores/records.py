@@ -83,7 +83,7 @@ class Transcript:
         self.size += byte_size(text)
 
     def read(self, start: int, most: int) -> list[tuple[Kind, str]]:
-        """The runs of one kind from position `start` on, `most` characters at the most; empty at the end."""
+        """The runs of one kind from position `start` on, at most `most` characters; empty at the end."""
         end = min(start + most, self.length)
         if start >= end:
             return []

@@ -530,10 +530,16 @@ class Api(RuleBasedStateMachine):
 
 
 def upstream_sees(chat: Chat) -> list[dict[str, str]]:
-    """The system prompt and every turn that has content, failed replies left out."""
-    prompt = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
-    turns = [turn for turn in chat.turns if turn.status != "failed" and turn.content]
-    return prompt + [{"role": turn.role, "content": turn.content} for turn in turns]
+    """The system prompt and every turn that has content, failed replies left out, neighbours of one role joined."""
+    seen = [{"role": "system", "content": chat.system_prompt}] if chat.system_prompt else []
+    for turn in chat.turns:
+        if turn.status == "failed" or not turn.content:
+            continue
+        if seen and seen[-1]["role"] == turn.role:
+            seen[-1]["content"] += "\n\n" + turn.content
+        else:
+            seen.append({"role": turn.role, "content": turn.content})
+    return seen
 
 
 def assert_conversation(conversation: dict[str, Any], chat: Chat) -> None:

@@ -88,10 +88,10 @@ async def test_an_import_is_a_conversation_with_its_messages(upstream: ScriptedU
 @pytest.mark.parametrize(
     ("messages", "field", "complaint"),
     [
-        ({}, "messages", "must be a list of messages"),
-        (None, "messages", "must be a list of messages"),
+        ({}, "messages", "must be a list of messages, or null"),
+        ("Hi", "messages", "must be a list of messages, or null"),
         (["Hi"], "messages.0", "must be a JSON object"),
-        ([{"content": "Hi"}], "messages.0.role", "must be user or assistant"),
+        ([{"content": "Hi"}], "messages.0.role", "is required"),
         ([{"role": "system", "content": "Hi"}], "messages.0.role", "must be user or assistant"),
         ([{"role": "user"}], "messages.0.content", "is required"),
         ([{"role": "user", "content": " "}], "messages.0.content", "must not be blank"),

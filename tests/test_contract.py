@@ -11,7 +11,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
-from api.bodies import Text
+from api.fields import Text
 from routes import routes
 from serving.settings import Settings
 from tests.support.contract import DOCUMENT, Json, check_response, event_violations, operations, resolved, violations

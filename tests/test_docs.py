@@ -215,12 +215,19 @@ def test_the_fields_are_those_of_the_contract(name: str) -> None:
     assert told == [*CONTRACT["components"]["schemas"][name]["properties"]]
 
 
+def test_the_table_of_modules_is_that_of_the_tree() -> None:
+    told = {name for row in rows("docs/design.md", "How it works") for name in re.findall(r"`([\w/]+\.py)`", row[0])}
+    folders = ("", "api/", "serving/", "upstream/", "stores/")
+    there = {f"{folder}{file.name}" for folder in folders for file in (ROOT / folder).glob("*.py")}
+    assert told == {name for name in there if not name.endswith("__init__.py")}
+
+
 def test_the_events_are_those_of_the_contract() -> None:
     told = [re.findall(r'(?<=[{ ])"(\w+)"', row[1].split('"error":')[0]) for row in rows("docs/api.md", "The stream")]
     schemas = CONTRACT["components"]["schemas"]
     names = ["StartEvent", "ContentEvent", "ReasoningEvent", "PingEvent", "DoneEvent"]
     assert told[:5] == [[*schemas[name].get("properties", ())] for name in names]
-    assert len(told) == 5
+    assert len(told) == 6
 
 
 def test_every_status_of_the_contract_is_told() -> None:

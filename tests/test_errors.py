@@ -591,7 +591,7 @@ async def test_a_models_list_that_upstream_refuses_is_a_502(upstream: ScriptedUp
     for code in (401, 404, 429, 500, 529):
         upstream.models = status(code)
         assert_problem(await relay.client.get("/models"), 502)
-    for body in ("<html>", "[]", '{"data": null}', '{"data": {}}'):
+    for body in ("<html>", "7", '{"data": null}', '{"data": {}}'):
         upstream.models = status(200, body)
         assert_problem(await relay.client.get("/models"), 502)
 

@@ -9,14 +9,17 @@ import contextlib
 import gzip
 import json
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from openrouter import Timers
 from tests.support.relay import Relay, serving
@@ -153,6 +156,7 @@ def in_seconds(seconds: float) -> str:
 
 TEXT = says("Half an ans")
 HALF = "Half an ans"
+EVENTS = {"Content-Type": "text/event-stream"}
 MEGABYTES = 10 * 1024 * 1024
 FINISH: Step = lambda wire: wire.finish()  # noqa: E731
 
@@ -211,7 +215,29 @@ SILENCE = [
 
 RESPONSES = [
     Fault("200 with HTML", status(200, "<html>Hello</html>", {"Content-Type": "text/html"}), tries=1),
-    Fault("200 with JSON that is no stream", status(200, {"choices": [{"message": {"content": "Hi"}}]}), tries=1),
+    Fault(
+        "200 with the whole answer in one JSON",
+        status(200, {"choices": [{"message": {"content": "Hi"}}]}),
+        **COMPLETE,
+        kept="Hi",
+    ),
+    Fault("200 with JSON that is no answer", status(200, {"object": "list", "data": []}), tries=1),
+    Fault("200 with plain text", status(200, "upstream connect error", {"Content-Type": "text/plain"}), tries=1),
+    *(
+        Fault(
+            f"events declared as {kind}",
+            steps(head(content_type=kind), TEXT, FINISH, Wire.done),
+            **COMPLETE,
+            kept=HALF,
+        )
+        for kind in ("text/plain; charset=utf-8", "application/octet-stream", "application/json")
+    ),
+    Fault(
+        "200 with an error as an event stream",
+        status(200, {"error": {"code": 402, "message": "No"}}, EVENTS),
+        code=402,
+        **FOR_GOOD,
+    ),
     Fault("200 with an error as JSON", status(200, {"error": {"code": 402, "message": "No"}}), code=402, **FOR_GOOD),
     Fault("502 with HTML", status(502, "<html>Bad gateway</html>", {"Content-Type": "text/html"})),
     Fault("500 with deep JSON", status(500, "[" * 100_000), code=500),
@@ -231,14 +257,20 @@ RESPONSES = [
     Fault("invalid chunked encoding", steps(Wire.head, raw(b"ZZ\r\n"), Wire.hang)),
     Fault("invalid chunked encoding in the middle", steps(TEXT, raw(b"-1\r\n"), Wire.hang), **CUT_OFF),
     Fault("gzip", gzipped(corrupt=False), **COMPLETE, kept="Hello gzip"),
-    Fault("gzip, corrupt", gzipped(corrupt=True)),
+    Fault("gzip, corrupt", gzipped(corrupt=True), tries=1),
+    Fault("br", status(200, b"\x0b\x02\x80Hi\x03", EVENTS | {"Content-Encoding": "br"}), tries=1),
+    Fault("zstd", status(200, b"(\xb5/\xfd", EVENTS | {"Content-Encoding": "zstd"}), tries=1),
 ]
 
+REASON = "the request exceeds the available context size"
 IN_FLIGHT = {"limit_source": "openrouter_in_flight_budget"}
 
 REFUSALS = [
     *(Fault(f"{code}", refused(code), code=code, **FOR_GOOD) for code in (400, 401, 402, 403, 404, 413, 422)),
     *(Fault(f"{code}", refused(code), code=code) for code in (408, 429, 500, 502, 503, 524, 529)),
+    Fault("400 with a detail", status(400, {"detail": REASON}), code=400, **FOR_GOOD),
+    Fault("422 with a list of details", status(422, {"detail": [{"msg": REASON}]}), code=422, **FOR_GOOD),
+    Fault("404 with text", status(404, "404 page not found", {"Content-Type": "text/plain"}), code=404, **FOR_GOOD),
     Fault("402, in flight", refused(402, IN_FLIGHT, retry_after="0"), code=402, retry_after=0.0),
     Fault("Retry-After in a moment", refused(429, retry_after="0.1"), code=429, retry_after=0.1),
     Fault("Retry-After of an hour", refused(429, retry_after="3600"), code=429, retry_after=3600.0, tries=1),
@@ -260,6 +292,15 @@ REFUSALS = [
         for garbage in ("soon", "nan", "inf", "1e999", "Mon, 99 Foo 2026 25:00:00 GMT", "Mon, 1 Jan 10000 00:00:00 GMT")
     ),
 ]
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
+
+
+def chunk(delta: object, finish_reason: object = None) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+ONE, TWO = (json.dumps(chunk({"content": text})).encode() for text in ("One ", "two"))
 
 CONTENT = [
     *(
@@ -312,6 +353,65 @@ CONTENT = [
     Fault("text for ever after [DONE]", steps(TEXT, event("[DONE]"), for_ever(says("x"), 0.01)), **COMPLETE, kept=HALF),
     Fault("silence after [DONE]", steps(TEXT, event("[DONE]"), Wire.hang), **COMPLETE, kept=HALF),
     Fault("nothing but [DONE]", steps(Wire.done), **COMPLETE),
+    Fault(
+        "a finish reason on every chunk",
+        steps(event(chunk({"content": "One "}, "stop")), event(chunk({"content": "two"}, "stop")), Wire.done),
+        **COMPLETE,
+        kept="One two",
+    ),
+    Fault(
+        "a finish reason on every chunk, comments for ever",
+        steps(
+            event(chunk({"content": "One "}, "stop")),
+            event(chunk({"content": "two"}, "stop")),
+            for_ever(Wire.comment, 0.05),
+        ),
+        **COMPLETE,
+        kept="One two",
+        timers=IMPATIENT,
+    ),
+    Fault(
+        "text in parts",
+        steps(event(chunk({"content": [THOUGHT, {"type": "text", "text": "Four"}]})), FINISH, Wire.done),
+        **COMPLETE,
+        kept="Four",
+    ),
+    Fault(
+        "a refusal", steps(event(chunk({"content": None, "refusal": "No."})), FINISH, Wire.done), **COMPLETE, kept="No."
+    ),
+    Fault(
+        "text in a message",
+        steps(event({"choices": [{"message": {"content": "Hi"}}]}), FINISH, Wire.done),
+        **COMPLETE,
+        kept="Hi",
+    ),
+    Fault(
+        "three events in one block",
+        steps(body(b"data: %b\ndata: %b\ndata: [DONE]\n\n" % (ONE, TWO)), Wire.end),
+        **COMPLETE,
+        kept="One two",
+    ),
+    Fault(
+        "one event over two lines",
+        steps(body(b"data: %b\ndata: %b\n\n" % (ONE[:20], ONE[20:])), FINISH, Wire.done),
+        **COMPLETE,
+        kept="One ",
+    ),
+    Fault("a last event without its blank line", steps(body(b"data: %b" % ONE), Wire.end), kept="One ", tries=1),
+    Fault("half an event, then the end", steps(body(b"data: %b" % ONE[:20]), Wire.end), tries=1),
+    Fault("a length without text", steps(event(chunk({"reasoning": "Hm"}, "length")), Wire.done), **COMPLETE),
+    *(
+        Fault(f"{name} without text", steps(event(chunk(delta, reason)), Wire.done), **FOR_GOOD)
+        for name, delta, reason in (
+            ("tool calls", {"tool_calls": [{"index": 0, "id": "call_1"}]}, "stop"),
+            ("a finish reason of tool_calls", {"reasoning": "Hm"}, "tool_calls"),
+            ("images", {"content": "", "images": [{"image_url": {"url": "data:image/png;base64,AA=="}}]}, "stop"),
+            ("audio", {"audio": {"data": "AA=="}}, "stop"),
+        )
+    ),
+    Fault(
+        "images, then a reset", steps(event(chunk({"images": [{"image_url": {"url": "data:,"}}]})), Wire.reset), tries=1
+    ),
     *(
         Fault(
             f"a chunk of a foreign shape: {chunk}", steps(event(chunk), TEXT, FINISH, Wire.done), **COMPLETE, kept=HALF
@@ -329,6 +429,8 @@ CONTENT = [
 
 WORDS = {"context_length_exceeded": 400, "content_policy_violation": 403}
 PASSING = {"rate_limit_exceeded": 429, "provider_overloaded": 503}
+
+LLAMA = json.dumps({"code": 400, "message": REASON, "type": "exceed_context_size_error"}).encode()
 
 ERROR_CHUNKS = [
     Fault("error chunk: code 429", erring({"code": 429, "message": "slow down"}), code=429),
@@ -355,6 +457,25 @@ ERROR_CHUNKS = [
     Fault("error chunk: finish reason alone", erring(None, choices=failed_choice())),
     Fault("error chunk: in the choice", erring(None, choices=failed_choice(error={"code": 503})), code=503),
     Fault("error chunk: then [DONE]", erring({"code": 500, "message": "bad"}, done=True), code=500),
+    Fault("error event: a field named error", steps(body(b"error: %b\n\n" % LLAMA), Wire.done), code=400, **FOR_GOOD),
+    Fault(
+        "error event: named error", steps(body(b"event: error\ndata: %b\n\n" % LLAMA), Wire.end), code=400, **FOR_GOOD
+    ),
+    Fault("error event: a message", steps(event({"message": REASON}), Wire.end)),
+    Fault("error event: a detail", steps(event({"detail": REASON}), Wire.end)),
+    Fault(
+        "error event: a list",
+        steps(event([{"error": {"code": 400, "message": REASON}}]), Wire.end),
+        code=400,
+        **FOR_GOOD,
+    ),
+    Fault("error event: text", steps(event("Something broke"), Wire.end), tries=1),
+    Fault("error event: a page", steps(event("<html>Something broke"), Wire.end), tries=1),
+    Fault(
+        "error chunk after the finish reason",
+        steps(event(chunk({}, "length")), event({"error": REASON}), Wire.end),
+        tries=1,
+    ),
     Fault("error chunk in the middle", erring({"code": 429}, after=HALF), code=429, **CUT_OFF),
     Fault(
         "error chunk in the middle, for good", erring({"code": 403}, after=HALF), code=403, retryable=False, **CUT_OFF
@@ -439,6 +560,40 @@ def assert_error(error: dict[str, Any], fault: Fault) -> None:
 UNREACHABLE = Fault("", steps(), code=503)
 
 
+async def error_of(relay: Relay, conversation_id: str) -> str:
+    """What the failed reply tells."""
+    message: str = (await relay.messages(conversation_id))[-1]["error"]["message"]
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "is_known", "words"),
+    [("127.0.0.1", False, "set SSL_CERT_FILE"), ("elsewhere.test", True, "that of another host")],
+    ids=["an unknown authority", "another name"],
+)
+async def test_a_certificate_that_is_not_trusted_is_told_apart_and_not_tried_again(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    is_known: bool,
+    words: str,
+) -> None:
+    """An unknown authority is how a proxy that inspects a company's TLS looks."""
+    authority = trustme.CA()
+    (authority if is_known else trustme.CA()).cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    for variable in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    identity = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(identity)
+    async with ScriptedUpstream(identity) as upstream, serving(upstream, timers=QUICK) as relay:
+        conversation_id = await relay.ask()
+        await assert_outcome(relay, conversation_id, Fault("", steps(), code=503, retryable=False))
+        assert words in await error_of(relay, conversation_id)
+        assert refusals(caplog) == 0
+
+
 async def assert_next_reply_works(relay: Relay, conversation_id: str) -> None:
     assert (await relay.read(conversation_id)).content == ANSWER
     await answers(relay)
@@ -475,6 +630,7 @@ async def test_a_refused_connection_is_tried_again_and_the_reply_works_once_upst
         async with serving(f"http://127.0.0.1:{port.getsockname()[1]}/api/v1", timers=QUICK) as relay:
             conversation_id = await relay.ask()
             await assert_outcome(relay, conversation_id, UNREACHABLE)
+            assert "refuses the connection" in await error_of(relay, conversation_id)
             assert refusals(caplog) == 2
             port.listen()
             async with forwarding(port, upstream):
@@ -489,6 +645,7 @@ async def test_a_name_that_is_unknown_is_tried_again_and_the_reply_works_once_it
     async with serving(f"http://nowhere.invalid:{upstream.port}/api/v1", timers=QUICK) as relay:
         conversation_id = await relay.ask()
         await assert_outcome(relay, conversation_id, UNREACHABLE)
+        assert "name can't be resolved" in await error_of(relay, conversation_id)
         assert refusals(caplog) == 2
         resolve = socket.getaddrinfo
         known = {"nowhere.invalid": "127.0.0.1", b"nowhere.invalid": "127.0.0.1"}

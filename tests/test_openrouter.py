@@ -279,6 +279,15 @@ async def test_without_a_key_nothing_is_asked(upstream: ScriptedUpstream) -> Non
     assert "authorization" not in upstream.models_requests[0].headers
 
 
+async def test_neighbours_of_one_role_are_sent_as_one_turn(upstream: ScriptedUpstream) -> None:
+    """Strict templates (Devstral's, Gemma's) refuse two in a row."""
+    turns = [("user", "One"), ("user", "Two"), ("assistant", "a"), ("assistant", "b"), ("user", "Three")]
+    async with adapter(upstream.base_url) as openrouter:
+        await read(openrouter, None, *turns)
+    sent = [(turn["role"], turn["content"]) for turn in (await upstream.called()).body["messages"]]
+    assert sent == [("user", "One\n\nTwo"), ("assistant", "a\n\nb"), ("user", "Three")]
+
+
 # The answer
 
 
@@ -442,7 +451,7 @@ async def test_an_error_inside_the_stream_keeps_the_text_before_it(upstream: Scr
 
 
 async def test_an_event_without_end_is_refused(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upstream.completion.MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr("upstream.events.MAX_EVENT_BYTES", 1000)
 
     async def endless(wire: Wire) -> None:
         await wire.send(b"data: " + b"x" * 100)
@@ -491,7 +500,7 @@ NO_STREAM: dict[str, tuple[Script, type[UpstreamError], int, str]] = {
         response(b'HTTP/1.1 404 Not Found\r\nContent-Length: 99\r\n\r\n{"error": '),
         UpstreamRefused,
         404,
-        "no provider for this model",
+        "OPENROUTER_BASE_URL",
     ),
 }
 
@@ -531,7 +540,11 @@ PASSING: dict[str, Script] = {
 }
 UNREADABLE: dict[str, Script] = {
     "a login page": status(200, "<html>", HTML),
-    "a whole completion": status(200, {"choices": [{"message": {"content": "Hi"}}]}),
+    "no text at all": status(200, {"object": "list", "data": []}),
+    "an encoding nobody asked for": status(200, b"\x0b\x02\x80Hi\x03", {"Content-Encoding": "br"}),
+    "an encoding that isn't the one it names": status(200, b"no gzip", {"Content-Encoding": "gzip"}),
+    "half an event": saying('{"choices": [{"delta": {"con', then="end"),
+    "plain text": status(200, "upstream connect error", {"Content-Type": "text/plain"}),
     "no JSON": saying("{"),
     "no object": saying("[1]"),
 }
@@ -790,6 +803,7 @@ def kinds(kind: type[httpx.HTTPError]) -> Iterator[type[httpx.HTTPError]]:
 
 
 TRANSLATIONS: dict[str, tuple[type[UpstreamError], int]] = {
+    "DecodingError": (UpstreamUnreadable, 502),
     "ConnectTimeout": (UpstreamTimeout, 504),
     "PoolTimeout": (UpstreamSilent, 504),
     "ReadTimeout": (UpstreamSilent, 504),
@@ -1077,7 +1091,7 @@ UNUSABLE: dict[str, tuple[Script, type[UpstreamError], int]] = {
     "a page": (status(200, "<html>", HTML), UpstreamUnreadable, 502),
     "a redirect": (status(307, "", {"Location": "/"}), UpstreamUnreadable, 502),
     "nothing": (status(200, b""), UpstreamUnreadable, 502),
-    "a list": (status(200, MODELS), UpstreamUnreadable, 502),
+    "text in an unknown encoding": (status(200, b"Hi", {"Content-Encoding": "zstd"}), UpstreamUnreadable, 502),
     "no list": (status(200, {"data": {"id": "x"}}), UpstreamBroken, 502),
     "null": (status(200, {"data": None}), UpstreamBroken, 502),
     "other fields": (status(200, {"models": MODELS}), UpstreamBroken, 502),
@@ -1087,7 +1101,7 @@ UNUSABLE: dict[str, tuple[Script, type[UpstreamError], int]] = {
     "deep JSON": (status(200, DEEP), UpstreamUnreadable, 502),
     "too much": (status(200, {"data": ["x" * 3000]}), UpstreamBroken, 502),
     "a drip": (drips, UpstreamTimeout, 504),
-    "bad gzip": (status(200, b"no gzip", GZIPPED), UpstreamBroken, 502),
+    "bad gzip": (status(200, b"no gzip", GZIPPED), UpstreamUnreadable, 502),
 }
 
 
@@ -1132,6 +1146,13 @@ async def test_a_list_is_passed_on_as_it_is(upstream: ScriptedUpstream) -> None:
     async with adapter(upstream.base_url) as openrouter:
         models = await openrouter.models()
     assert shown(models)["models"] == odd and models.body.isascii()
+
+
+async def test_a_list_that_stands_alone_is_one(upstream: ScriptedUpstream) -> None:
+    """Together's is like that."""
+    upstream.models = status(200, MODELS)
+    async with adapter(upstream.base_url) as openrouter:
+        assert shown(await openrouter.models())["models"] == MODELS
 
 
 async def test_a_gzipped_list_is_understood(upstream: ScriptedUpstream) -> None:

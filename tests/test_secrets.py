@@ -21,7 +21,8 @@ from tests.support.process import ROOT, RelayProcess, process
 from tests.support.relay import Relay
 from tests.support.upstream import Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
 from tests.support.waiting import eventually
-from upstream.errors import UpstreamRefused, refusal
+from upstream.errors import UpstreamRefused
+from upstream.refusals import refusal
 
 KEY = "sk-or-v1-MARKkey0123456789abcdef"
 TOKEN = "MARKtoken-0123456789"

@@ -268,7 +268,7 @@ async def test_a_question_may_follow_a_failed_reply(upstream: ScriptedUpstream, 
     statuses = [message["status"] for message in await relay.messages(conversation_id)]
     assert statuses == ["complete", "failed", "complete", "complete"]
     sent = [turn["content"] for turn in upstream.requests[-1].body["messages"]]
-    assert sent == ["one", "two"]
+    assert sent == ["one\n\ntwo"]
 
 
 async def test_the_second_stream_of_an_answered_question_starts_nothing(
@@ -568,11 +568,9 @@ async def test_upstream_gets_the_system_prompt_and_every_message_that_has_conten
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "question 0"},
             {"role": "assistant", "content": "complete"},
-            {"role": "user", "content": "question 1"},
-            {"role": "user", "content": "question 2"},
+            {"role": "user", "content": "question 1\n\nquestion 2"},
             {"role": "assistant", "content": "stopped"},
-            {"role": "user", "content": "question 3"},
-            {"role": "user", "content": "question 4"},
+            {"role": "user", "content": "question 3\n\nquestion 4"},
         ],
         "stream": True,
         "stream_options": {"include_usage": True},

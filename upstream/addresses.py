@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import threading
 from contextlib import suppress
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 from upstream.connection import Connection
@@ -26,16 +26,19 @@ class Dialer:
 
     async def connect(self, host: str, port: int) -> Connection:
         """A new connection by TCP. Raises `OSError`."""
-        return await _first_to_connect(await self._addresses(host), port)
-
-    async def _addresses(self, host: str) -> list[str]:
         try:
-            return [str(ipaddress.ip_address(host))]
+            addresses = [str(ipaddress.ip_address(host))]
         except ValueError:
-            lookup = self._lookups.get(host)
+            addresses = await self._look_up(host)
+        return await _first_to_connect(addresses, port)
+
+    async def _look_up(self, host: str) -> list[str]:
+        lookup = self._lookups.get(host)
         if lookup is None:
-            lookup = self._lookups[host] = _look_up(host)
+            lookup = self._lookups[host] = asyncio.get_running_loop().create_future()
             lookup.add_done_callback(lambda _: self._lookups.pop(host))
+            # A thread of its own: asyncio's hold the process's exit up while a resolver is silent.
+            threading.Thread(target=_resolve, args=(host, lookup), name=f"lookup of {host}", daemon=True).start()
         await asyncio.wait({lookup})
         found = lookup.result()
         if isinstance(found, OSError):
@@ -43,56 +46,51 @@ class Dialer:
         return list(found)  # each caller uses up its own
 
 
-def _look_up(host: str) -> _Lookup:
-    """Addresses, or the error, from a daemon thread: asyncio's own hold the exit up while a resolver is silent."""
-    loop = asyncio.get_running_loop()
-    lookup: _Lookup = loop.create_future()
-
-    def run() -> None:
-        found: list[str] | OSError
-        try:
-            found = _in_turns(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
-        except OSError as error:
-            found = error
-        except UnicodeError:
-            found = socket.gaierror(socket.EAI_NONAME, "the name can't be looked up")
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(lookup.set_result, found)
-
-    threading.Thread(target=run, name=f"lookup of {host}", daemon=True).start()
-    return lookup
+def _resolve(host: str, lookup: _Lookup) -> None:
+    found: list[str] | OSError
+    try:
+        found = _in_turns(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+    except OSError as error:
+        found = error
+    except UnicodeError:
+        found = socket.gaierror(socket.EAI_NONAME, "the name can't be looked up")
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        lookup.get_loop().call_soon_threadsafe(lookup.set_result, found)
 
 
 def _in_turns(found: list[tuple[Any, ...]]) -> list[str]:
-    new = [str(address[0]) for family, *_, address in found if family == socket.AF_INET6]
-    old = [str(address[0]) for family, *_, address in found if family != socket.AF_INET6]
-    return [address for address in chain.from_iterable(zip_longest(new, old)) if address]
+    new = [address[0] for family, *_, address in found if family == socket.AF_INET6]
+    old = [address[0] for family, *_, address in found if family != socket.AF_INET6]
+    return [address for pair in zip_longest(new, old) for address in pair if address]
 
 
 async def _first_to_connect(addresses: list[str], port: int) -> Connection:
-    trying: set[asyncio.Task[Connection]] = set()
-    failures: list[BaseException] = [OSError("the host has no address")]
-    connected: list[Connection] = []
+    tried: list[asyncio.Task[Connection]] = []
+    pending: set[asyncio.Task[Connection]] = set()
+    failure: BaseException = OSError("the host has no address")
     try:
-        while (addresses or trying) and not connected:
+        while addresses or pending:
             if addresses:
-                trying.add(asyncio.create_task(_connect(addresses.pop(0), port)))
-            done, trying = await asyncio.wait(
-                trying, timeout=STAGGER if addresses else None, return_when=asyncio.FIRST_COMPLETED
-            )
-            failures += [failure for task in done if (failure := task.exception())]
-            connected += [task.result() for task in done if not task.exception()]
-        if not connected:
-            raise failures[-1]
-        return connected.pop(0)
-    finally:  # close what isn't returned, when the caller is cancelled, too
-        for task in trying:
-            if not task.cancel() and not task.exception():
-                connected.append(task.result())
-        for late in connected:
-            late.abort()
+                tried.append(asyncio.create_task(_connect(addresses.pop(0), port)))
+                pending.add(tried[-1])
+            patience = STAGGER if addresses else None
+            done, pending = await asyncio.wait(pending, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                failure = task.exception() or failure
+                if not task.exception():
+                    tried.remove(task)
+                    return task.result()
+        raise failure
+    finally:  # also when the caller is cancelled
+        for task in tried:
+            task.cancel()
+            task.add_done_callback(_close)
 
 
 async def _connect(address: str, port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, address, port)
-    return connection
+    return (await asyncio.get_running_loop().create_connection(Connection, address, port))[1]
+
+
+def _close(connecting: asyncio.Task[Connection]) -> None:
+    if not connecting.cancelled() and not connecting.exception():
+        connecting.result().abort()

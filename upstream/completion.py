@@ -1,100 +1,36 @@
-"""One streamed completion without I/O: bytes in, typed values out, or an exception.
+"""One streamed completion without I/O: bytes in, typed values out, and how it ended.
 
-https://openrouter.ai/docs/api-reference/streaming and
-https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+Text, errors and the end are found by rule: text wherever it stands (`upstream/texts.py`), an error in whatever shape
+(`upstream/refusals.py`), and the end only where it is. A finish reason promises the end, and text may follow it; it is
+there at `[DONE]`, or where nothing more comes after such a promise.
+https://openrouter.ai/docs/api-reference/streaming
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from upstream.errors import UpstreamBroken, UpstreamError, UpstreamUnreadable, parse_object, refusal
+from upstream.errors import (
+    NO_STREAM,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreadable,
+    UpstreamWithoutText,
+)
+from upstream.events import ErrorData, EventParser
 from upstream.redaction import encodable, plain_usage
-
-Kind = Literal["content", "reasoning"]
+from upstream.refusals import BLANK, decode, decoded, is_error, refusal, said
+from upstream.texts import CONTENT, THINKING, content_in, other_than_text, reasoning_beside, reasoning_in
+from upstream.values import Delta, Finish, Generation, Kind
 
 MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300
-MAX_EVENT_BYTES = 16 * 1024 * 1024  # images arrive as data URLs in one line
 
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Upstream's id of the completion, for looking a charge up."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """Text to append; encodable as UTF-8."""
-
-    kind: Kind
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The end of a whole completion."""
-
-    finish_reason: str | None
-    usage: Mapping[str, Any] | None
-
-
-class EventParser:
-    """An incremental parser of an event stream that keeps what a completion needs: each event's data."""
-
-    def __init__(self) -> None:
-        self._line: list[bytes] = []  # pieces of a line that hasn't ended
-        self._data: list[bytes] = []  # the data lines of an event that hasn't ended
-        self._line_size = self._data_size = 0  # bytes
-        self._is_first = True
-        self._after_cr = False
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The data of every event that ends in `chunk`. Raises `UpstreamUnreadable` for an endless one."""
-        if not chunk:
-            return []
-        if self._after_cr and chunk.startswith(b"\n"):
-            chunk = chunk[1:]
-        self._after_cr = chunk.endswith(b"\r")
-        self._line.append(chunk)
-        self._line_size += len(chunk)
-        events: list[bytes] = []
-        if b"\n" in chunk or b"\r" in chunk:
-            # Bytes, not text: str.splitlines() would also split at U+2028 and others, which are legal in JSON strings.
-            lines = b"".join(self._line).splitlines()
-            self._line = [] if chunk.endswith((b"\n", b"\r")) else [lines.pop()]
-            self._line_size = len(self._line[0]) if self._line else 0
-            events = self._events(lines)
-        if self._line_size + self._data_size > MAX_EVENT_BYTES:
-            raise UpstreamUnreadable(f"Upstream sent an event of more than {MAX_EVENT_BYTES} bytes.")
-        return events
-
-    def close(self) -> list[bytes]:
-        """The data of a last event without its blank line, or even its line end."""
-        line, self._line = b"".join(self._line), []
-        return self._events([line, b""])
-
-    def _events(self, lines: list[bytes]) -> list[bytes]:
-        if self._is_first and lines:
-            self._is_first = False
-            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
-        events: list[bytes] = []
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._data.append(line[6:] if line.startswith(b" ", 5) else line[5:])
-                self._data_size += len(line)
-            elif line == b"data":
-                self._data.append(b"")
-                self._data_size += len(line)
-            elif not line and self._data:
-                data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-                self._data.clear()
-                self._data_size = 0
-                if data.strip():
-                    events.append(data)
-        return events
+_NOT_JSON = "Upstream sent something that isn't JSON."
+_CUT_OFF = "The connection to upstream ended in the middle of the answer."
+_TOOL_REASONS = ("tool_calls", "function_call", "tool_use")
+_NO_REASONS = ("", "null", "none")  # as some servers write that there is none
 
 
 class Completion:
@@ -110,31 +46,52 @@ class Completion:
         self._finish_reason: str | None = None
         self._usage: Mapping[str, Any] | None = None
         self._generation_id: str | None = None
-        self.has_delta = False
-        self.is_whole = False  # upstream said that it is
+        self._in_deltas: set[Kind] = set()  # what has come in deltas: messages beside them repeat it
+        self._in_messages: dict[Kind, str] = {"content": "", "reasoning": ""}  # what has come in messages alone
+        self._has_named_reasoning = False  # so that what repeats it isn't shown
+        self._has_content = False  # that isn't blank
+        self._other = ""  # what came that isn't text
+        self._is_empty = True  # not an event has come
+        self.retry_after: float | None = None  # what the response's head says
+        self.has_event = False  # the last bytes ended one
+        self.is_generated = False  # something was: it must not be asked for again
+        self.is_whole = False  # upstream said that it is, or is about to end
         self.is_done = False  # `[DONE]` was read: nothing after it counts
         self.error: UpstreamError | None = None  # that came behind the values
 
     def feed(self, chunk: bytes) -> list[Generation | Delta]:
         """The values in all events that end in `chunk`, neighbouring deltas merged; `error` is set if one is behind."""
         try:
-            for data in self._parser.feed(chunk):
+            events = self._parser.feed(chunk)
+            self.has_event = bool(events)
+            self._is_empty = self._is_empty and not events
+            for data in events:
                 self._take(data)
         except UpstreamError as error:
             self.error = error
-        return self._merged()
+        self._flush()
+        values, self._values = self._values, []
+        return values
 
-    def finish(self) -> list[Generation | Delta | Finish]:
-        """The values of a last event that wasn't ended, and the end. Raises `UpstreamError` if it isn't one."""
+    def finish(self, cause: UpstreamError | None = None) -> list[Generation | Delta | Finish]:
+        """The values of a last event that wasn't ended, and the end; `error` is set if it isn't one.
+
+        `cause` is what kept more from coming; None if the response ended in order.
+        """
+        late: UpstreamError | None = None
         try:
-            for data in self._parser.close():
+            for data in self._parser.close() if self.error is None else ():
+                self._is_empty = False
                 self._take(data)
-        except UpstreamUnreadable:  # it was cut off
-            pass
-        if not self.is_whole:
-            raise UpstreamBroken("The connection to upstream ended in the middle of the answer.")
+        except UpstreamError as error:
+            late = UpstreamUnreadable(_CUT_OFF) if error.message == _NOT_JSON else error
         self._add_lone()
-        return [*self._merged(), Finish(self._finish_reason, self._usage)]
+        self._flush()
+        self.error = self._failure(late if isinstance(late, UpstreamRefused) else cause or late)
+        if self.error is None:
+            return [*self._values, Finish(self._finish_reason, self._usage)]
+        self.error.usage = self._usage
+        return [*self._values]
 
     def begin(self, generation_id: object) -> None:
         """Note upstream's id, as a header or a chunk gives it; the first one counts."""
@@ -144,6 +101,22 @@ class Completion:
             self._generation_id = generation_id[:200]
             self._values.append(Generation(self._generation_id))
 
+    def _failure(self, error: UpstreamError | None) -> UpstreamError | None:
+        """What keeps this from being an answer; `error` is what came last."""
+        is_broken = error is None or isinstance(error, UpstreamBroken | UpstreamTimeout)
+        if not is_broken or (error and not self.is_whole):
+            return error
+        stray = said(self._parser.stray.decode(errors="replace"), self._api_key)
+        is_document = not self._parser.is_stream  # one whole JSON in place of events
+        if not (self.is_whole or (is_document and self._in_messages["content"])):
+            is_cut_off = self._parser.is_stream or (self._is_empty and not stray)
+            return UpstreamBroken(_CUT_OFF, stray) if is_cut_off else UpstreamUnreadable(NO_STREAM, stray)
+        if self._has_content:
+            return None
+        if self._other or self._finish_reason in _TOOL_REASONS:
+            return UpstreamWithoutText(self._other or "tool calls")
+        return UpstreamUnreadable(NO_STREAM, stray) if stray else None
+
     def _take(self, data: bytes) -> None:
         if self.is_done:
             return
@@ -151,35 +124,113 @@ class Completion:
             self.is_whole = self.is_done = True
             self._add_lone()
             return
-        chunk = parse_object(data)
+        text = data.decode(errors="replace").strip(BLANK)
+        try:
+            value, end = decode(text)
+        except (ValueError, RecursionError):
+            value, end = None, -1
+        if type(data) is ErrorData:
+            self._take_error(value if end == len(text) else decoded(data))
+        elif type(value) is dict:
+            self._take_chunk(value)
+        elif end == len(text):
+            self._take_odd(value)
+        if end != len(text):
+            words = "" if text.startswith(("{", "[", "<")) else text
+            raise UpstreamUnreadable(_NOT_JSON, said(words, self._api_key))
+
+    def _take_chunk(self, chunk: dict[str, Any]) -> None:
         if self._generation_id is None:
             self.begin(chunk.get("id"))
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             choice = {}
-        if isinstance(delta := choice.get("delta"), dict):
-            # Both names carry the same text where both are there, and so does `reasoning_details`: show one.
-            if text := delta.get("reasoning") or delta.get("reasoning_content"):
-                self._add("reasoning", text)
-            if text := delta.get("content"):
-                self._add("content", text)
+        delta = choice.get("delta")
+        if type(delta) is not dict:
+            self._take_choice(choice, delta)
+        elif type(text := delta.get("content")) is str and text and not any(map(delta.get, delta.keys() - CONTENT)):
+            self._in_deltas.add("content")  # as nearly all are
+            self._add("content", text)
+        elif (
+            type(thought := delta.get("reasoning") or delta.get("reasoning_content")) is str
+            and not text
+            and not any(map(delta.get, delta.keys() - THINKING))
+        ):
+            self._has_named_reasoning = True
+            self._in_deltas.add("reasoning")
+            self._add("reasoning", thought)
+        else:
+            self._take_choice(choice, delta)
+        if usage := chunk.get("usage") or choice.get("usage"):
+            self._take_usage(usage)
         reason = choice.get("finish_reason")
         if (error := chunk.get("error") or choice.get("error")) or reason == "error":
-            raise refusal(None, {**chunk, "error": error or {}}, None, self._api_key)
-        if isinstance(usage := chunk.get("usage"), dict):
+            raise refusal(None, {**chunk, "error": error or {}}, self.retry_after, self._api_key)
+        if not choices and is_error(chunk):
+            raise refusal(None, chunk, self.retry_after, self._api_key)
+        if reason and isinstance(reason, str) and reason.lower() not in _NO_REASONS:
+            self._finish_reason = self._finish_reason or encodable(reason[:64])
+            self.is_whole = self.is_generated = True
+
+    def _take_choice(self, choice: Mapping[str, Any], delta: object) -> None:
+        """A choice that isn't the usual one: its text may stand anywhere in it."""
+        fields = delta if isinstance(delta, dict) else {"content": delta}
+        thought = reasoning_in(fields) or reasoning_in(choice)
+        self._has_named_reasoning = self._has_named_reasoning or bool(thought)
+        if not self._has_named_reasoning:
+            thought = reasoning_beside(fields) or reasoning_beside(choice)
+        text = content_in(fields) or content_in(choice)
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            message = {"content": message}
+        for part in (fields, message):
+            self._other = self._other or other_than_text(part)
+            self.is_generated = self.is_generated or any(part[name] for name in part if name != "role")
+        self._take_piece("reasoning", thought)
+        self._take_piece("content", text)
+        self._take_whole("reasoning", reasoning_in(message) or reasoning_beside(message))
+        self._take_whole("content", content_in(message))
+
+    def _take_piece(self, kind: Kind, text: str) -> None:
+        if text:
+            self._in_deltas.add(kind)
+            self._add(kind, text)
+
+    def _take_whole(self, kind: Kind, text: str) -> None:
+        """The text of a message, which grows from chunk to chunk; beside deltas it repeats them."""
+        if text and kind not in self._in_deltas:
+            told = self._in_messages[kind]
+            grows = text.startswith(told)
+            self._in_messages[kind] = text if grows else told + text
+            self._add(kind, text[len(told) :] if grows else text)
+
+    def _take_odd(self, value: object) -> None:
+        """JSON that is no object: a list of chunks or of errors, or nothing that is known."""
+        if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            for chunk in value:
+                self._take_chunk(chunk)
+            return
+        words = value if isinstance(value, str) else ""
+        raise UpstreamUnreadable("Upstream sent JSON that isn't an object.", said(words, self._api_key))
+
+    def _take_error(self, value: object) -> None:
+        if isinstance(value, dict):
+            self._take_usage(value.get("usage"))
+            if value.get("choices"):
+                return self._take_chunk(value)
+        raise refusal(None, value, self.retry_after, self._api_key)
+
+    def _take_usage(self, usage: object) -> None:
+        if isinstance(usage, dict):
             figures = plain_usage(usage)
             self._usage = figures if len(json.dumps(figures)) <= MAX_USAGE_BYTES else None
-        if reason and self._finish_reason is None and isinstance(reason, str):
-            self._finish_reason = encodable(reason[:64])
-            self.is_whole = True
+            self.is_generated = self.is_generated or bool(usage.get("completion_tokens"))
 
-    def _add(self, kind: Kind, text: object) -> None:
-        if not isinstance(text, str):
-            return
+    def _add(self, kind: Kind, text: str) -> None:
         if self._lone or not text.isascii():
             text = self._lone.pop(kind, "") + text
-            if "\ud800" <= text[-1] <= "\udbff":
+            if text and "\ud800" <= text[-1] <= "\udbff":
                 self._lone[kind] = text[-1]
                 text = text[:-1]
             text = encodable(text)
@@ -194,13 +245,10 @@ class Completion:
             del self._lone[kind]
             self._add(kind, "\ufffd")
 
-    def _merged(self) -> list[Generation | Delta]:
-        self._flush()
-        values, self._values = self._values, []
-        return values
-
     def _flush(self) -> None:
         if self._texts and (text := "".join(self._texts)):
             self._values.append(Delta(self._kind, text))
-            self.has_delta = True
+            self.is_generated = True
+            if not self._has_content and self._kind == "content":
+                self._has_content = not text.isspace()
         self._texts.clear()

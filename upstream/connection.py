@@ -13,7 +13,7 @@ import httpx
 HIGH_WATER = 256 * 1024  # bytes that may wait for their reader
 MAX_FRAMING = 64 * 1024  # bytes that may come with none of a body among them: a head, sizes of chunks, trailers
 PIECE = 64 * 1024  # bytes of a request that are written at once
-LATE, TURN = 1.0, 0.05  # seconds: a timer so late tells of a paused process, which first reads what has arrived
+LAST_LOOK = 0.05  # seconds past the end of a timer: a paused process must read what has arrived before it gives up
 
 
 class Connection(asyncio.Protocol):
@@ -36,10 +36,10 @@ class Connection(asyncio.Protocol):
             self.exchange.feed(data)
 
     def eof_received(self) -> None:
-        self._end(None)
+        self._close(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(exc)
+        self._close(httpx.ReadError(str(exc or "the connection was closed on this side")))
 
     def pause_writing(self) -> None:
         self.is_full = True
@@ -51,11 +51,11 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it at once, whatever is under way."""
-        self.is_closed = True
-        self.transport.abort()
+        self.connection_lost(None)
 
-    def _end(self, error: Exception | None) -> None:
+    def _close(self, error: httpx.ReadError | None) -> None:
         self.is_closed = True
+        self.transport.abort()  # closing it in order would wait until the server has read everything
         if self.exchange is not None:
             self.exchange.end(error)
 
@@ -81,57 +81,62 @@ class Exchange(httpx.AsyncByteStream):
         self.headers: list[tuple[bytes, bytes]] = []
         self.has_begun = False  # a byte of the response has come
         self.is_reusable = False  # the connection, once the response is complete
-        self._is_sent = self._is_complete = self._is_paused = self._is_unwanted = self._lasts_until_eof = False
+        self._is_sent = self._is_answered = self._is_over = self._is_unwanted = self._lasts_until_eof = False
         self._connection = connection
         self._method = method
         self._patience = patience
         self._release = release
         self._loop = asyncio.get_running_loop()
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._size = self._framing = 0  # bytes in `_body`, and those that came since the last of a body
-        self._error: Exception | None = None
+        self._error: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._late: type[httpx.TimeoutException] = httpx.ReadTimeout
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = self._due = math.inf
         connection.exchange = self
         if connection.is_closed:
-            self.end(None)
+            self.end()
 
-    async def send(self, head: bytes, body: AsyncIterable[bytes], patience: float) -> None:
+    async def send(self, head: bytes, body: AsyncIterable[bytes], length: int, patience: float) -> None:
         """Send no faster than the server reads, and no more once it has answered."""
         async for part in body:
+            length -= len(part)
+            if length < 0:
+                break
             for start in range(0, len(part), PIECE):
-                while self._connection.is_full and not self._has_answer:
+                while self._connection.is_full and not self._is_answered:
                     await self._arrival(patience, httpx.WriteTimeout)
-                if self._has_answer:
+                if self._is_answered:
                     return
                 self._connection.transport.write(head + part[start : start + PIECE])
                 head = b""
-        if head:
+        if length:
+            raise httpx.LocalProtocolError("the body is longer or shorter than its Content-Length")
+        if head and not self._is_answered:
             self._connection.transport.write(head)
         self._is_sent = True
 
     async def response(self) -> httpx.Response:
         """The response, once its head has come."""
-        while not self._has_answer:
+        while not self._is_answered:
             await self._arrival(self._patience, httpx.ReadTimeout)
-        if not self.status:
-            raise self._error or httpx.RemoteProtocolError("the connection was closed before an answer")
+        if self._error and not self.status:
+            raise self._error
         return httpx.Response(self.status, headers=self.headers, stream=self)
 
     async def read(self) -> bytes:
         """The bytes of the body that have come since the last time, empty at the end."""
-        while not (self._body or self._is_complete or self._error):
+        while not (self._body or self._is_over):
             await self._arrival(self._patience, httpx.ReadTimeout)
         if self._error and not self._body:
             raise self._error
         body = b"".join(self._body)
         self._body.clear()
+        if self._size > HIGH_WATER and not self._is_over:
+            self._connection.transport.resume_reading()
         self._size = 0
-        if self._is_paused:
-            self._resume_reading()
         return body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -140,17 +145,16 @@ class Exchange(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         """Close the connection, unless the response is complete."""
-        if not self._is_complete:
+        if not self._is_over:
             self._connection.abort()
 
     def finish(self, seconds: float) -> None:
         """Drop the rest of the body. The connection is used again if its end comes within so many seconds."""
         self._is_unwanted = True
         self._body.clear()
-        if self._is_paused:
-            self._resume_reading()
-        if not self._is_complete:
-            self._loop.call_later(seconds, self._abort_if_incomplete)
+        if not self._is_over:
+            self._connection.transport.resume_reading()
+            self._set_timer(self._loop.time() + seconds)
 
     def wake(self) -> None:
         """Let the caller who waits look again."""
@@ -162,35 +166,37 @@ class Exchange(httpx.AsyncByteStream):
 
     def feed(self, data: bytes) -> None:
         """Bytes of the response."""
-        assert self._parser is not None, "a connection feeds its present exchange"
         self.has_begun = True
         size = self._size
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.is_reusable = False
-            if not self._is_complete:
-                self._fail("the response isn't HTTP, or changes the protocol")
+            self.end(httpx.RemoteProtocolError("the response isn't HTTP, or changes the protocol"))
+            return
         self._framing = 0 if self._size > size else self._framing + len(data)
-        if self._is_complete:
-            self._leave()
+        if self._is_over:
+            self.end()
         elif self._framing > MAX_FRAMING:
-            self._fail("the response's head, or what stands between the parts of its body, is too long")
+            self.end(httpx.RemoteProtocolError("too much comes that is no part of a body"))
         elif self._size > HIGH_WATER and not self._is_unwanted:
-            self._is_paused = True
             self._connection.transport.pause_reading()
         self.wake()
 
-    def end(self, error: Exception | None) -> None:
-        """The connection is closed: in order, if there is no error."""
-        if not (self._is_complete or self._error):
-            if error is None and self._lasts_until_eof:
-                self._is_complete = True
-            elif error is None:
-                self._error = httpx.RemoteProtocolError("the connection was closed before the end")
-            else:
-                self._error = httpx.ReadError(str(error))
-        self._let_go()
+    def end(self, error: httpx.TransportError | None = None) -> None:
+        """The response is complete, or this is why it isn't, or the connection was closed in order."""
+        if not self._is_over:
+            if error is None and not self._lasts_until_eof:
+                error = httpx.RemoteProtocolError("the connection was closed before the end")
+            self._is_over, self._is_answered, self._error = True, True, error
+        self._connection.exchange = None  # so this is called once
+        del self._parser  # which refers to this exchange
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.is_reusable and not self._connection.is_closed:
+            self._release(self._connection)
+        else:
+            self._connection.abort()
         self.wake()
 
     # What the parser tells
@@ -203,21 +209,21 @@ class Exchange(httpx.AsyncByteStream):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        assert self._parser is not None
         status = self._parser.get_status_code()
+        if status < 100:
+            raise ValueError("this is no status")  # the parser makes one of its own errors of it
         if status < 200:  # others follow; after 101 the parser raises
             self.headers.clear()
             return
-        self.status = status
-        names = {name.lower(): value.lower() for name, value in self.headers}
-        is_chunked = names.get(b"transfer-encoding", b"").endswith(b"chunked")
-        self._lasts_until_eof = not is_chunked and b"content-length" not in names
+        self.status, self._is_answered = status, True
+        names = {name.lower() for name, _ in self.headers}
+        self._lasts_until_eof = names.isdisjoint((b"content-length", b"transfer-encoding"))
         if self._method in ("HEAD", "CONNECT"):  # whose responses have no body, which llhttp can't know
-            self._is_complete = True
+            self._is_over = True
             self.is_reusable = self._method == "CONNECT" and status < 300
 
     def on_body(self, body: bytes) -> None:
-        if self._is_complete:
+        if self._is_over:
             self.is_reusable = False
             return
         self._size += len(body)
@@ -225,46 +231,11 @@ class Exchange(httpx.AsyncByteStream):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self.status and not self._is_complete:
-            assert self._parser is not None
-            self._is_complete = True
+        if self.status and not self._is_over:
+            self._is_over = True
             self.is_reusable = self._is_sent and self._parser.should_keep_alive()  # which is false afterwards
 
-    # Below
-
-    @property
-    def _has_answer(self) -> bool:
-        return bool(self.status or self._is_complete or self._error)
-
-    def _resume_reading(self) -> None:
-        self._is_paused = False
-        if not self._connection.is_closed:
-            self._connection.transport.resume_reading()
-
-    def _fail(self, what: str) -> None:
-        self._error = self._error or httpx.RemoteProtocolError(what)
-        self._connection.abort()
-        self._let_go()
-
-    def _abort_if_incomplete(self) -> None:
-        if not self._is_complete:
-            self._connection.abort()
-
-    def _leave(self) -> None:
-        """The response is complete: the connection serves others, or nobody."""
-        self._let_go()
-        if self.is_reusable and not self._connection.is_closed:
-            self._release(self._connection)
-        else:
-            self._connection.abort()
-
-    def _let_go(self) -> None:
-        self._parser = None  # which refers to this exchange
-        if self._connection.exchange is self:
-            self._connection.exchange = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    # Time
 
     def _arrival(self, patience: float, late: type[httpx.TimeoutException]) -> asyncio.Future[None]:
         # The timer isn't moved with each arrival: when it fires it looks how far the due time has moved meanwhile.
@@ -282,13 +253,15 @@ class Exchange(httpx.AsyncByteStream):
         self._timer = self._loop.call_at(at, self._check_time)
 
     def _check_time(self) -> None:
-        now, was_due = self._loop.time(), self._timer_at
-        self._timer, self._timer_at = None, math.inf
-        if self._waiter is None or self._waiter.done():
+        is_last_look, self._timer_at = self._timer_at == -math.inf, math.inf
+        if self._is_unwanted:
+            self._connection.abort()
+        elif self._waiter is None or self._waiter.done():
             return
-        if now < self._due:
+        elif self._loop.time() < self._due:
             self._set_timer(self._due)
-        elif now > was_due + LATE:
-            self._set_timer(now + TURN)
+        elif not is_last_look:
+            self._set_timer(self._loop.time() + LAST_LOOK)
+            self._timer_at = -math.inf  # no arrival moves it
         else:
             self._waiter.set_exception(self._late("too long without a byte"))

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from upstream.errors import UpstreamBroken, UpstreamError, parse_object
+from upstream.errors import UpstreamBroken, UpstreamError
+from upstream.refusals import parsed
 from upstream.timers import Timers
 
 logger = logging.getLogger("openrouter")
@@ -81,7 +82,8 @@ class ModelsCache:
 
 def _encode(body: bytes) -> list[Models]:
     """The response's bodies: as fetched just now, from the cache, stale."""
-    models = parse_object(body).get("data")
+    listing = parsed(body)
+    models = listing.get("data") if isinstance(listing, dict) else listing  # Together's is bare
     try:
         encoded = json.dumps(models, allow_nan=False, separators=(",", ":")).encode()
     except (ValueError, RecursionError):

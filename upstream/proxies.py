@@ -7,24 +7,26 @@ import base64
 import ipaddress
 import re
 import urllib.request
-from urllib.parse import unquote
 
 import httpx
+
+LOOPBACK = ("localhost", "127.0.0.0/8", "::1")  # no proxy can reach it
 
 
 def proxy_for(url: httpx.URL) -> httpx.URL | None:
     """The proxy's URL. Raises `ValueError` with a sentence that names the variable where it can't be used."""
     proxies = urllib.request.getproxies()
-    variable = f"{url.scheme}_proxy" if proxies.get(url.scheme) else "all_proxy"
-    told = proxies.get(variable.removesuffix("_proxy"))
-    if not told or _is_loopback(url.host) or any(_names(entry, url) for entry in proxies.get("no", "").split(",")):
+    kind = url.scheme if proxies.get(url.scheme) else "all"
+    exempt = (*LOOPBACK, *proxies.get("no", "").split(","))
+    if not (told := proxies.get(kind)) or any(_names(entry, url) for entry in exempt):
         return None
     try:
         proxy = httpx.URL(told if "://" in told else f"http://{told}")
     except httpx.InvalidURL:
         proxy = httpx.URL()
-    if proxy.scheme not in ("http", "https") or not proxy.host:
-        raise ValueError(f"{variable.upper()} must be an http:// or https:// URL; NO_PROXY={url.host} does without it.")
+    if proxy.scheme not in ("http", "https") or not proxy.host or (proxy.port or 1) > 65535:
+        variable = f"{kind.upper()}_PROXY"
+        raise ValueError(f"{variable} must be an http:// or https:// URL; NO_PROXY={url.host} does without it.")
     return proxy
 
 
@@ -32,12 +34,7 @@ def authorization(proxy: httpx.URL) -> list[tuple[bytes, bytes]]:
     """The header that a proxy whose URL has a user wants."""
     if not proxy.userinfo:
         return []
-    token = base64.b64encode(f"{unquote(proxy.username)}:{unquote(proxy.password)}".encode())
-    return [(b"Proxy-Authorization", b"Basic " + token)]
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or _is_within(host, "127.0.0.0/8") or host == "::1"  # which no proxy can reach
+    return [(b"Proxy-Authorization", b"Basic " + base64.b64encode(f"{proxy.username}:{proxy.password}".encode()))]
 
 
 def _names(entry: str, url: httpx.URL) -> bool:
@@ -45,12 +42,12 @@ def _names(entry: str, url: httpx.URL) -> bool:
     entry = entry.strip().lower()
     if entry == "*" or _is_within(url.host, entry):
         return True
-    if port := re.search(r"(?<=[^:]):(\d+)$|(?<=\]):(\d+)$", entry):
-        if url.port or {"http": 80, "https": 443}.get(url.scheme) != int(port[0][1:]):
+    if port := re.search(r"(?<=[^:]):(\d+)$", entry):
+        if int(port[1]) != (url.port or {"http": 80, "https": 443}.get(url.scheme)):
             return False
         entry = entry[: port.start()]
-    name = entry.removeprefix("*").removeprefix(".")
-    return bool(name) and (url.host == name.strip("[]") or url.host.endswith(f".{name}"))
+    name = entry.removeprefix("*").removeprefix(".").strip("[]")
+    return bool(name) and (url.host == name or url.host.endswith(f".{name}"))
 
 
 def _is_within(host: str, network: str) -> bool:

@@ -7,10 +7,10 @@ synchronous call. Requests carry httpx's `timeout` extension, and may carry `dea
 import asyncio
 import math
 import re
-import select
+import selectors
 import ssl
 import weakref
-from typing import Any
+from functools import partial
 
 import httpx
 
@@ -18,9 +18,12 @@ from upstream.addresses import Dialer
 from upstream.connection import Connection, Exchange
 from upstream.proxies import authorization, proxy_for
 
-KEPT_ALIVE = 100  # connections to one origin that wait for the next request
-KEPT_SECONDS = 5.0
+KEPT_SECONDS = 5.0  # that a connection waits for the next request
 
+_FIRST_LINE = re.compile(rb"[\w!#$%&'*+.^`|~-]+ [^\s\0]+ HTTP/1\.1")
+_HEADER = re.compile(rb"[\w!#$%&'*+.^`|~-]+: [^\r\n\0]*")
+
+Headers = list[tuple[bytes, bytes]]
 Origin = tuple[bytes, bytes, int | None]
 
 
@@ -46,27 +49,30 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             tls = httpx.create_ssl_context() if needs_tls else None
         except OSError:
-            raise ValueError("SSL_CERT_FILE must be a readable PEM file, SSL_CERT_DIR a folder of such.") from None
+            raise ValueError(
+                "SSL_CERT_FILE must be a readable PEM file, SSL_CERT_DIR a folder of such, SSLKEYLOGFILE writable."
+            ) from None
         return cls(tls, proxy)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The response's `stream` is an `Exchange`."""
-        timeout = request.extensions.get("timeout", {})
-        head = _head(request.method.encode(), self._target(request.url), self._headers(request))
+        timeout = request.extensions.get("timeout", {}).items()
+        seconds = {name: math.inf if limit is None else limit for name, limit in timeout}
+        head, length = self._head(request), _length(request.headers)
         origin = request.url.raw_scheme, request.url.raw_host, request.url.port
         while True:
             kept = self._kept(origin)
-            connection = kept or await self._connect(request.url, timeout.get("connect"))
+            connection = kept or await self._connect(request.url, seconds.get("connect", math.inf))
             exchange = Exchange(
                 connection,
                 request.method,
-                patience=_seconds(timeout.get("read")),
+                patience=seconds.get("read", math.inf),
                 deadline=request.extensions.get("deadline", math.inf),
-                release=lambda released: self._keep(origin, released),
+                release=partial(self._keep, origin),
             )
             try:
                 assert isinstance(request.stream, httpx.AsyncByteStream)
-                await exchange.send(head, request.stream, _seconds(timeout.get("write")))
+                await exchange.send(head, request.stream, length, seconds.get("write", math.inf))
                 return await exchange.response()
             except BaseException as error:
                 connection.abort()
@@ -79,7 +85,9 @@ class Transport(httpx.AsyncBaseTransport):
         """Close all connections, those in use too."""
         for connection in list(self._open):
             connection.abort()
-        self._idle.clear()
+        for idle in self._idle.values():
+            while idle:
+                idle.popitem()[1].cancel()
 
     def _kept(self, origin: Origin) -> Connection | None:
         idle = self._idle.get(origin, {})
@@ -92,17 +100,14 @@ class Transport(httpx.AsyncBaseTransport):
         return None
 
     def _keep(self, origin: Origin, connection: Connection) -> None:
-        idle = self._idle.setdefault(origin, {})
-        if len(idle) < KEPT_ALIVE:
-            idle[connection] = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._expire, origin, connection)
-        else:
-            connection.abort()
+        expiry = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._expire, origin, connection)
+        self._idle.setdefault(origin, {})[connection] = expiry
 
     def _expire(self, origin: Origin, connection: Connection) -> None:
-        if self._idle.get(origin, {}).pop(connection, None):
-            connection.abort()
+        del self._idle[origin][connection]
+        connection.abort()
 
-    async def _connect(self, url: httpx.URL, seconds: float | None) -> Connection:
+    async def _connect(self, url: httpx.URL, seconds: float) -> Connection:
         if url.scheme not in ("http", "https") or not url.host:
             raise httpx.UnsupportedProtocol("the URL must begin with http:// or https://")
         try:
@@ -110,31 +115,31 @@ class Transport(httpx.AsyncBaseTransport):
                 return await self._connected(url)
         except TimeoutError as error:
             raise httpx.ConnectTimeout("connecting took too long") from error
-        except OSError as error:  # those of TLS are among them
+        # OSError is TLS's, too; TypeError how TLS in TLS fails before Python 3.11.8 and 3.12.2 (gh-113214).
+        except (OSError, ValueError, OverflowError, TypeError) as error:
             raise httpx.ConnectError("no connection came about") from error
 
     async def _connected(self, url: httpx.URL) -> Connection:
         hop = self._proxy or url
-        connection = await self._dialer.connect(_host(hop), _port(hop))
+        connection = await self._dialer.connect(hop.raw_host.decode(), _port(hop))
         self._open.add(connection)
         try:
             if hop.scheme == "https":
-                await self._start_tls(connection, _host(hop))
+                await self._start_tls(connection, hop.raw_host.decode())
             if self._proxy and url.scheme == "https":
-                await self._tunnel(connection, url)
-                await self._start_tls(connection, _host(url))
+                await self._tunnel(connection, url, authorization(self._proxy))
+                await self._start_tls(connection, url.raw_host.decode())
         except BaseException:
             connection.abort()
             raise
         return connection
 
-    async def _tunnel(self, connection: Connection, url: httpx.URL) -> None:
-        assert self._proxy is not None
-        host = _host(url)
-        target = f"[{host}]:{_port(url)}" if ":" in host else f"{host}:{_port(url)}"
+    async def _tunnel(self, connection: Connection, url: httpx.URL, headers: Headers) -> None:
+        host = url.raw_host if b":" not in url.raw_host else b"[%s]" % url.raw_host
+        target = b"%s:%d" % (host, _port(url))
         exchange = Exchange(connection, "CONNECT")
-        headers = [(b"Host", target.encode()), *authorization(self._proxy)]
-        await exchange.send(_head(b"CONNECT", target.encode(), headers), httpx.ByteStream(b""), math.inf)
+        head = _joined(b"CONNECT", target, [(b"Host", target), *headers])
+        await exchange.send(head, httpx.ByteStream(b""), 0, math.inf)
         response = await exchange.response()
         if not exchange.is_reusable:
             raise httpx.ProxyError(f"the proxy answered with status {response.status_code}")
@@ -149,41 +154,36 @@ class Transport(httpx.AsyncBaseTransport):
             raise ConnectionAbortedError("the server left in the handshake")
         connection.transport = transport
 
-    def _target(self, url: httpx.URL) -> bytes:
-        is_absolute = self._proxy and url.scheme == "http"
-        return b"http://" + url.netloc + url.raw_path if is_absolute else url.raw_path
+    def _head(self, request: httpx.Request) -> bytes:
+        target, headers = request.url.raw_path, request.headers.raw
+        if "host" not in request.headers:  # httpx leaves it to its caller where the body is a stream
+            headers = [(b"Host", request.url.netloc), *headers]
+        if self._proxy and request.url.scheme == "http":
+            target = b"http://" + request.url.netloc + target
+            headers = [*headers, *authorization(self._proxy)]
+        return _joined(request.method.encode(), target, headers)
 
-    def _headers(self, request: httpx.Request) -> list[tuple[bytes, bytes]]:
-        is_seen_by_proxy = self._proxy and request.url.scheme == "http"
-        return [*request.headers.raw, *(authorization(self._proxy) if self._proxy and is_seen_by_proxy else ())]
+
+def _joined(method: bytes, target: bytes, headers: Headers) -> bytes:
+    first, others = b"%s %s HTTP/1.1" % (method, target), [b"%s: %s" % header for header in headers]
+    if not (_FIRST_LINE.fullmatch(first) and all(map(_HEADER.fullmatch, others))):
+        raise httpx.LocalProtocolError("a method, a target or a header has in it what can't be sent")
+    return b"\r\n".join([first, *others, b"", b""])
 
 
-def _head(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
-    lines = [b"%s %s HTTP/1.1" % (method, target), *(b"%s: %s" % header for header in headers)]
-    if any(re.search(rb"[\r\n\0]", line) for line in lines):
-        raise httpx.LocalProtocolError("a header has a line end in it")
-    if any(name.lower() == b"transfer-encoding" for name, _ in headers):
+def _length(headers: httpx.Headers) -> int:
+    told = headers.get("content-length", "0")
+    if "transfer-encoding" in headers or not told.isdecimal():
         raise httpx.LocalProtocolError("a request's length must be known")
-    return b"\r\n".join([*lines, b"", b""])
+    return int(told)
 
 
 def _is_readable(connection: Connection) -> bool:
     """Whether bytes, or the end, have come to an idle connection that the loop hasn't read yet."""
-    descriptor = connection.transport.get_extra_info("socket").fileno()
-    if not hasattr(select, "poll"):  # Windows
-        return bool(select.select([descriptor], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _host(url: httpx.URL) -> str:
-    return url.raw_host.decode("ascii")
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.transport.get_extra_info("socket").fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def _port(url: httpx.URL) -> int:
     return url.port or (443 if url.scheme == "https" else 80)
-
-
-def _seconds(limit: Any) -> float:
-    return math.inf if limit is None else float(limit)

@@ -43,17 +43,32 @@ test('stop keeps the text that has come', async ({ chat, page }) => {
   expect(await chat.text()).toBe(text)
 })
 
-test('stop also stops an answer that has not begun yet', async ({ chat, page }) => {
+test('stop also stops an answer that the page hasn’t seen begin', async ({ chat, page }) => {
   await chat.open('demo/long')
-  const release = await hold(page, 'GET', /\/stream$/)
-  await chat.box.fill('Never mind')
-  await chat.send.click()
-  const stopped = page.waitForResponse((response) => response.request().method() === 'DELETE')
+  const release = await hold(page, 'GET', /\/stream\?/)
+  await chat.ask('Never mind')
   await chat.stop.click()
-  expect((await stopped).status()).toBe(204) // there is nothing to stop yet
-  release()
   await chat.ends('stopped')
-  expect((await chat.stored()).at(-1)?.status).toBe('stopped')
+  release()
+  expect((await chat.stored()).map(({ status }) => status)).toEqual(['complete', 'stopped'])
+})
+
+testWithOwnRelay('a ping, after 15 s of silence, is no trouble and no text', async ({ chat, page, relay }) => {
+  await chat.open('demo/silent')
+  await chat.ask('Anything?')
+  await expect(chat.answer).toHaveAttribute('data-status', 'streaming')
+  const streams = requestsOf(page)
+  const pings = await page.evaluate((path) => {
+    const source = new EventSource(path)
+    return new Promise<string>((resolve) => source.addEventListener('ping', ({ data }) => (source.close(), resolve(data))))
+  }, `http://localhost:8001/conversations/${chat.id()}/stream?join=true`)
+  expect(pings).toBe('{}')
+  await expect(chat.notice).toHaveCount(0)
+  expect(await chat.text()).toBe('')
+  expect(streams).toHaveLength(1) // this one's: the page's own hasn't been opened again
+  await chat.stop.click()
+  await chat.ends('stopped')
+  expect(relay.generations(chat.id())).toBe(1)
 })
 
 test('an edited question takes the place of the old one and of all that followed it', async ({ chat }) => {

@@ -1,5 +1,5 @@
 import { expectGrowth, words } from './support/chat'
-import { expect, requestsOf, test, testWithOwnRelay } from './support/test'
+import { actionsOf, expect, requestsOf, test, testWithOwnRelay } from './support/test'
 
 const question = `Repeat: ${words(150)}`
 
@@ -50,6 +50,50 @@ test('an edit whose message another tab has replaced meanwhile is asked after it
     await tab.ends('complete')
   }
   expect((await chat.stored()).map(({ role }) => role)).toEqual(['user', 'assistant', 'user', 'assistant'])
+})
+
+testWithOwnRelay('opening a conversation whose reply failed starts nothing, and trying again is one request', async ({ chat, page, relay, anotherTab }) => {
+  await chat.open('demo/error')
+  await chat.ask('Fail once')
+  await chat.ends('failed')
+  const requests = requestsOf(page)
+  for (let load = 0; load < 2; load++) {
+    await page.reload()
+    await chat.ends('failed')
+    await page.waitForLoadState('networkidle')
+  }
+  const other = await anotherTab()
+  await other.page.goto(page.url())
+  await other.ends('failed')
+  expect(requests.filter((url) => url.includes('/stream'))).toEqual([])
+  expect(relay.generations(chat.id())).toBe(1)
+  const [, failed] = await chat.stored()
+
+  const actions = actionsOf(page)
+  await chat.answer.getByRole('button', { name: 'Try again' }).click()
+  await expect.poll(async () => (await chat.stored())[1]?.id).not.toBe(failed!.id)
+  await chat.ends('failed')
+  expect(actions.filter((action) => !action.includes('join=true'))).toEqual([`GET /conversations/${chat.id()}/stream`])
+  expect(relay.generations(chat.id())).toBe(2)
+  expect(await relay.counts()).toMatchObject({ messages: 2 })
+})
+
+testWithOwnRelay('a question that another client has left unanswered is answered only when its reader wants it', async ({ chat, page, relay }) => {
+  const id = await relay.create({ default_model: 'demo/length' })
+  await relay.ask(id, 'Whenever you like')
+  await page.goto(`/#${id}`)
+  await expect(page.getByText('This question has no answer yet.')).toBeVisible()
+  await expect(chat.stop).toHaveCount(0)
+  await page.reload()
+  const button = page.getByRole('button', { name: 'Get the answer' })
+  await expect(button).toBeVisible()
+  expect(relay.generations(id)).toBe(0)
+  expect(await relay.counts()).toMatchObject({ messages: 1, replies_in_progress: 0 })
+  await button.dblclick()
+  await chat.ends('complete')
+  await chat.showsWhatIsStored()
+  await expect(button).toHaveCount(0)
+  expect(relay.generations(id)).toBe(1)
 })
 
 testWithOwnRelay('tabs that nobody sees keep no connection from the one that is seen', async ({ chat, anotherTab }) => {

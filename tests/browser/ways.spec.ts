@@ -7,7 +7,7 @@ test('with CORS the page talks straight to the relay', async ({ chat, page }) =>
   await chat.ask('Straight?')
   await chat.ends('complete')
   await chat.showsWhatIsStored()
-  expect(requests).toContain(`http://localhost:8001/conversations/${chat.id()}/stream`)
+  expect(requests.some((url) => url.startsWith(`http://localhost:8001/conversations/${chat.id()}/stream`))).toBe(true)
 })
 
 for (const script of ['dev:proxy', 'preview'] as const) {
@@ -22,7 +22,7 @@ for (const script of ['dev:proxy', 'preview'] as const) {
       expect((await shown).length).toBeGreaterThan(3) // nothing on the way keeps the stream back
       await chat.ends('complete')
       await chat.showsWhatIsStored()
-      expect(requests).toContain(`${baseURL}/api/conversations/${chat.id()}/stream`)
+      expect(requests.some((url) => url.startsWith(`${baseURL}/api/conversations/${chat.id()}/stream`))).toBe(true)
       expect(requests.filter((url) => !url.startsWith(`${baseURL}/`))).toEqual([])
     })
   })

@@ -8,11 +8,11 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 
 from tests.support.relay import Relay
-from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import bounded, eventually
 
 Headers = list[tuple[str, str]]
@@ -59,27 +59,34 @@ def connected(relay: Relay, *, sending: bytes = b"", receive_buffer: int = 0) ->
         yield connection
 
 
+class Server(Protocol):
+    """Any that counts its connections."""
+
+    @property
+    def connections(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Leftovers:
-    """What there is in this process, and between the relay and upstream."""
+    """What there is in this process, and between the client and a server of the test."""
 
     tasks: int
     connections: int
-    """To upstream."""
+    """To that server."""
     descriptors: int
 
     @classmethod
-    def now(cls, upstream: ScriptedUpstream) -> "Leftovers":
+    def now(cls, server: Server) -> "Leftovers":
         """A count of everything."""
-        return cls(len(asyncio.all_tasks()), upstream.connections, len(os.listdir("/proc/self/fd")))
+        return cls(len(asyncio.all_tasks()), server.connections, len(os.listdir("/proc/self/fd")))
 
-    async def are_all(self, upstream: ScriptedUpstream) -> None:
+    async def are_all(self, server: Server) -> None:
         """Return once there is no more than this; bounded."""
         try:
-            await eventually(lambda: self._covers(Leftovers.now(upstream)))
+            await eventually(lambda: self._covers(Leftovers.now(server)))
         except AssertionError:
             tasks = "\n".join(map(repr, asyncio.all_tasks()))
-            raise AssertionError(f"before: {self}\nnow: {Leftovers.now(upstream)}\n{tasks}") from None
+            raise AssertionError(f"before: {self}\nnow: {Leftovers.now(server)}\n{tasks}") from None
 
     def _covers(self, other: "Leftovers") -> bool:
         return (

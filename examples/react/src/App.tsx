@@ -1,5 +1,5 @@
 import { useEffect, useRef } from 'react'
-import { Answer, Question, Typing } from './Messages'
+import { Answer, Question, Unanswered } from './Messages'
 import { Announcer } from './Announcer'
 import { Composer } from './Composer'
 import { ConversationList } from './ConversationList'
@@ -109,7 +109,7 @@ export function App() {
               />
             ),
           )}
-          {busy && last?.role === 'user' && <Typing />}
+          {last?.role === 'user' && !gone && <Unanswered onAsk={() => goOn(chat.regenerate)} />}
         </section>
 
         <div className="dock">

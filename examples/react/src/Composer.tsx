@@ -65,7 +65,7 @@ export function Composer({ ref, text, onText, editing, onCancelEditing, busy, on
             Sending …
           </span>
         )}
-        {busy && (
+        {(busy || sending) && (
           <button type="button" className="stop" onClick={onStop}>
             <Icon name="stop" /> Stop
           </button>

@@ -57,7 +57,16 @@ export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
   )
 }
 
-export function Typing() {
+/** Under a last question that is not being answered: another client has left it so, or its answer was deleted. */
+export function Unanswered({ onAsk }: { onAsk: () => void }) {
+  return (
+    <p className="unanswered">
+      <span>This question has no answer yet.</span> <button onClick={onAsk}>Get the answer</button>
+    </p>
+  )
+}
+
+function Typing() {
   return (
     <p className="typing">
       <span className="visually-hidden">Waiting for the answer</span>

@@ -19,7 +19,7 @@ export interface paths {
         put?: never;
         /**
          * Make a conversation
-         * @description The body may be left out; so may each of its fields.
+         * @description The body may be left out; so may each of its fields. With an `id` it is created once, however often the request is repeated.
          */
         post: operations["createConversation"];
         delete?: never;
@@ -77,7 +77,9 @@ export interface paths {
         put?: never;
         /**
          * Add a question
-         * @description Adds the user's message and answers with it; `GET` the conversation's stream for the reply. With `Accept: text/event-stream` the answer is the reply's stream itself, so that a question is one request.
+         * @description Adds the user's message and answers with it; `GET` the conversation's stream for the reply. Where `Accept` names `text/event-stream` and doesn't want JSON more, the answer is the reply's stream itself, so that a question is one request.
+         *
+         *     A question with an `id` is asked once, however often the request is repeated: the same `content` and `model` again give 200 with the message or its reply. With `Last-Event-ID` the request is one of a reader that comes back, as `GET /conversations/{id}/stream` with it; the body is not looked at.
          */
         post: operations["createMessage"];
         delete?: never;
@@ -130,6 +132,8 @@ export interface paths {
          *     | none | a reply is in progress | 200: joins it, from its beginning |
          *     | none | the last message is a question, or a failed reply | 200: starts the reply; a failed one is replaced |
          *     | none | empty, or the last reply is complete or stopped | 409: nothing is owed |
+         *     | none, `join=true` | a reply is in progress | 200: joins it |
+         *     | none, `join=true` | anything else | 204: nothing starts |
          *     | given | the reader lacks something of that message | 200: exactly the rest, then what follows; never a new generation |
          *     | given | the reader has had the last event, or the message is gone | 204: `EventSource` stops reconnecting |
          *
@@ -278,6 +282,7 @@ export interface components {
         Cursor: string;
         /** @description Empty, or the `id` of an event. */
         LastEventId: string;
+        Id: string;
         /**
          * Format: date-time
          * @description ISO 8601 in UTC.
@@ -285,12 +290,25 @@ export interface components {
         Timestamp: string;
         /** @description A new conversation. Null means the same as leaving the field out. */
         ConversationCreate: {
+            /** @description An id of the client's own; where it is there already, nothing is created. */
+            id?: string | null;
             /** @description The model of replies for which none is named; `MODEL_NAME` unless given. */
             default_model?: string | null;
             /** @description Without one, the first line of the first question becomes the title. */
             title?: string | null;
             /** @description Sent upstream before the messages, at most `MAX_MESSAGE_CHARS` characters. */
             system_prompt?: string | null;
+            /** @description What was said before, oldest first, at most `MAX_MESSAGES`. If the last one is a user's, a reply is owed. */
+            messages?: components["schemas"]["Turn"][];
+        };
+        /** @description A message of a conversation that is imported. */
+        Turn: {
+            /** @enum {string} */
+            role: "user" | "assistant";
+            /** @description Not blank, at most `MAX_MESSAGE_CHARS` characters. */
+            content: string;
+            /** @description The model that was asked for. */
+            model?: string | null;
         };
         /** @description What to change. */
         ConversationUpdate: {
@@ -307,11 +325,14 @@ export interface components {
             content: string;
             /** @description The model that answers it. Null means the same as leaving it out. */
             model?: string | null;
+            /** @description An id of the client's own: the same question with it is asked once. Null means the same as leaving it out. */
+            id?: string | null;
+            /** @description The id of the message that the question follows, null for the beginning: everything behind it is removed first, in the same step, and a reply in progress there stopped. Without it the question is added at the end. */
+            after?: string | null;
         };
         /** @description A conversation, without its messages. */
         Conversation: {
-            /** Format: uuid */
-            id: string;
+            id: components["schemas"]["Id"];
             /** @description The title that was set, else the first line of the first question, at most 80 characters of it. */
             title: string | null;
             /** @description Sent upstream before the messages. */
@@ -331,8 +352,7 @@ export interface components {
         };
         /** @description A question or an answer. */
         Message: {
-            /** Format: uuid */
-            id: string;
+            id: components["schemas"]["Id"];
             /** @enum {string} */
             role: "user" | "assistant";
             /** @description The text; of a reply in progress, what has arrived. */
@@ -355,6 +375,8 @@ export interface components {
             error: components["schemas"]["MessageError"] | null;
             /** @description Upstream's id of the generation, for looking a charge up. */
             generation_id: string | null;
+            /** @description Of a reply in progress: what a reader that has this much of it comes back with, as `Last-Event-ID`. */
+            last_event_id: string | null;
         };
         /** @description The messages of a conversation, oldest first. */
         MessageList: {
@@ -472,6 +494,10 @@ export interface components {
             data: string;
         } | {
             /** @constant */
+            event: "ping";
+            data: string;
+        } | {
+            /** @constant */
             event: "reasoning";
             id: string;
             data: string;
@@ -486,7 +512,11 @@ export interface components {
             /** Format: uuid */
             message_id: string;
             model: string;
+            /** @description The message that it answers. */
+            question_id: string | null;
         };
+        /** @description Comes after 15 seconds of silence, so that nobody takes the connection for dead. */
+        PingEvent: Record<string, never>;
         /** @description An event without a name, as `onmessage` gets it. */
         ReplyEvent: components["schemas"]["ContentEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ErrorEvent"];
         /** @description Text to append. */
@@ -627,8 +657,18 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description A reply is in progress. */
-        ReplyInProgress: {
+        /** @description A reply is in progress, or the `id` means something else. */
+        NotNow: {
+            headers: {
+                "X-Request-ID": components["headers"]["X-Request-ID"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description The body is missing, not JSON, or not UTF-8; or `Last-Event-ID` can't be read. */
+        UnreadableQuestion: {
             headers: {
                 "X-Request-ID": components["headers"]["X-Request-ID"];
                 [name: string]: unknown;
@@ -772,7 +812,7 @@ export interface components {
     };
     parameters: {
         /** @description The conversation's id. Anything that isn't one is a 404. */
-        ConversationId: string;
+        ConversationId: components["schemas"]["Id"];
     };
     requestBodies: never;
     headers: {
@@ -846,7 +886,18 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The conversation, still empty. */
+            /** @description A conversation with this `id` is there already, as it is. */
+            200: {
+                headers: {
+                    Location: components["headers"]["Location"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Conversation"];
+                };
+            };
+            /** @description The conversation. */
             201: {
                 headers: {
                     Location: components["headers"]["Location"];
@@ -983,8 +1034,16 @@ export interface operations {
     };
     createMessage: {
         parameters: {
-            query?: never;
-            header?: never;
+            query?: {
+                /** @description The same, for readers that can't send the header, such as a new `EventSource` after a reload. */
+                last_event_id?: components["schemas"]["LastEventId"];
+                /** @description The same, as polyfills of `EventSource` call it. */
+                lastEventId?: components["schemas"]["LastEventId"];
+            };
+            header?: {
+                /** @description The `id` of the last event the reader has, for the rest of that message. Opaque: send it back as it came. `EventSource` does so by itself. It wins over the query; an empty one counts as none. */
+                "Last-Event-ID"?: components["schemas"]["LastEventId"];
+            };
             path: {
                 /** @description The conversation's id. Anything that isn't one is a 404. */
                 id: components["parameters"]["ConversationId"];
@@ -997,18 +1056,15 @@ export interface operations {
             };
         };
         responses: {
-            /** @description With `Accept: text/event-stream`: the reply's stream, as `GET /conversations/{id}/stream` gives it. */
+            /** @description The reply's stream, as `GET /conversations/{id}/stream` gives it; as JSON, the message of a question that was asked before. */
             200: {
                 headers: {
-                    "X-Message-Id": components["headers"]["X-Message-Id"];
-                    "X-Model": components["headers"]["X-Model"];
-                    "Cache-Control": components["headers"]["Cache-Control"];
-                    "X-Accel-Buffering": components["headers"]["X-Accel-Buffering"];
                     "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
                     "text/event-stream": components["schemas"]["StreamEvent"];
+                    "application/json": components["schemas"]["Message"];
                 };
             };
             /** @description The user's message. */
@@ -1021,12 +1077,20 @@ export interface operations {
                     "application/json": components["schemas"]["Message"];
                 };
             };
-            400: components["responses"]["UnreadableBody"];
+            /** @description With `Last-Event-ID`: nothing more comes. */
+            204: {
+                headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["UnreadableQuestion"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            404: components["responses"]["NoSuchConversation"];
+            404: components["responses"]["NoSuchMessage"];
             408: components["responses"]["BodyTooSlow"];
-            409: components["responses"]["ReplyInProgress"];
+            409: components["responses"]["NotNow"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["NotJson"];
             422: components["responses"]["InvalidMessage"];
@@ -1061,11 +1125,15 @@ export interface operations {
             query?: {
                 /** @description Which model answers, if this request starts the reply: 1 to 200 printable ASCII characters. An empty one counts as none. */
                 model?: string;
+                /** @description `true` for a page that opens a conversation: joins the reply in progress, and never starts one. An empty one counts as `false`. */
+                join?: "true" | "false" | "";
                 /** @description The same, for readers that can't send the header, such as a new `EventSource` after a reload. */
                 last_event_id?: components["schemas"]["LastEventId"];
+                /** @description The same, as polyfills of `EventSource` call it. */
+                lastEventId?: components["schemas"]["LastEventId"];
             };
             header?: {
-                /** @description The `id` of the last event the reader has, for the rest of that message. Opaque: send it back as it came. `EventSource` does so by itself. It wins over `last_event_id`; an empty one counts as none. */
+                /** @description The `id` of the last event the reader has, for the rest of that message. Opaque: send it back as it came. `EventSource` does so by itself. It wins over the query; an empty one counts as none. */
                 "Last-Event-ID"?: components["schemas"]["LastEventId"];
             };
             path: {
@@ -1077,30 +1145,31 @@ export interface operations {
         requestBody?: never;
         responses: {
             /**
-             * @description The stream: Server-Sent Events, or with `Accept: text/plain` the reply's bare text as it comes, for a terminal.
+             * @description The stream: Server-Sent Events, or, where `Accept` wants `text/plain` more than events, the reply's bare text as it comes, for a terminal.
              *
-             *     First, at once, an event named `start`. Then the text: events without a name to append, and events named `reasoning` with a reasoning model's thinking, which plain clients don't see. Last, exactly one event with `done` or with `error`; then the server closes. A comment every 15 seconds keeps the connection alive. Every event carries an `id` to come back with.
+             *     First, at once, an event named `start`. Then the text: events without a name to append, and events named `reasoning` with a reasoning model's thinking, which plain clients don't see. Last, exactly one event with `done` or with `error`; then the server closes. An event named `ping`, without an `id`, comes after every 15 seconds of silence. Every other event carries an `id` to come back with, which is the last line of its block; no line is longer than 60,000 bytes.
              *
              *     ```text
              *     event: start
-             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:0
              *     retry: 1000
-             *     data: {"message_id": "c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3", "model": "openai/gpt-5-mini"}
+             *     data: {"message_id": "c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3", "model": "openai/gpt-5-mini", "question_id": "5d8a1c2e-91d4-4f1b-8a55-0e6f3c1b7a90"}
+             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:0
              *
-             *     : keep-alive
+             *     event: ping
+             *     data: {}
              *
              *     event: reasoning
-             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:11
              *     data: {"reasoning": "A greeting."}
+             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:11
              *
-             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:16
              *     data: {"content": "Hello"}
+             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:16
              *
-             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:24
              *     data: {"content": ", world!"}
+             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:24
              *
-             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:end
              *     data: {"done": true, "message_id": "c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3", "model": "openai/gpt-5-mini", "status": "complete", "finish_reason": "stop", "usage": {"prompt_tokens": 9, "completion_tokens": 8, "total_tokens": 17, "cost": 0.0000182}}
+             *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:end
              *
              *     ```
              *

@@ -1,22 +1,8 @@
 import { refusalOf, relayUrl } from './relay'
-import type { Message, Problem, ReasoningEvent, ReplyEvent, StartEvent } from './relay'
-
-const blank: Message = {
-  id: '',
-  role: 'assistant',
-  content: '',
-  model: null,
-  timestamp: '',
-  status: 'streaming',
-  finish_reason: null,
-  reasoning: null,
-  usage: null,
-  error: null,
-  generation_id: null,
-}
+import type { Message, Problem, ReasoningEvent, ReplyEvent } from './relay'
 
 /**
- * Follows the reply that a conversation owes or is getting, from its beginning; returns how to leave it.
+ * Follows a reply in progress from where it has been read to; returns how to leave it. Nothing is started by it.
  *
  * `onReply` gets the message as far as it has come, last with a status other than `streaming`. A lost connection is
  * taken up again by EventSource itself, which sends the last id: what follows is exactly the rest, so it is appended.
@@ -24,19 +10,16 @@ const blank: Message = {
  */
 export function follow(
   id: string,
+  reply: Message,
   onReply: (reply: Message) => void,
   onLost: () => void,
   onProblem: (problem: Problem) => void,
 ): () => void {
-  const path = `/conversations/${id}/stream`
+  const path = `/conversations/${id}/stream?join=true&last_event_id=${encodeURIComponent(reply.last_event_id ?? '')}`
   const source = new EventSource(relayUrl + path)
-  let reply = blank
   const grow = (fields: Partial<Message>) => onReply((reply = { ...reply, ...fields }))
 
-  source.addEventListener('start', ({ data }) => {
-    const { message_id, model }: StartEvent = JSON.parse(data)
-    grow({ id: message_id, model })
-  })
+  source.onopen = () => onReply(reply)
   source.addEventListener('reasoning', ({ data }) => {
     const event: ReasoningEvent = JSON.parse(data)
     grow({ reasoning: (reply.reasoning ?? '') + event.reasoning })
@@ -55,19 +38,8 @@ export function follow(
   return () => source.close()
 }
 
-/** Whether there is a reply to follow: one is being written, or the last question has none yet. */
-export function isOwed(messages: Message[]): boolean {
+/** The reply in progress, if there is one. */
+export function inProgress(messages: Message[]): Message | undefined {
   const last = messages.at(-1)
-  return last?.role === 'user' || last?.status === 'streaming'
+  return last?.status === 'streaming' ? last : undefined
 }
-
-/** The messages with the reply as far as it has come; until it has caught up, what was read of it is the longer text. */
-export function withReply(messages: Message[], reply: Message): Message[] {
-  const known = messages.find(({ id }) => id === reply.id)
-  if (!known) return [...messages, reply]
-  const content = longer(known.content, reply.content)
-  const reasoning = longer(known.reasoning ?? '', reply.reasoning ?? '') || null
-  return messages.map((message) => (message === known ? { ...reply, content, reasoning } : message))
-}
-
-const longer = (a: string, b: string) => (a.length > b.length ? a : b)

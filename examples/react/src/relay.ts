@@ -4,7 +4,6 @@ type Schemas = components['schemas']
 export type Conversation = Schemas['Conversation']
 export type Message = Schemas['Message']
 export type Model = Schemas['Model']
-export type StartEvent = Schemas['StartEvent']
 export type ReasoningEvent = Schemas['ReasoningEvent']
 export type ReplyEvent = Schemas['ReplyEvent']
 
@@ -27,15 +26,21 @@ export class Problem extends Error {
 }
 
 const SOON = 1.5 // s
+const LONGEST = 16 // s between two tries
 const MOST = 200_000 // code points, the relay's MAX_MESSAGE_CHARS
 
-/** The JSON of a success; a `Problem` if there is none. */
+/**
+ * The JSON of a success; a `Problem` if there is none. A question, and the stream of a reply that is owed, start a reply.
+ * It belongs to no connection, so it is left here, and joined by `follow`.
+ */
 export async function request<T = void>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
-  const headers = body && { 'Content-Type': 'application/json' }
+  const headers = { Accept: 'text/event-stream, application/json', ...(body && { 'Content-Type': 'application/json' }) }
   try {
     const response = await fetch(relayUrl + path, { method, headers, body: body && JSON.stringify(body), signal })
     if (!response.ok) throw await problemOf(response)
-    return response.status === 204 ? (undefined as T) : await response.json()
+    if (response.headers.get('Content-Type')?.startsWith('application/json')) return await response.json()
+    await response.body?.cancel()
+    return undefined as T
   } catch (error) {
     throw error instanceof Problem ? error : unreachable() // never, or broken off in the middle
   }
@@ -43,19 +48,47 @@ export async function request<T = void>(method: string, path: string, body?: obj
 
 const get = <T>(path: string, signal: AbortSignal) => request<T>('GET', path, undefined, signal)
 
-/** Asks; what the relay would refuse for its text is refused before anything is sent or deleted for it. */
-export async function ask(conversation: () => Promise<string>, content: string, inPlaceOf?: string): Promise<void> {
+/** With its ids a question is asked once, however often it is sent, and its new conversation is created once. */
+export type Question = { to: string; isFirst: boolean; id: string; content: string; after?: string | null }
+
+/** Asks until the relay has answered; what it would refuse for its text is refused before anything is sent for it. */
+export async function ask(
+  { to, isFirst, id, content, after }: Question,
+  model: string | undefined,
+  onWait: (why: Problem) => void,
+  signal: AbortSignal,
+): Promise<void> {
   const length = [...content].length
   if (!content.trim()) throw new Problem(422, 'There is nothing in the message.')
   if (length > MOST) throw new Problem(422, `The message has ${length} characters, and the relay takes ${MOST}.`)
-  if (inPlaceOf) await unlessGone(request('DELETE', inPlaceOf))
-  try {
-    await request('POST', `/conversations/${await conversation()}/messages`, { content })
-  } catch (error) {
-    if (!inPlaceOf || !(error instanceof Problem)) throw error
-    throw new Problem(410, `The old question is gone, the new one wasn’t taken and is still in the box. ${error.message}`)
+  const conversation: Schemas['ConversationCreate'] = { id: to, default_model: model }
+  const message: Schemas['MessageCreate'] = { id, content, after }
+  if (isFirst) await insist(() => request('POST', '/conversations', conversation, signal), onWait, signal)
+  await insist(() => request('POST', `/conversations/${to}/messages`, message, signal), onWait, signal)
+}
+
+/** Sends what may come again until it is answered, after growing waits, given up or aborted; `onWait` hears why. */
+async function insist(send: () => Promise<void>, onWait: (why: Problem) => void, signal: AbortSignal): Promise<void> {
+  for (let wait = 1; ; wait *= 2) {
+    try {
+      return await send()
+    } catch (problem) {
+      if (!(problem instanceof Problem && problem.retryAfter) || wait > LONGEST || signal.aborted) throw problem
+      onWait(problem)
+      await pause(Math.max(wait, problem.retryAfter), signal)
+    }
   }
 }
+
+const pause = (seconds: number, signal: AbortSignal) =>
+  new Promise<unknown>((resolve) => {
+    setTimeout(resolve, seconds * 1000)
+    signal.addEventListener('abort', resolve)
+  })
+
+/** An id nobody else has; `crypto.randomUUID` is there on secure origins only, this on all. */
+export const newId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('')
 
 /** The message that was stopped, none if no reply is in progress. */
 export const stopReply = (id: string) => request<Message | undefined>('DELETE', `/conversations/${id}/stream`)
@@ -64,9 +97,9 @@ export const stopReply = (id: string) => request<Message | undefined>('DELETE', 
 export async function refusalOf(path: string): Promise<Problem> {
   try {
     const response = await fetch(relayUrl + path, { headers: { Accept: 'text/event-stream' } })
-    if (!response.ok && response.status !== 409) return await problemOf(response)
+    if (!response.ok) return await problemOf(response)
     await response.body?.cancel()
-    return new Problem(0, 'The answer can’t be followed right now.', SOON) // or it has ended meanwhile: 409
+    return new Problem(0, 'The answer can’t be followed right now.', SOON) // or it is gone: 204
   } catch {
     return unreachable()
   }
@@ -98,10 +131,13 @@ const unlessGone = <T>(got: Promise<T>) =>
   got.then((it) => [it], (problem: Problem) => (problem.status === 404 ? [] : Promise.reject(problem)))
 
 async function problemOf(response: Response): Promise<Problem> {
-  // An answer that isn't the relay's own comes from a proxy that can't reach it.
-  if (!response.headers.get('Content-Type')?.startsWith('application/problem+json')) return unreachable()
-  const { status, detail }: Schemas['Problem'] = await response.json()
-  return new Problem(status, detail, Number(response.headers.get('Retry-After')) || undefined)
+  const { status, headers } = response
+  if (headers.get('Content-Type')?.startsWith('application/problem+json')) {
+    const { detail }: Schemas['Problem'] = await response.json()
+    return new Problem(status, detail, Number(headers.get('Retry-After')) || undefined)
+  }
+  // An answer that isn't the relay's own comes from a proxy: it can't reach the relay, or it refuses by itself.
+  return status >= 500 ? unreachable() : new Problem(status, `Something before the relay refused, with status ${status}.`)
 }
 
 function unreachable(): Problem {

@@ -1,19 +1,22 @@
 import { useCallback, useEffect, useRef, useState, useSyncExternalStore } from 'react'
-import { follow, isOwed, withReply } from './follow'
-import { ask, getConversations, getMessages, getModels, Problem, request, stopReply } from './relay'
-import type { Conversation, Message, Model } from './relay'
+import { follow, inProgress } from './follow'
+import { ask, getConversations, getMessages, getModels, newId, Problem, request, stopReply } from './relay'
+import type { Conversation, Message, Model, Question } from './relay'
 
 const otherTabs = new BroadcastChannel('chat-relay')
 const onHashChange = onEvent('hashchange')
 const onVisibilityChange = onEvent('visibilitychange')
-const nothing = { id: '', messages: [] as Message[], gone: false, refused: false }
+const nothing = { id: '', messages: [] as Message[], gone: false }
+
+type Asked = Question & { key: string; leave?: AbortController; taken?: Promise<boolean> } // while it is on its way
 
 /**
  * A chat with the relay, for one page; the open conversation's id is the URL's hash.
  *
  * The relay holds the truth: every action changes it there, then all is read again, and the reply followed if one is
- * owed. A reload, a second tab and a lost connection are no different: read, and follow. Nothing is ever asked twice,
- * for the relay answers each question once, however often its answer is followed.
+ * in progress. A reload, a second tab and a lost connection are no different: read, and follow, which starts nothing.
+ * Nothing is ever asked twice: a question has an id of this page's own, and the relay answers it once, however often it
+ * comes.
  */
 export function useChat() {
   const id = useSyncExternalStore(onHashChange, () => encodeURIComponent(location.hash.slice(1)), () => '')
@@ -25,7 +28,7 @@ export function useChat() {
   const [picked, setPicked] = useState<string>()
   const [trouble, setTrouble] = useState('') // with reading and following
   const [problem, setProblem] = useState('') // with the last action
-  const stopWanted = useRef('') // the conversation whose reply had not begun when it was to be stopped
+  const asked = useRef<Asked>(undefined) // and not known to be taken: if it is sent again, it keeps its ids
   const [round, setRound] = useState(0)
   const refresh = useCallback(() => setRound((round) => round + 1), [])
 
@@ -36,29 +39,23 @@ export function useChat() {
     let timer = 0
     const onReply = (reply: Message) => {
       setTrouble('')
-      setRead((read) => ({ ...read, messages: withReply(read.messages, reply) }))
+      setRead((read) => ({ ...read, messages: read.messages.map((known) => (known.id === reply.id ? reply : known)) }))
       if (reply.status !== 'streaming') refresh()
-      else if (stopWanted.current === id) {
-        stopWanted.current = ''
-        stopReply(id).catch(() => {}) // it goes on, and can be stopped again
-      }
     }
     const onLost = () => setTrouble('The connection is lost. The answer goes on as soon as it is back …')
     const onProblem = ({ status, message, retryAfter }: Problem) => {
       if (left.signal.aborted) return
       setTrouble(status === 404 ? '' : retryAfter ? `${message} Trying again …` : message)
-      const known = (read: typeof nothing) => (read.id === id ? read.messages : [])
-      if (status === 404) setRead((read) => ({ ...nothing, id, messages: known(read), gone: true }))
+      if (status === 404) setRead((read) => ({ id, messages: read.id === id ? read.messages : [], gone: true }))
       else if (retryAfter) timer = window.setTimeout(refresh, retryAfter * 1000)
-      else setRead((read) => ({ ...read, refused: true }))
     }
     const readAndFollow = async () => {
       setListed(await getConversations(pages, id, left.signal))
       const messages = await getMessages(id, left.signal)
-      setRead({ ...nothing, id, messages })
-      if (isOwed(messages)) leave = follow(id, onReply, onLost, onProblem)
+      const reply = inProgress(messages)
+      setRead({ id, messages, gone: false })
+      if (reply) leave = follow(id, reply, onReply, onLost, onProblem)
       else setTrouble('')
-      if (!isOwed(messages)) stopWanted.current = ''
     }
     readAndFollow().catch(onProblem)
     return () => {
@@ -78,7 +75,6 @@ export function useChat() {
   /** Changes something at the relay, then reads it back; false if the relay refused. */
   const act = async (change: () => Promise<unknown>): Promise<boolean> => {
     setProblem('')
-    stopWanted.current = ''
     try {
       await change()
       return true
@@ -93,16 +89,10 @@ export function useChat() {
     }
   }
 
-  const { messages, gone, refused } = read.id === id ? read : nothing
+  const { messages, gone } = read.id === id ? read : nothing
   const conversation = conversations.find((conversation) => conversation.id === id)
   const model = conversation?.default_model ?? picked ?? conversations[0]?.default_model
   const path = `/conversations/${id}`
-  const create = async () => {
-    const { hash } = location
-    const { id } = await request<Conversation>('POST', '/conversations', { default_model: model })
-    if (location.hash === hash) location.hash = id // not if another one has been opened meanwhile
-    return id
-  }
 
   return {
     conversations,
@@ -117,16 +107,41 @@ export function useChat() {
     /** The relay no longer has the open conversation; `messages` are what this page still knows. */
     gone,
     loading: read.id !== id,
-    /** A reply is in progress or owed, and the relay hasn't refused it (`trouble` says why). */
-    busy: !gone && !refused && isOwed(messages),
+    /** A reply is in progress. */
+    busy: !gone && inProgress(messages) !== undefined,
     refresh,
     dismiss: () => setProblem(''),
     /** Asks; in a new conversation if none is open, and in place of an earlier message and all that followed it. */
-    send: (content: string, inPlaceOf?: Message) =>
-      act(() => ask(async () => (id && !gone ? id : create()), content, inPlaceOf && `${path}/messages/${inPlaceOf.id}`)),
-    stop: () => act(async () => (stopWanted.current = (await stopReply(id)) ? '' : id)),
-    /** Asks for another answer in place of this one, a failed one among them. */
-    regenerate: (answer: Message) => act(() => request('DELETE', `${path}/messages/${answer.id}`)),
+    send: (content: string, inPlaceOf?: Message): Promise<boolean> => {
+      const to = gone ? '' : id
+      const at = to ? messages.findIndex(({ id }) => id === inPlaceOf?.id) : -1
+      const key = `${to} ${at} ${content}`
+      if (asked.current?.key !== key) {
+        const after = at < 0 ? undefined : (messages[at - 1]?.id ?? null)
+        asked.current = { key, to: to || newId(), isFirst: !to, id: newId(), content, after }
+      }
+      const question = asked.current
+      return (question.taken ??= act(async () => {
+        const { hash } = location
+        const { signal } = (question.leave = new AbortController())
+        await ask(question, model, ({ message }) => setProblem(`${message} Trying again …`), signal)
+        if (location.hash === hash) location.hash = question.to // not if another one has been opened meanwhile
+        if (asked.current === question) asked.current = undefined
+        setProblem('')
+      }).finally(() => (question.taken = undefined)))
+    },
+    /** Stops the answer or, if there is one, the question that is still on its way. */
+    stop: () => {
+      const sending = asked.current?.taken && asked.current
+      sending?.leave?.abort()
+      return act(() => stopReply(sending?.to ?? id))
+    },
+    /** Asks for the answer that the last question lacks, or for another one in place of this. */
+    regenerate: (answer?: Message) =>
+      act(async () => {
+        if (answer && answer.status !== 'failed') await request('DELETE', `${path}/messages/${answer.id}`)
+        await request('GET', `${path}/stream`)
+      }),
     rename: ({ id }: Conversation, title: string) =>
       act(() => request('PATCH', `/conversations/${id}`, { title: title.trim() || null })),
     remove: (conversation: Conversation) =>

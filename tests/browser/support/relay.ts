@@ -1,3 +1,4 @@
+import type { Request } from '@playwright/test'
 import { relayCommand } from './paths'
 import { freePort, Program } from './programs'
 
@@ -22,6 +23,7 @@ export class Relay {
     return this.get<{ conversations: number; messages: number; replies_in_progress: number }>('/health')
   }
 
+  /** Returns its id. */
   async create(conversation: object): Promise<string> {
     return (await this.post<{ id: string }>('/conversations', conversation)).id
   }
@@ -29,6 +31,15 @@ export class Relay {
   /** A question whose answer nobody has asked for yet. */
   async ask(conversation: string, content: string): Promise<void> {
     await this.post(`/conversations/${conversation}/messages`, { content })
+  }
+
+  /** Sends it a browser's request, and leaves as soon as it has been taken. */
+  async take(request: Request): Promise<void> {
+    const { accept = '', 'content-type': type = '' } = await request.allHeaders()
+    const { pathname } = new URL(request.url())
+    const headers = { Accept: accept, 'Content-Type': type }
+    const response = await fetch(this.url + pathname, { method: request.method(), headers, body: request.postData() })
+    await response.body?.cancel()
   }
 
   async delete(conversation: string): Promise<void> {
@@ -65,6 +76,6 @@ export class OwnRelay extends Relay {
   /** How often upstream was asked for an answer to this conversation. */
   generations(conversation: string): number {
     const lines = this.process.output.split('\n')
-    return lines.filter((line) => line.includes('streaming started') && line.includes(conversation)).length
+    return lines.filter((line) => line.includes(`Streaming response for conversation ${conversation} `)).length
   }
 }

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
-import { test as base, type BrowserContext, type Page, type Route } from '@playwright/test'
+import { test as base, type BrowserContext, type Page } from '@playwright/test'
 import { Cable } from './cable'
 import { Chat } from './chat'
 import { example } from './paths'
@@ -107,13 +107,23 @@ export async function hold(page: Page, method: string, url: string | RegExp): Pr
   return release
 }
 
-/** What becomes of the next request of this kind. */
-export async function once(page: Page, method: string, url: string | RegExp, handle: (route: Route) => Promise<void>) {
-  let isOver = false
-  await page.route(url, (route) => {
-    if (isOver || route.request().method() !== method) return route.fallback()
-    isOver = true
-    return handle(route)
+/** What a page does at the relay from now on: every request that changes something, and every stream. */
+export function actionsOf(page: Page): string[] {
+  const actions: string[] = []
+  page.on('request', (request) => {
+    const { pathname, search } = new URL(request.url())
+    if (!['GET', 'OPTIONS'].includes(request.method()) || pathname.endsWith('/stream')) actions.push(`${request.method()} ${pathname}${search}`)
+  })
+  return actions
+}
+
+/** The next requests of this kind get no answer; the relay has taken them, if it is named, else they never reach it. */
+export async function lose(page: Page, method: string, url: RegExp, { times = 1, takenBy }: { times?: number; takenBy?: Relay } = {}) {
+  await page.route(url, async (route) => {
+    const request = route.request()
+    if (request.method() !== method || times-- <= 0) return route.fallback()
+    if (takenBy) await takenBy.take(request)
+    await route.abort()
   })
 }
 

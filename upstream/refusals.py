@@ -1,0 +1,208 @@
+"""What upstream's own errors mean, in whatever shape they come: their words, their status, whether to ask again.
+
+https://openrouter.ai/docs/api-reference/errors; the other shapes are those of OpenAI-compatible servers: `{"error"}` as
+an object or as text, `{"message"}`, `{"detail"}` as text or a list, a list with one of these, plain text, a page.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from upstream.errors import UpstreamRefused, UpstreamUnreadable
+from upstream.redaction import PRIVATE, redacted
+
+BLANK = " \t\r\n\ufeff"
+
+decode = json.JSONDecoder(strict=False).raw_decode  # json.loads, less two calls an event
+"""Line ends in JSON's strings are taken, too."""
+
+_NESTING = ("error", "errors", "detail", "message")
+_WORDS = (
+    "message",
+    "detail",
+    "msg",
+    "error_description",
+    "error_message",
+    "error_msg",
+    "error",
+    "description",
+    "title",
+)
+_CODES = ("code", "status", "status_code", "statuscode")
+_TYPES = ("code", "error_type", "type", "status")
+
+# The words that stand in place of a status, without "error", as `RateLimitError` and `rate_limit_error` have it.
+_STATUS_OF_WORD = {
+    "authentication": 401,
+    "badrequest": 400,
+    "contentfilter": 403,
+    "contentpolicyviolation": 403,
+    "contextlengthexceeded": 400,
+    "exceedcontextsize": 400,
+    "insufficientquota": 402,
+    "invalidapikey": 401,
+    "invalidrequest": 400,
+    "modelnotfound": 404,
+    "notfound": 404,
+    "overloaded": 529,
+    "permission": 403,
+    "permissiondenied": 403,
+    "provideroverloaded": 503,
+    "ratelimit": 429,
+    "ratelimitexceeded": 429,
+    "requesttoolarge": 413,
+    "timeout": 408,
+    "unprocessableentity": 422,
+}
+
+_SENTENCE_OF_STATUS = {
+    400: "Upstream can't take this request: an unknown model, a bad parameter, or more text than the model reads.",
+    401: "Upstream doesn't accept the API key: check OPENROUTER_API_KEY.",
+    402: "The upstream account has no credit left for this request, or its key has reached its limit.",
+    403: "Upstream doesn't allow this request: moderation, a guardrail, a permission or a spent budget.",
+    404: "Upstream has no provider for this model under the account's settings.",
+    408: "The request took upstream too long.",
+    413: "The request is too large for upstream.",
+    422: "Upstream can't process this request.",
+    429: "A rate limit is reached, upstream's or the provider's: wait a little.",
+    529: "The model's provider is overloaded: try again in a moment.",
+}
+_NO_SUCH_PATH = "Upstream has no such path: check OPENROUTER_BASE_URL, which often ends in /v1."
+_TOO_LONG = "The conversation is too long for this model: start a shorter one, or choose a model that reads more."
+
+_PAGE = re.compile(r"\s*<(?:!doctype|\?xml|html|head|body|center)\b", re.IGNORECASE)
+_OF_MODELS = re.compile("model|endpoint|provider", re.IGNORECASE)
+_OF_CONTEXT = re.compile(
+    r"exceed\w*context|context[\W_]?(?:length|window|size)|context (?:is|was) (?:too long|exceeded)|maximum context"
+    r"|(?:prompt|input|conversation) is too long|too many (?:input )?tokens",
+    re.IGNORECASE,
+)
+
+
+def decoded(body: bytes) -> object:
+    """The JSON in a body, or in the one event that is a body; else its text, None if that is a page or broken JSON."""
+    text = body.decode(errors="replace").strip(BLANK)
+    if re.match("(?:data|error|event):", text):
+        text = "\n".join(re.findall("(?m)^(?:data|error):(.*)", text)).strip(BLANK)
+    try:
+        value, _ = decode(text) if text.startswith(("{", "[", '"')) else (text, 0)
+    except (ValueError, RecursionError):
+        return None
+    return None if isinstance(value, str) and value.startswith("<") else value
+
+
+def parsed(data: bytes) -> dict[str, Any] | list[Any]:
+    """JSON that is an object or a list. Raises `UpstreamUnreadable` for anything else."""
+    text = data.decode(errors="replace").strip(BLANK)
+    try:
+        value, end = decode(text)
+    except (ValueError, RecursionError):
+        raise UpstreamUnreadable("Upstream sent something that isn't JSON.") from None
+    if end != len(text):
+        raise UpstreamUnreadable("Upstream sent something that isn't JSON.")
+    if not isinstance(value, (dict, list)):
+        raise UpstreamUnreadable("Upstream sent JSON that isn't an object.")
+    return value
+
+
+def is_error(chunk: Mapping[str, Any]) -> bool:
+    """Whether an object is an error although it has no `error`: then it has words, or says so, but no choices."""
+    if "choices" in chunk:
+        return False
+    return "error" in (chunk.get("object"), chunk.get("type")) or bool(_words(chunk))
+
+
+def refusal(status: int | None, body: object, retry_after: float | None, api_key: str) -> UpstreamRefused:
+    """What upstream's error means: `status` of the response (None inside a stream), its body as `decoded`."""
+    levels = list(_levels(body))
+    words = _words(body)
+    code = status if status and status < 600 else _status_in(levels)
+    in_flight = any(level.get("limit_source") == "openrouter_in_flight_budget" for level in levels)
+    return UpstreamRefused(
+        code,
+        _with(_sentence(code, status, body, words, levels), said(words, api_key, levels)),
+        retryable=code in (408, 429) or code >= 500 or (code == 402 and in_flight),
+        retry_after=retry_after,
+    )
+
+
+def said(words: str, api_key: str, levels: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Upstream's words as they may be passed on; empty for a page, and for JSON that can't be read."""
+    if _PAGE.match(words):
+        return ""
+    private = [value for level in levels for name in PRIVATE if isinstance(value := level.get(name), str)]
+    return redacted(words, [api_key if len(api_key) > 5 else "", *private])  # local servers take any word for a key
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """`Retry-After`, seconds or a date (RFC 9110, 10.2.3), as seconds from now; None if it can't be read."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(value)
+        except (ValueError, OverflowError):
+            return None
+        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return max(0.0, round(seconds, 3)) if math.isfinite(seconds) else None
+
+
+def _with(sentence: str, words: str) -> str:
+    return f"{sentence} Upstream said: {words}" if words else sentence
+
+
+def _sentence(code: int, status: int | None, body: object, words: str, levels: Sequence[Mapping[str, Any]]) -> str:
+    names = " ".join(str(level.get(name)) for level in levels for name in _TYPES)
+    if code not in (401, 402, 403, 404, 429) and _OF_CONTEXT.search(f"{words[:2000]} {names}"):
+        return _TOO_LONG
+    knows_models = _OF_MODELS.search(body if isinstance(body, str) else json.dumps(body))
+    if status == 405 or (status == 404 and not knows_models):
+        return _NO_SUCH_PATH
+    otherwise = f"Upstream failed with status {code}{': try again in a moment' if code >= 500 else ''}."
+    return _SENTENCE_OF_STATUS.get(code, otherwise)
+
+
+def _levels(value: object, depth: int = 5) -> Iterator[Mapping[str, Any]]:
+    """The objects that an error is made of, the outermost first."""
+    if isinstance(value, list) and depth:
+        for part in value[:8]:
+            yield from _levels(part, depth - 1)
+    elif isinstance(value, dict) and depth:
+        yield value
+        for name in (*_NESTING, "metadata"):
+            yield from _levels(value.get(name), depth - 1)
+
+
+def _words(value: object, depth: int = 5) -> str:
+    if isinstance(value, str):
+        return "" if _PAGE.match(value) else value.strip()
+    if not depth:
+        return ""
+    if isinstance(value, list):
+        return "; ".join(filter(None, [_words(part, depth - 1) for part in value[:3]]))
+    if not isinstance(value, dict):
+        return ""
+    fields = {name.lower(): part for name, part in value.items()}
+    nested = [fields[name] for name in _NESTING if isinstance(fields.get(name), (dict, list))]
+    plain = [fields[name] for name in _WORDS if isinstance(fields.get(name), str)]
+    return next((words for part in [*nested, *plain] if (words := _words(part, depth - 1))), "")
+
+
+def _status_in(levels: Sequence[Mapping[str, Any]]) -> int:
+    inner_first = [{name.lower(): part for name, part in level.items()} for level in reversed(levels)]
+    found = [level.get(name) for names in (_CODES, _TYPES) for level in inner_first for name in names]
+    return next((status for value in found if (status := _status(value))), 502)
+
+
+def _status(value: object) -> int | None:
+    if isinstance(value, str):
+        is_number = value.isdecimal() and len(value) == 3
+        word = re.sub("[^a-z]", "", value[:64].lower()).removesuffix("error")
+        value = int(value) if is_number else _STATUS_OF_WORD.get(word)
+    return value if isinstance(value, int) and 400 <= value <= 599 else None
