@@ -19,17 +19,18 @@ class Cable:
     whole one, of something that is no stream. With `whole_ends` none falls between the two bytes that end a block.
     """
 
-    def __init__(self, to: int, cuts: Sequence[int], *, whole_ends: bool = False) -> None:
+    def __init__(self, to: int, cuts: Sequence[int], *, whole_ends: bool = False, margin: int = 0) -> None:
         self.made = 0
         """Cuts that have been made."""
         self.streams = 0
         """Streams that have begun."""
         self.pings = 0
         self.farthest = 0
-        """Bytes that the longest of its streams has had."""
+        """Bytes that a stream has had, and more than `margin` before it was cut."""
         self._to = to
         self._cuts = list(cuts)
         self._whole_ends = whole_ends
+        self._margin = margin
         self._connections: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -76,7 +77,8 @@ class Cable:
                     self._cut(writer, octets[: passing.left])
                     return
                 passing.past(octets)
-                self.farthest = max(self.farthest, passing.had)
+                if passing.left is None or passing.left > self._margin:
+                    self.farthest = max(self.farthest, passing.had)
                 writer.write(octets)
                 await writer.drain()
 

@@ -1,4 +1,5 @@
-// node browser.mjs LIBRARY <targets.json: reads all of them at once in one page of Chromium.
+// node browser.mjs WHAT <targets.json: reads all of them at once in Chromium, each with the library that it names.
+// WHAT: `read` in one page; `switch` away from the tab and back while each is read; `reload` the page meanwhile.
 import { existsSync, readFileSync } from 'node:fs'
 import { dirname, extname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -31,55 +32,83 @@ async function serve(route) {
   return file ? route.fulfill({ path: file, contentType: types[extname(file)] }) : route.fulfill({ status: 404 })
 }
 
-const [library, what = 'read'] = process.argv.slice(2)
-const targets = JSON.parse(readFileSync(0, 'utf8'))
-const executablePath = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(existsSync)
-const browser = await chromium.launch({ executablePath, args: ['--disable-gpu', '--disable-quic', '--disable-sync', '--no-sandbox', '--disable-features=LocalNetworkAccessChecks'] })
-try {
-  const page = await browser.newPage()
+async function open(context, told = () => {}) {
+  const page = await context.newPage()
   page.on('pageerror', (error) => process.stderr.write(`${error}\n`))
   await page.route('http://localhost:5173/**', serve)
-  let taken = () => {}
   await page.exposeFunction('tell', (line) => {
     process.stdout.write(`${line}\n`)
-    if (line.includes('"content"')) taken()
+    told(line)
   })
-  const open = async () => {
-    await page.goto('http://localhost:5173/')
-    await page.waitForFunction('window.read')
-  }
-  const read = (target, number) =>
-    page.evaluate(([library, target, number]) => window.read(library, target, number), [library, target, number])
-  const text = () => new Promise((resolve) => (taken = resolve))
+  await load(page)
+  return page
+}
 
-  if (what === 'read') {
-    await open()
-    await Promise.all(targets.map(read))
-  } else if (what === 'switch') {
-    // A tab that is hidden and comes back, twice: what a page sees of it.
-    await open()
-    const show = (hidden) =>
-      page.evaluate((hidden) => {
-        Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })
-        Object.defineProperty(document, 'visibilityState', { value: hidden ? 'hidden' : 'visible', configurable: true })
-        document.dispatchEvent(new Event('visibilitychange'))
-      }, hidden)
-    const reading = read(targets[0], 0)
-    for (let times = 0; times < 3; times++) {
-      await text()
-      await show(true)
-      await show(false)
+async function load(page) {
+  await page.goto('http://localhost:5173/')
+  await page.waitForFunction('window.read')
+}
+
+const read = (page, target, number) =>
+  page.evaluate(([target, number]) => window.read(target, number), [target, number])
+
+/** A page of its own, and a way to wait for text in it. */
+async function openWithText(context) {
+  let taken = () => {}
+  const page = await open(context, (line) => line.includes('"content"') && taken())
+  return [page, () => new Promise((resolve) => (taken = resolve))]
+}
+
+/** What a page sees when its tab is hidden, or comes back. */
+const show = (page, visible) =>
+  page.evaluate((visible) => {
+    Object.defineProperty(document, 'hidden', { value: !visible, configurable: true })
+    Object.defineProperty(document, 'visibilityState', { value: visible ? 'visible' : 'hidden', configurable: true })
+    document.dispatchEvent(new Event('visibilitychange'))
+  }, visible)
+
+const ways = {
+  async read(context, targets) {
+    const page = await open(context)
+    await Promise.all(targets.map((target, number) => read(page, target, number)))
+  },
+
+  async switch(context, targets) {
+    const one = async (target, number) => {
+      const [page, text] = await openWithText(context)
+      const reading = read(page, target, number)
+      for (let times = 0; times < 3; times++) {
+        await text()
+        await show(page, false)
+        await show(page, true)
+      }
+      await reading
     }
-    await reading
-  } else if (what === 'reload') {
-    // The page is loaded again in the middle of the answer, and asks as a page asks that opens a conversation.
-    await open()
-    read(targets[0], 0).catch(() => {})
-    await text()
-    await open()
-    process.stdout.write('0\t=\tagain\n')
-    await read(targets[1], 0)
-  }
+    await Promise.all(targets.map(one))
+  },
+
+  // The page that comes back asks as a page asks that opens a conversation.
+  async reload(context, targets) {
+    const one = async (target, number) => {
+      const [page, text] = await openWithText(context)
+      read(page, target, number).catch(() => {})
+      await text()
+      await load(page)
+      process.stdout.write(`${number}\t=\tagain\n`)
+      const path = target.url.replace(/(messages|stream)$/, 'stream?join=true')
+      await read(page, { ...target, url: path, method: 'GET', headers: {}, body: undefined }, number)
+    }
+    await Promise.all(targets.map(one))
+  },
+}
+
+const targets = JSON.parse(readFileSync(0, 'utf8'))
+const executablePath = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(existsSync)
+const args = ['--disable-gpu', '--disable-quic', '--disable-sync', '--no-sandbox']
+args.push('--disable-features=LocalNetworkAccessChecks') // the page is made up, and counts as one of the internet
+const browser = await chromium.launch({ executablePath, args })
+try {
+  await ways[process.argv[2]](await browser.newContext(), targets)
 } finally {
   await browser.close()
 }

@@ -1,4 +1,4 @@
-// node node.mjs LIBRARY <targets.json: reads all of them at once with a library for Node.
+// node node.mjs <targets.json: reads all of them at once, each with the library for Node that it names.
 import { readFileSync } from 'node:fs'
 import { jsonSchema, parseJsonEventStream } from '@ai-sdk/provider-utils'
 import axios from 'axios'
@@ -20,7 +20,7 @@ function withId(target, last) {
 
 const libraries = {
   eventsource: eventSource(({ url }) => new EventSource(url)),
-  'eventsource-2': eventSource(({ url }) => new EventSource2(url)),
+  'eventsource 2': eventSource(({ url }) => new EventSource2(url)),
   undici: eventSource(({ url }) => new UndiciEventSource(url)),
 
   'eventsource-client': ({ url, method, headers, body }, events) =>
@@ -98,12 +98,11 @@ const nameOf = (value) => ('reasoning' in value ? 'reasoning' : 'question_id' in
 
 const awake = setInterval(() => {}, 60_000) // some libraries let Node exit while they wait to come back
 const tell = (line) => process.stdout.write(`${line}\n`)
-const read = libraries[process.argv[2]]
 const targets = JSON.parse(readFileSync(0, 'utf8'))
 await Promise.all(
   targets.map(async (target, number) => {
     const events = new Events(number, tell)
-    events.ended(await read(target, events))
+    events.ended(await libraries[target.library](target, events))
   }),
 )
 clearInterval(awake)

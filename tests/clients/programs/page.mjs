@@ -1,4 +1,4 @@
-// In a page: `read(LIBRARY, target, number)` reads with a library for browsers; `tell` is the driver's.
+// In a page: `read(target, number)` reads with the library for browsers that the target names; `tell` is the driver's.
 import { EventSourcePolyfill } from 'event-source-polyfill'
 import { EventSource as ExtendedEventSource } from 'extended-eventsource'
 import { fetchEventSource as fortaine } from '@fortaine/fetch-event-source'
@@ -22,7 +22,7 @@ const libraries = {
 
   'sse.js': closedAtDone(({ url, method, headers, body }) => new SSE(url, { method, headers, payload: body, autoReconnect: true })),
 
-  axios: (target, events) => {
+  'axios (browser)': (target, events) => {
     let [last, ended] = [undefined, false]
     return untilDone(async () => {
       if (ended) return true
@@ -46,7 +46,7 @@ const libraries = {
   },
 }
 
-window.read = async (library, target, number) => {
+window.read = async (target, number) => {
   const events = new Events(number, (line) => void window.tell(line))
-  events.ended(await libraries[library](target, events))
+  events.ended(await libraries[target.library](target, events))
 }
