@@ -16,10 +16,13 @@ class Cable:
     """One port in front of the relay. The n-th stream through it ends after `cuts[n]` bytes, its head included.
 
     Cuts are in turn orderly (FIN) and not (RST). One inside the head falls before it: Chromium takes half a head for a
-    whole one, of something that is no stream. With `whole_ends` none falls between the two bytes that end a block.
+    whole one, of something that is no stream. With `whole_ends` none falls between the two bytes that end a block. With a
+    `mark` the bytes are counted from where the mark stands.
     """
 
-    def __init__(self, to: int, cuts: Sequence[int], *, whole_ends: bool = False, margin: int = 0) -> None:
+    def __init__(
+        self, cuts: Sequence[int] = (), *, whole_ends: bool = False, margin: int = 0, mark: bytes = b""
+    ) -> None:
         self.made = 0
         """Cuts that have been made."""
         self.streams = 0
@@ -27,15 +30,17 @@ class Cable:
         self.pings = 0
         self.farthest = 0
         """Bytes that a stream has had, and more than `margin` before it was cut."""
-        self._to = to
+        self._to = 0
         self._cuts = list(cuts)
         self._whole_ends = whole_ends
         self._margin = margin
+        self._mark = mark
         self._connections: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def laid(self) -> AsyncIterator[str]:
-        """The address where clients find the relay."""
+    async def laid(self, to: int) -> AsyncIterator[str]:
+        """To the relay's port: the address where clients find it."""
+        self._to = to
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=64)
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -68,10 +73,10 @@ class Cable:
         with contextlib.suppress(ConnectionError):
             while octets := await reader.read(65536):
                 if passing.begins(octets):
-                    passing.left = self._cuts.pop(0) if self._cuts else None
-                    if passing.left is not None and passing.left < octets.index(HEAD_END) + len(HEAD_END):
-                        passing.left = 0
                     self.streams += 1
+                    passing.left = self._next_cut(octets.index(HEAD_END) + len(HEAD_END))
+                if self._mark and self._mark in octets and self._cuts:
+                    passing.left = octets.index(self._mark) + self._cuts.pop(0)
                 self.pings += octets.count(b"event: ping")
                 if passing.cuts(octets, whole_ends=self._whole_ends):
                     self._cut(writer, octets[: passing.left])
@@ -81,6 +86,12 @@ class Cable:
                     self.farthest = max(self.farthest, passing.had)
                 writer.write(octets)
                 await writer.drain()
+
+    def _next_cut(self, head: int) -> int | None:
+        if self._mark or not self._cuts:
+            return None
+        cut = self._cuts.pop(0)
+        return cut if cut >= head else 0
 
     def _cut(self, writer: asyncio.StreamWriter, last: bytes) -> None:
         self.made += 1

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 REASONING = "Über 数字 nachgedacht.\n" * 6
 TEXT = 'Grüße, "Welt"!\\ 你好 \u2028\u2029\x85\x0b\x0c 🎉\n\n\tdata: id: 7\r\n{"done": true}\n' * 12
+WORDS = ("one ", "two ", "three")
 LATE = "汉字" * 10_000
 """What a reader that comes late has to take at once."""
 
@@ -38,7 +39,7 @@ QUESTIONS = 16
 FIRST_EVENT = 900
 """Bytes that the head of a stream and its first event have at most."""
 
-STREAM_BYTES = 9_000
+STREAM_BYTES = 6_000
 """About the length of the stream with all its events."""
 
 
@@ -149,6 +150,36 @@ def lively(cables: Sequence[Cable]) -> Script:
     return script
 
 
+def in_turns(cables: Sequence[Cable], turns: int) -> Script:
+    """The same answer, the next tenth of which begins when its reader has come back the next time, `turns` times."""
+
+    async def script(request: UpstreamRequest, wire: Wire) -> None:
+        await wire.head()
+        await wire.reasoning(REASONING)
+        cable = cables[int(request.body["messages"][-1]["content"])]
+        for number, piece in enumerate(cut(TEXT, 50)):
+            await wire.delta(piece)
+            turn = min(turns, number // 10 + 1) if number % 10 == 9 else 0
+            await eventually(lambda turn=turn: cable.streams > turn)  # type: ignore[misc]
+        await wire.finish()
+        await wire.done()
+
+    return script
+
+
+def spelled(_: Sequence[Cable]) -> Script:
+    """Three words, an event each."""
+
+    async def script(_: UpstreamRequest, wire: Wire) -> None:
+        for word in WORDS:
+            await wire.delta(word)
+            await asyncio.sleep(KEEP_ALIVE / 2)  # else they might be one event
+        await wire.finish()
+        await wire.done()
+
+    return script
+
+
 @contextlib.asynccontextmanager
 async def hurried(upstream: ScriptedUpstream) -> AsyncIterator[RelayProcess]:
     """The relay as a process, in a hurry."""
@@ -189,6 +220,8 @@ class Case:
     library: Library
     method: str
     cable: Cable
+    text: str = TEXT
+    reasoning: str = REASONING
     reading: Reading = field(default_factory=Reading)
     generations: int = 0
     messages: list[tuple[str, str]] = field(default_factory=list)
@@ -199,8 +232,8 @@ class Case:
         reading = self.reading
         ends = [end.get("status") for end in reading.ends]
         right = {
-            "text": (reading.text, TEXT),
-            "reasoning": (reading.reasoning, REASONING),
+            "text": (reading.text, self.text),
+            "reasoning": (reading.reasoning, self.reasoning),
             "ends": (ends, ["complete"]),
             "generations": (self.generations, 1),
             "messages": (self.messages, [("user", "complete"), ("assistant", "complete")]),
@@ -208,16 +241,12 @@ class Case:
         return [f"{self.method}, {name}: {is_} instead of {should}" for name, (is_, should) in right.items() if is_ != should]
 
 
-Cuts = Sequence[tuple[Library, str, Sequence[int]]]
-
-
-async def campaign(program: str, cuts: Cuts) -> list[Case]:
+async def campaign(program: str, cases: Sequence[Case], script: Callable[[Sequence[Cable]], Script] = lively) -> None:
     """Ask a question for each of these cables, read its answer with the library, and see."""
     async with ScriptedUpstream() as upstream, hurried(upstream) as relay, contextlib.AsyncExitStack() as stack:
         port = int(relay.url.rpartition(":")[2])
-        cases = [Case(library, method, cable_for(library, port, at)) for library, method, at in cuts]
-        upstream.play(lively([case.cable for case in cases]))
-        urls = [await stack.enter_async_context(case.cable.laid()) for case in cases]
+        upstream.play(script([case.cable for case in cases]))
+        urls = [await stack.enter_async_context(case.cable.laid(port)) for case in cases]
         targets = [
             await target(relay, case.library.name, case.method, url, number)
             for number, (case, url) in enumerate(zip(cases, urls, strict=True))
@@ -227,9 +256,8 @@ async def campaign(program: str, cuts: Cuts) -> list[Case]:
         for number, case in enumerate(cases):
             case.reading, case.generations = found[number], asked[f"{number}"]
             case.messages = [(message["role"], message["status"]) for message in await relay.messages(f"c{number}")]
-        return cases
 
 
-def cable_for(library: Library, port: int, cuts: Sequence[int]) -> Cable:
-    """One that spares what the library is known for."""
-    return Cable(port, cuts, whole_ends=library.early_id, margin=1_500 if library.by_xhr else 0)
+def case(library: Library, method: str, cuts: Sequence[int] = ()) -> Case:
+    """One over a cable that spares what the library is known for."""
+    return Case(library, method, Cable(cuts, whole_ends=library.early_id, margin=1_500 if library.by_xhr else 0))

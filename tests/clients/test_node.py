@@ -10,8 +10,8 @@ from tests.clients.seeing import all_cut, seen
 
 
 @pytest.fixture(scope="module")
-async def cases() -> Sequence[Case]:
-    return await all_cut("node")
+def cases() -> Sequence[Case]:
+    return all_cut("node")
 
 
 @pytest.mark.parametrize("library", those("node"), ids=str)

@@ -52,11 +52,20 @@ async function load(page) {
 const read = (page, target, number) =>
   page.evaluate(([target, number]) => window.read(target, number), [target, number])
 
-/** A page of its own, and a way to wait for text in it. */
+/** A page of its own, and a way to wait until its `streams`th stream has brought text. */
 async function openWithText(context) {
-  let taken = () => {}
-  const page = await open(context, (line) => line.includes('"content"') && taken())
-  return [page, () => new Promise((resolve) => (taken = resolve))]
+  let [streams, texts, look] = [0, 0, () => {}]
+  const page = await open(context, (line) => {
+    if (line.includes('\tstart\t')) [streams, texts] = [streams + 1, 0]
+    if (line.includes('"content"')) texts++
+    look()
+  })
+  const text = (wanted) =>
+    new Promise((resolve) => {
+      look = () => streams >= wanted && texts && resolve()
+      look()
+    })
+  return [page, text]
 }
 
 /** What a page sees when its tab is hidden, or comes back. */
@@ -77,8 +86,8 @@ const ways = {
     const one = async (target, number) => {
       const [page, text] = await openWithText(context)
       const reading = read(page, target, number)
-      for (let times = 0; times < 3; times++) {
-        await text()
+      for (let streams = 1; streams <= 3; streams++) {
+        await text(streams)
         await show(page, false)
         await show(page, true)
       }
@@ -92,7 +101,7 @@ const ways = {
     const one = async (target, number) => {
       const [page, text] = await openWithText(context)
       read(page, target, number).catch(() => {})
-      await text()
+      await text(1)
       await load(page)
       process.stdout.write(`${number}\t=\tagain\n`)
       const path = target.url.replace(/(messages|stream)$/, 'stream?join=true')
