@@ -7,9 +7,11 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 
 STREAM = b"content-type: text/event-stream"
+START = b"event: start"
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 BLOCK_END = b"\n\n"
+SETTLING = 0.5
 
 
 class Cable:
@@ -21,21 +23,24 @@ class Cable:
     """
 
     def __init__(
-        self, cuts: Sequence[int] = (), *, whole_ends: bool = False, margin: int = 0, mark: bytes = b""
+        self, cuts: Sequence[int] = (), *, whole_ends: bool = False, mark: bytes = b""
     ) -> None:
         self.made = 0
         """Cuts that have been made."""
         self.streams = 0
         """Streams that have begun."""
         self.pings = 0
-        self.farthest = 0
-        """Bytes that a stream has had, and more than `margin` before it was cut."""
+        self._began: float | None = None
         self._to = 0
         self._cuts = list(cuts)
         self._whole_ends = whole_ends
-        self._margin = margin
         self._mark = mark
         self._connections: set[asyncio.Task[None]] = set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether a reader has had its first event for long enough to know it: a page forgets what it hasn't read yet."""
+        return self._began is not None and asyncio.get_running_loop().time() > self._began + SETTLING
 
     @contextlib.asynccontextmanager
     async def laid(self, to: int) -> AsyncIterator[str]:
@@ -82,8 +87,8 @@ class Cable:
                     self._cut(writer, octets[: passing.left])
                     return
                 passing.past(octets)
-                if passing.left is None or passing.left > self._margin:
-                    self.farthest = max(self.farthest, passing.had)
+                if START in octets:
+                    self._began = asyncio.get_running_loop().time()
                 writer.write(octets)
                 await writer.drain()
 
@@ -95,6 +100,7 @@ class Cable:
 
     def _cut(self, writer: asyncio.StreamWriter, last: bytes) -> None:
         self.made += 1
+        self._began = None
         writer.write(last)
         if self.made % 2 == 0:
             connection: socket.socket = writer.get_extra_info("socket")
@@ -108,14 +114,13 @@ class _Passing:
     def __init__(self) -> None:
         self.left: int | None = None
         """Bytes that it may still have."""
-        self.had = 0
         self._inside = False
         self._tail = b""
 
     def begins(self, octets: bytes) -> bool:
         if self._inside or STREAM not in octets.lower():
             return False
-        self._inside, self.had = True, 0
+        self._inside = True
         return True
 
     def cuts(self, octets: bytes, *, whole_ends: bool) -> bool:
@@ -127,7 +132,6 @@ class _Passing:
 
     def past(self, octets: bytes) -> None:
         self._tail = (self._tail + octets)[-len(LAST_CHUNK) :]
-        self.had += len(octets)
         if self._inside and self.left is not None:
             self.left -= len(octets)
         if self._tail.endswith(LAST_CHUNK):  # the connection may take another request

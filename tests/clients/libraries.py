@@ -24,8 +24,6 @@ class Library:
     """It takes an id before the block has ended: cut between the last two bytes of a block, it loses that block."""
     whole_answer: bool = False
     """It can't resume: what it does after a cut is the same request again."""
-    by_xhr: bool = False
-    """What came just before a cut never reaches it."""
     tabs: bool = False
     """It closes its connection while its tab is hidden."""
 
@@ -61,8 +59,8 @@ LIBRARIES = [
     Library("@microsoft/fetch-event-source", "browser", remark=ABORT, early_id=True, tabs=True),
     Library("@fortaine/fetch-event-source", "browser", remark=ABORT, early_id=True, tabs=True),
     Library("extended-eventsource", "browser", remark=CLOSE, early_id=True),
-    Library("sse.js", "browser", remark=f"`autoReconnect: true`, and {CLOSE}", by_xhr=True),
-    Library("axios (browser)", "browser", package="axios", remark=RESUME, by_xhr=True),
+    Library("sse.js", "browser", remark=f"`autoReconnect: true`, and {CLOSE}"),
+    Library("axios (browser)", "browser", package="axios", remark=RESUME),
     Library("eventsource", "node", ("GET",)),
     Library(
         "eventsource 2",
