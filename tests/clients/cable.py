@@ -18,13 +18,11 @@ class Cable:
     """One port in front of the relay. The n-th stream through it ends after `cuts[n]` bytes, its head included.
 
     Cuts are in turn orderly (FIN) and not (RST). One inside the head falls before it: Chromium takes half a head for a
-    whole one, of something that is no stream. With `whole_ends` none falls between the two bytes that end a block. With a
-    `mark` the bytes are counted from where the mark stands.
+    whole one, of something that is no stream. With `whole_ends` none falls between the two bytes that end a block. With
+    a `mark` the bytes are counted from where the mark stands.
     """
 
-    def __init__(
-        self, cuts: Sequence[int] = (), *, whole_ends: bool = False, mark: bytes = b""
-    ) -> None:
+    def __init__(self, cuts: Sequence[int] = (), *, whole_ends: bool = False, mark: bytes = b"") -> None:
         self.made = 0
         """Cuts that have been made."""
         self.streams = 0
@@ -39,7 +37,7 @@ class Cable:
 
     @property
     def settled(self) -> bool:
-        """Whether a reader has had its first event for long enough to know it: a page forgets what it hasn't read yet."""
+        """Whether a reader has had its first event long enough to know it: a page forgets what it hasn't read yet."""
         return self._began is not None and asyncio.get_running_loop().time() > self._began + SETTLING
 
     @contextlib.asynccontextmanager

@@ -28,7 +28,7 @@ REASONING = "Über 数字 nachgedacht.\n" * 6
 TEXT = 'Grüße, "Welt"!\\ 你好 \u2028\u2029\x85\x0b\x0c 🎉\n\n\tdata: id: 7\r\n{"done": true}\n' * 12
 WORDS = ("one ", "two ", "three")
 LATE = "汉字" * 10_000
-"""What a reader that comes late has to take at once."""
+"""What a reader has to take at once."""
 
 LONGEST = 40.0
 """Seconds that a program may take."""
@@ -37,7 +37,7 @@ QUESTIONS = 12
 """To each library."""
 
 FIRST_EVENT = 900
-"""Bytes that the head of a stream and its first event have at most: who is cut off there has no id yet, and may wait 3 s."""
+"""Bytes of a stream's head and first event, at most. Who is cut off there has no id yet, and may wait 3 s."""
 
 STREAM_BYTES = 6_000
 """About the length of the stream with all its events."""
@@ -180,6 +180,18 @@ def spelled(_: Sequence[Cable]) -> Script:
     return script
 
 
+def at_once(_: Sequence[Cable]) -> Script:
+    """A long text in one piece."""
+
+    async def script(_: UpstreamRequest, wire: Wire) -> None:
+        await wire.reasoning(REASONING)
+        await wire.delta(LATE)
+        await wire.finish()
+        await wire.done()
+
+    return script
+
+
 @contextlib.asynccontextmanager
 async def hurried(upstream: ScriptedUpstream) -> AsyncIterator[RelayProcess]:
     """The relay as a process, in a hurry."""
@@ -207,7 +219,10 @@ def places(library: Library) -> list[tuple[str, list[int]]]:
     count = QUESTIONS // len(library.methods)
     step = STREAM_BYTES // count
     return [
-        (method, [number * step + chance.randrange(step), *(chance.randrange(FIRST_EVENT, STREAM_BYTES) for _ in range(2))])
+        (
+            method,
+            [number * step + chance.randrange(step), *(chance.randrange(FIRST_EVENT, STREAM_BYTES) for _ in range(2))],
+        )
         for method in library.methods
         for number in range(count)
     ]
@@ -238,7 +253,11 @@ class Case:
             "generations": (self.generations, 1),
             "messages": (self.messages, [("user", "complete"), ("assistant", "complete")]),
         }
-        return [f"{self.method}, {name}: {is_} instead of {should}" for name, (is_, should) in right.items() if is_ != should]
+        return [
+            f"{self.method}, {name}: {is_} instead of {should}"
+            for name, (is_, should) in right.items()
+            if is_ != should
+        ]
 
 
 async def campaign(program: str, cases: Sequence[Case], script: Callable[[Sequence[Cable]], Script] = lively) -> None:
@@ -258,6 +277,6 @@ async def campaign(program: str, cases: Sequence[Case], script: Callable[[Sequen
             case.messages = [(message["role"], message["status"]) for message in await relay.messages(f"c{number}")]
 
 
-def case(library: Library, method: str, cuts: Sequence[int] = ()) -> Case:
+def case(library: Library, method: str, cuts: Sequence[int] = (), text: str = TEXT) -> Case:
     """One over a cable that spares what the library is known for."""
-    return Case(library, method, Cable(cuts, whole_ends=library.early_id))
+    return Case(library, method, Cable(cuts, whole_ends=library.early_id), text)

@@ -1,4 +1,4 @@
-"""`python server.py`, but it pings after 0.2 s of silence instead of 15 s, and asks to come back after 20 ms, not 1 s."""
+"""`python server.py`, but it pings after 0.2 s of silence, not 15 s, and asks to come back after 20 ms, not 1 s."""
 
 import runpy
 

@@ -39,7 +39,9 @@ class Library:
     def told(self) -> list[str]:
         """Its row in docs/clients.md."""
         name = f"`{self.name}` {self.version}".strip()
-        cut = "exact, but for [one byte](#one-byte)" if self.early_id else "exact, from the beginning" * self.whole_answer
+        cut = (
+            "exact, but for [one byte](#one-byte)" if self.early_id else "exact, from the beginning" * self.whole_answer
+        )
         post = "one question" if "POST" in self.methods else ""
         seen = "exact" if self.where == "browser" else ""
         return [name, cut or "exact", post, "exact" if self.tabs else "", seen, "nothing happens", self.remark]

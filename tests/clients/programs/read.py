@@ -87,7 +87,8 @@ Target = dict[str, Any]
 
 def headers(target: Target, events: Events) -> dict[str, str]:
     """Those of the target, and the last id."""
-    return target["headers"] | ({"Last-Event-ID": events.last} if events.last else {})
+    told: dict[str, str] = target["headers"]
+    return told | ({"Last-Event-ID": events.last} if events.last else {})
 
 
 def with_httpx_sse(target: Target, events: Events) -> None:
@@ -134,7 +135,7 @@ def with_sseclient(target: Target, events: Events) -> None:
 
 
 def with_requests(target: Target, events: Events) -> None:
-    _with_requests(target, events, lambda response: events.take_lines(response.iter_lines(decode_unicode=True)))
+    _with_requests(target, events, lambda response: events.take_lines(line.decode() for line in response.iter_lines()))
 
 
 def _with_requests(target: Target, events: Events, attempt: Callable[[requests.Response], bool]) -> None:
@@ -161,9 +162,7 @@ def with_requests_sse(target: Target, events: Events) -> None:
 
 def with_launchdarkly(target: Target, events: Events) -> None:
     strategy = ConnectStrategy.http(target["url"])
-    with LaunchDarkly(
-        strategy, initial_retry_delay=PAUSE, error_strategy=ErrorStrategy.always_continue()
-    ) as client:
+    with LaunchDarkly(strategy, initial_retry_delay=PAUSE, error_strategy=ErrorStrategy.always_continue()) as client:
         for event in client.all:
             if isinstance(event, LaunchDarklyEvent) and events.take(event.event, event.data, event.id):
                 return
