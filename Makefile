@@ -6,6 +6,8 @@ DEVELOPMENT := .venv/development.stamp
 EXAMPLE := examples/react/node_modules/.package-lock.json
 BROWSER := tests/browser/node_modules/.package-lock.json
 CONTAINER := .venv/container.stamp
+CLIENTS := .venv/clients.stamp
+LIBRARIES := tests/clients/node_modules/.package-lock.json
 DOCKER ?= docker
 PIP := pip install --quiet --disable-pip-version-check
 
@@ -30,6 +32,10 @@ fuzz: $(DEVELOPMENT)  ## the contract under a fuzzer, with more data than `make 
 test-browser: $(RUNTIME) $(EXAMPLE) $(BROWSER)  ## the example and the pages of the API in a real browser
 	tests/browser/install
 	npm test --silent --prefix tests/browser
+
+test-clients: $(CLIENTS) $(LIBRARIES)  ## the libraries that read the stream, each the real one, over a network that breaks
+	tests/clients/install
+	$(BIN)/pytest tests/clients -n 3 --dist loadfile
 
 check: $(DEVELOPMENT)  ## formatter, linter, types
 	$(BIN)/ruff format --check .
@@ -81,4 +87,8 @@ $(CONTAINER): tests/container/requirements.txt $(DEVELOPMENT)
 	$(BIN)/$(PIP) -r tests/container/requirements.txt
 	@touch $@
 
-.PHONY: help demo run react test fuzz test-browser check format bench soak lock audit image test-container clean
+$(CLIENTS): tests/clients/requirements.txt $(DEVELOPMENT)
+	$(BIN)/$(PIP) -r tests/clients/requirements.txt
+	@touch $@
+
+.PHONY: help demo run react test fuzz test-browser test-clients check format bench soak lock audit image test-container clean
