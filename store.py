@@ -7,15 +7,14 @@ Knows nothing of HTTP, SSE, tasks or OpenRouter. Every public method of `Store` 
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import dropwhile, islice
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
 from serving.settings import Settings
 from stores.records import (
-    After,
     Conversation,
     Ending,
     Failure,
@@ -36,11 +35,10 @@ from stores.records import (
     byte_size,
     ended,
 )
+from stores.threads import Thread
 
 __all__ = ["Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
 __all__ += ["OwedReply", "Question", "Repeated", "ReplyInProgress", "Store", "StoreError", "StoreFull", "ended"]
-
-TITLE_CHARS = 80
 
 # Bytes that are kept beside text, measured: ids, times, and the objects themselves.
 CONVERSATION_BYTES = 512
@@ -52,20 +50,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Thread:
-    conversation: Conversation
-    own_title: str | None  # None: the title is taken from the first question
-    messages: dict[str, Message] = field(default_factory=dict)
-    titled_by: str | None = None  # that question's id
-
-
 class Store:
     """Conversations in a dict, the one that changed last at its end."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._threads: dict[str, _Thread] = {}
+        self._threads: dict[str, Thread] = {}
         self._size = 0  # bytes of text
         self._message_count = 0
         self._clock = 0  # microseconds since 1970
@@ -104,10 +94,12 @@ class Store:
             created_at=now,
             updated_at=now,
         )
-        thread = self._threads[conversation.id] = _Thread(conversation, title)
+        thread = self._threads[conversation.id] = Thread(conversation, title)
         self._size += size
         for turn, transcript in zip(turns, transcripts, strict=True):
             self._add(thread, turn["role"], transcript, turn.get("model"), "complete")
+        if turns:
+            self._touch(thread)
         logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
         return thread.conversation
 
@@ -136,8 +128,6 @@ class Store:
         self._size += more
         thread.own_title = own_title
         thread.conversation = replace(thread.conversation, **changes)
-        if own_title is None:
-            thread.titled_by = None
         self._touch(thread)
         logger.info("Updated conversation %s", conversation_id)
         return thread.conversation
@@ -165,14 +155,14 @@ class Store:
         """
         thread = self._thread(conversation_id)
         try:
-            _check_is_new(thread, question)
+            thread.check_is_new(question)
         except Repeated as repeated:
-            return _first_reply(thread, repeated.found.id)
+            return thread.first_reply(repeated.found.id)
         return None
 
     async def check_is_new(self, conversation_id: str, question: Question) -> None:
         """Raises `Repeated` where the question is there already, `IdTaken` where its id is another's; `NotFound`."""
-        _check_is_new(self._thread(conversation_id), question)
+        self._thread(conversation_id).check_is_new(question)
 
     async def add_user_message(self, conversation_id: str, question: Question) -> Message:
         """Add a question. Raises what `check_is_new` raises, `ReplyInProgress`, `StoreFull`."""
@@ -188,22 +178,21 @@ class Store:
         try:
             self._add_question(thread, question, to_reply=True)
         except Repeated as repeated:
-            if reply := _first_reply(thread, repeated.found.id):
+            if reply := thread.first_reply(repeated.found.id):
                 return OwedReply(reply)
         return self._begin(thread, None)
 
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
         """Forget that message and every later one. Raises `NotFound`."""
         thread = self._thread(conversation_id)
-        _check_is_there(thread, message_id)
-        removed = list(dropwhile(lambda message: message.id != message_id, thread.messages.values()))
+        removed = thread.since(message_id)
         self._remove(thread, removed)
         self._touch(thread)
         logger.info("Deleted %d messages from conversation %s", len(removed), conversation_id)
 
     async def last_owed(self, conversation_id: str) -> Message:
         """The message that `begin_reply` would answer, replace or join. Raises `NotFound`, `NothingOwed`."""
-        return _check_owed(self._thread(conversation_id))
+        return self._thread(conversation_id).check_owed()
 
     async def begin_reply(self, conversation_id: str, model: str | None = None) -> OwedReply:
         """Begin the reply that is owed, or tell which one is in progress. A failed one is replaced.
@@ -238,20 +227,15 @@ class Store:
         self._touch(thread)
         return message
 
-    def _thread(self, conversation_id: str) -> _Thread:
+    def _thread(self, conversation_id: str) -> Thread:
         thread = self._threads.get(conversation_id)
         if thread is None:
             raise NotFound("There is no conversation with this id. They are kept in memory: a restart forgets them.")
         return thread
 
-    def _add_question(self, thread: _Thread, question: Question, *, to_reply: bool) -> Message:
-        _check_is_new(thread, question)
-        removed = _behind(thread, question.after)
-        if question.after is ... and _is_in_progress(_last(thread)):
-            raise ReplyInProgress(
-                "A reply is in progress: read it to its end, or stop it with DELETE on the conversation's stream, "
-                "then send the message."
-            )
+    def _add_question(self, thread: Thread, question: Question, *, to_reply: bool) -> Message:
+        thread.check_is_new(question)
+        removed = thread.cut_by(question)
         if len(thread.messages) - len(removed) + 1 + to_reply > self._settings.max_messages:
             raise self._full("max_messages", "The conversation has no room for another message", "messages")
         transcript = Transcript(question.content)
@@ -259,11 +243,12 @@ class Store:
         self._check_room(more + to_reply, messages=1 + to_reply - len(removed))  # the reply's first byte, too
         self._remove(thread, removed)
         message = self._add(thread, "user", transcript, question.model, "complete", id=question.id)
+        self._touch(thread, message.timestamp)
         logger.info("Added user message to conversation %s", thread.conversation.id)
         return message
 
-    def _begin(self, thread: _Thread, model: str | None) -> OwedReply:
-        last = _check_owed(thread)
+    def _begin(self, thread: Thread, model: str | None) -> OwedReply:
+        last = thread.check_owed()
         if last.status == "streaming":
             return OwedReply(last)
         failed = [last] if last.role == "assistant" else []  # whose place the reply takes, however full the store is
@@ -271,16 +256,17 @@ class Store:
             raise self._full("max_messages", "The conversation has no room for another message", "messages")
         self._check_room(1 - sum(message.transcript.size for message in failed), messages=1 - len(failed))
         self._remove(thread, failed)
-        question = next((m for m in reversed(thread.messages.values()) if m.role == "user"), None)
+        question = thread.last_question
         model = model or (question and question.model) or thread.conversation.default_model
         question_id = question.id if question else None
-        turns = _turns(thread)
+        turns = thread.turns()
         reply = self._add(thread, "assistant", Transcript(), model, "streaming", question_id=question_id)
+        self._touch(thread, reply.timestamp)
         return OwedReply(reply, turns)
 
     def _add(
         self,
-        thread: _Thread,
+        thread: Thread,
         role: Role,
         transcript: Transcript,
         model: str | None,
@@ -301,22 +287,17 @@ class Store:
         thread.messages[message.id] = message
         self._size += transcript.size
         self._message_count += 1
-        self._touch(thread, message.timestamp)
         return message
 
-    def _remove(self, thread: _Thread, messages: Sequence[Message]) -> None:
+    def _remove(self, thread: Thread, messages: Sequence[Message]) -> None:
         for message in messages:
             del thread.messages[message.id]
             self._size -= message.transcript.size
         self._message_count -= len(messages)
 
-    def _touch(self, thread: _Thread, now: str | None = None) -> None:
-        title = thread.own_title or thread.conversation.title
-        if thread.own_title is None and thread.titled_by not in thread.messages:
-            first = next((message for message in thread.messages.values() if message.role == "user"), None)
-            thread.titled_by, title = (first.id, _first_line(first)) if first else (None, None)
+    def _touch(self, thread: Thread, now: str | None = None) -> None:
         thread.conversation = replace(
-            thread.conversation, title=title, message_count=len(thread.messages), updated_at=now or self._now()
+            thread.conversation, title=thread.title(), message_count=len(thread.messages), updated_at=now or self._now()
         )
         self._threads[thread.conversation.id] = self._threads.pop(thread.conversation.id)
 
@@ -340,67 +321,3 @@ class Store:
             f"{what} ({limit.upper()} is {getattr(self._settings, limit)}): "
             f"delete {to_delete}, or raise {limit.upper()}."
         )
-
-
-def _check_is_new(thread: _Thread, question: Question) -> None:
-    found = thread.messages.get(question.id) if question.id else None
-    if found is None:
-        return
-    if found.role == "user" and (found.transcript.content, found.model) == (question.content, question.model):
-        raise Repeated(found)
-    raise IdTaken("The `id` is that of another message of this conversation: a new question needs a new one, or none.")
-
-
-def _first_reply(thread: _Thread, message_id: str) -> Message | None:
-    behind = dropwhile(lambda message: message.id != message_id, thread.messages.values())
-    return next((message for message in behind if message.role == "assistant"), None)
-
-
-def _check_is_there(thread: _Thread, message_id: str) -> Message:
-    message = thread.messages.get(message_id)
-    if message is None:
-        raise NotFound("There is no message with this id in the conversation.")
-    return message
-
-
-def _behind(thread: _Thread, after: After) -> list[Message]:
-    """The messages behind that one. Raises `NotFound`, and `ReplyInProgress` if it is the reply in progress itself."""
-    if after is ...:
-        return []
-    if after is None:
-        return list(thread.messages.values())
-    if _is_in_progress(_check_is_there(thread, after)):
-        raise ReplyInProgress(
-            "`after` is the reply in progress: stop it with DELETE on the conversation's stream first."
-        )
-    return list(dropwhile(lambda message: message.id != after, thread.messages.values()))[1:]
-
-
-def _last(thread: _Thread) -> Message | None:
-    return next(reversed(thread.messages.values()), None)
-
-
-def _is_in_progress(message: Message | None) -> bool:
-    return message is not None and message.status == "streaming"
-
-
-def _check_owed(thread: _Thread) -> Message:
-    last = _last(thread)
-    if last is None:
-        raise NothingOwed("The conversation is empty: add a message first, then stream the reply.")
-    if last.role == "assistant" and last.status in ("complete", "stopped"):
-        raise NothingOwed(
-            "The last message is answered already: add a message, or delete the reply to have another one."
-        )
-    return last
-
-
-def _turns(thread: _Thread) -> list[tuple[str, str]]:
-    system_prompt = thread.conversation.system_prompt
-    turns: list[tuple[str, str]] = [("system", system_prompt)] if system_prompt is not None else []
-    answered = (message for message in thread.messages.values() if message.status != "failed")
-    return turns + [(m.role, content) for m in answered if (content := m.transcript.content)]
-
-
-def _first_line(question: Message) -> str:
-    return question.transcript.content.strip().splitlines()[0][:TITLE_CHARS].rstrip()

@@ -1,0 +1,112 @@
+"""One conversation with its messages, and the rules that need to know no other.
+
+Knows nothing of limits, clocks or engines.
+"""
+
+from dataclasses import dataclass, field
+from itertools import dropwhile
+
+from stores.records import (
+    Conversation,
+    IdTaken,
+    Message,
+    NotFound,
+    NothingOwed,
+    Question,
+    Repeated,
+    ReplyInProgress,
+)
+
+TITLE_CHARS = 80
+
+
+@dataclass(slots=True)
+class Thread:
+    """A conversation, and its messages from the oldest on."""
+
+    conversation: Conversation
+    own_title: str | None  # None: the title is taken from the first question
+    messages: dict[str, Message] = field(default_factory=dict)
+    _first_line: str | None = None
+    _titled_by: str | None = None  # the id of the question whose first line it is
+
+    @property
+    def last(self) -> Message | None:
+        """The last message, None if there is none."""
+        return next(reversed(self.messages.values()), None)
+
+    @property
+    def last_question(self) -> Message | None:
+        """The last message of a user, None if there is none."""
+        return next((message for message in reversed(self.messages.values()) if message.role == "user"), None)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a reply is in progress: it is the last message."""
+        return self.last is not None and self.last.status == "streaming"
+
+    def title(self) -> str | None:
+        """The title that was set, else the first line of the first question there is."""
+        if self.own_title is None and self._titled_by not in self.messages:
+            first = next((message for message in self.messages.values() if message.role == "user"), None)
+            self._titled_by = first.id if first else None
+            lines = first.transcript.content.strip().splitlines() if first else [""]
+            self._first_line = lines[0][:TITLE_CHARS].rstrip() or None
+        return self.own_title or self._first_line
+
+    def check_is_new(self, question: Question) -> None:
+        """Raises `Repeated` where the question is there already, `IdTaken` where its id is another message's."""
+        found = self.messages.get(question.id) if question.id else None
+        if found is None:
+            return
+        if found.role == "user" and (found.transcript.content, found.model) == (question.content, question.model):
+            raise Repeated(found)
+        raise IdTaken(
+            "The `id` is that of another message of this conversation: a new question needs a new one, or none."
+        )
+
+    def first_reply(self, message_id: str) -> Message | None:
+        """The first reply behind that message, None if there is none."""
+        return next((message for message in self.since(message_id) if message.role == "assistant"), None)
+
+    def since(self, message_id: str) -> list[Message]:
+        """That message and every later one. Raises `NotFound`."""
+        if message_id not in self.messages:
+            raise NotFound("There is no message with this id in the conversation.")
+        return list(dropwhile(lambda message: message.id != message_id, self.messages.values()))
+
+    def cut_by(self, question: Question) -> list[Message]:
+        """The messages that the question removes. Raises `NotFound`, and `ReplyInProgress` where one is in the way."""
+        match question.after:
+            case None:
+                return list(self.messages.values())
+            case str(after):
+                kept, *removed = self.since(after)
+                if kept.status == "streaming":
+                    raise ReplyInProgress(
+                        "`after` is the reply in progress: stop it first, with DELETE on the conversation's stream."
+                    )
+                return removed
+        if self.is_answering:
+            raise ReplyInProgress(
+                "A reply is in progress: read it to its end, or stop it with DELETE on the conversation's stream, "
+                "then send the message."
+            )
+        return []
+
+    def check_owed(self) -> Message:
+        """The message to answer, to replace or to join. Raises `NothingOwed`."""
+        if self.last is None:
+            raise NothingOwed("The conversation is empty: add a message first, then stream the reply.")
+        if self.last.role == "assistant" and self.last.status in ("complete", "stopped"):
+            raise NothingOwed(
+                "The last message is answered already: add a message, or delete the reply to have another one."
+            )
+        return self.last
+
+    def turns(self) -> list[tuple[str, str]]:
+        """What upstream is told, (role, content) each: the system prompt, then all that has content but failures."""
+        prompt = self.conversation.system_prompt
+        turns: list[tuple[str, str]] = [("system", prompt)] if prompt is not None else []
+        answered = (message for message in self.messages.values() if message.status != "failed")
+        return turns + [(message.role, content) for message in answered if (content := message.transcript.content)]
