@@ -16,6 +16,7 @@ import pytest
 
 from routes import routes
 from serving.settings import Settings
+from tests.clients.libraries import LIBRARIES
 from tests.support.process import ROOT, process
 from tests.test_faults import FAULTS, Fault
 
@@ -256,6 +257,10 @@ def test_the_tests_that_the_promises_name_exist() -> None:
         (named := re.findall(r"`(tests/[^`]+)`", cell)) and all((ROOT / one).exists() for one in named)
         for cell in cells
     )
+
+
+def test_the_table_of_libraries_is_that_of_their_tests() -> None:
+    assert rows("docs/clients.md", "Libraries") == [library.told for library in LIBRARIES]
 
 
 def test_the_table_of_faults_is_that_of_the_campaign() -> None:

@@ -57,6 +57,7 @@ class Cable:
         connection = asyncio.create_task(self._carry(reader, writer))
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
+        connection.add_done_callback(lambda _: writer.close())
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
@@ -82,7 +83,10 @@ class Cable:
                     passing.left = octets.index(self._mark) + self._cuts.pop(0)
                 self.pings += octets.count(b"event: ping")
                 if passing.cuts(octets, whole_ends=self._whole_ends):
-                    self._cut(writer, octets[: passing.left])
+                    writer.write(octets[: passing.left])
+                    if self._mark:
+                        await asyncio.sleep(SETTLING)  # a page forgets what it hasn't read when the connection breaks
+                    self._cut(writer)
                     return
                 passing.past(octets)
                 if START in octets:
@@ -96,10 +100,9 @@ class Cable:
         cut = self._cuts.pop(0)
         return cut if cut >= head else 0
 
-    def _cut(self, writer: asyncio.StreamWriter, last: bytes) -> None:
+    def _cut(self, writer: asyncio.StreamWriter) -> None:
         self.made += 1
         self._began = None
-        writer.write(last)
         if self.made % 2 == 0:
             connection: socket.socket = writer.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -167,10 +167,13 @@ def in_turns(cables: Sequence[Cable], turns: int) -> Script:
     return script
 
 
-def spelled(_: Sequence[Cable]) -> Script:
-    """Three words, an event each."""
+def spelled(cables: Sequence[Cable]) -> Script:
+    """Three words, an event each; the first begins when its reader has had the first event."""
 
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
+    async def script(request: UpstreamRequest, wire: Wire) -> None:
+        await wire.head()
+        cable = cables[int(request.body["messages"][-1]["content"])]
+        await eventually(lambda: cable.settled)
         for word in WORDS:
             await wire.delta(word)
             await asyncio.sleep(KEEP_ALIVE / 2)  # else they might be one event

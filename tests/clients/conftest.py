@@ -9,4 +9,4 @@ pytest.register_assert_rewrite("tests.clients.seeing")
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave them out unless they are named."""
-    return None if any("clients" in argument for argument in config.args) else True
+    return None if any("tests/clients" in argument for argument in config.args) else True

@@ -44,11 +44,12 @@ class Library:
         )
         post = "one question" if "POST" in self.methods else ""
         seen = "exact" if self.where == "browser" else ""
-        return [name, cut or "exact", post, "exact" if self.tabs else "", seen, "nothing happens", self.remark]
+        return [name, cut or "exact", post, "exact" if self.tabs else "", seen, "fine", self.remark]
 
 
-CLOSE = "close it at `done`: it comes back for ever"
-ABORT = "abort it at `done`: it tries a 204 again for ever"
+CLOSE = "close it at `done`"
+ABORT = "abort it at `done`: if the connection is lost just then, it asks for ever"
+NAMED = "a POST has to name `text/event-stream` in `Accept`"
 RESUME = "repeat the request with `Last-Event-ID`"
 REPEAT = "give the question an `id`, repeat the request, and forget the text that came before: it keeps ids to itself"
 
@@ -56,13 +57,16 @@ LIBRARIES = [
     Library("EventSource", "browser", ("GET",)),
     Library("event-source-polyfill", "browser", ("GET",)),
     Library(
-        "reconnecting-eventsource", "browser", ("GET",), remark=f"{CLOSE}; it sees ids only with `addEventListener`"
+        "reconnecting-eventsource",
+        "browser",
+        ("GET",),
+        remark=f"{CLOSE}; listen with `addEventListener`: `onmessage` keeps no ids",
     ),
     Library("@microsoft/fetch-event-source", "browser", remark=ABORT, early_id=True, tabs=True),
     Library("@fortaine/fetch-event-source", "browser", remark=ABORT, early_id=True, tabs=True),
     Library("extended-eventsource", "browser", remark=CLOSE, early_id=True),
     Library("sse.js", "browser", remark=f"`autoReconnect: true`, and {CLOSE}"),
-    Library("axios (browser)", "browser", package="axios", remark=RESUME),
+    Library("axios (browser)", "browser", package="axios", remark=f"{RESUME}; {NAMED}"),
     Library("eventsource", "node", ("GET",)),
     Library(
         "eventsource 2",
@@ -76,20 +80,20 @@ LIBRARIES = [
     Library("eventsource-client", "node"),
     Library("launchdarkly-eventsource", "node"),
     Library("eventsource-parser", "node", remark=RESUME),
-    Library("axios", "node", remark=RESUME),
+    Library("axios", "node", remark=f"{RESUME}; {NAMED}"),
     Library("@ai-sdk/provider-utils", "node", ("POST",), remark=REPEAT, whole_answer=True),
     Library("openai", "node", ("POST",), remark=REPEAT, whole_answer=True),
     Library("httpx-sse", "python", remark=RESUME),
     Library("aiohttp-sse-client2", "python", remark=f"{RESUME}, in a new `EventSource`"),
     Library("sseclient-py", "python", remark=RESUME),
     Library("requests", "python", remark=RESUME),
-    Library("requests-sse", "python", remark="close it at `done`: it raises at a 204"),
+    Library("requests-sse", "python", remark=f"{CLOSE}: it raises at a 204"),
     Library(
         "launchdarkly-eventsource (Python)",
         "python",
         ("GET",),
         package="launchdarkly-eventsource",
-        remark="close it at `done`",
+        remark=CLOSE,
     ),
     Library("openai (Python)", "python", ("POST",), package="openai", remark=REPEAT, whole_answer=True),
     Library("curl", "python", remark=f"{RESUME}; `--retry` repeats a POST, with `--retry-all-errors` and `-o`"),

@@ -128,7 +128,7 @@ async def _with_aiohttp(target: Target, events: Events) -> None:
 
 
 def with_sseclient(target: Target, events: Events) -> None:
-    def attempt(response: requests.Response) -> bool:
+    def attempt(response: Any) -> bool:  # as its documentation does, whatever its types say
         return any(events.take(event.event, event.data, event.id) for event in sseclient.SSEClient(response).events())
 
     _with_requests(target, events, attempt)
