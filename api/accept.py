@@ -36,6 +36,6 @@ def _ranges(accept: str) -> list[_Range]:
     ranges = []
     for entry in (accept or "*/*").lower().split(","):
         form, _, parameters = entry.partition(";")
-        told = re.search(r"(?:^|;)\s*q=\s*([01](?:\.\d*)?)\s*(?:;|$)", parameters)
+        told = re.search(r"(?:^|;)\s*q=\s*([01](?:\.\d*)?|\.\d+)\s*(?:;|$)", parameters)
         ranges.append(_Range(form.strip(), min(1.0, float(told[1])) if told else 1.0))
     return ranges

@@ -423,3 +423,32 @@ async def test_curl_cut_in_the_middle_is_taken_up_again_with_the_last_id(
     assert (end.json["status"], len(upstream.requests)) == ("complete", 1)
     status = await output_of("-N", "-w", "%{http_code}", "-H", f"Last-Event-ID: {end.id}", url)
     assert status == b"204"
+
+
+# Pauses
+
+HURRIED = """
+import server
+from upstream.timers import Timers
+
+server.Timers = lambda: Timers(read=1.0, delta=1.5)
+server.main()
+"""
+
+
+async def test_a_process_that_was_paused_goes_on_with_what_has_arrived(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """SIGSTOP longer than every timer, as a laptop's lid or a snapshot has it."""
+    upstream.play(gated(gate := Gate(), "one ", "two"))
+    file = tmp_path / "hurried.py"
+    file.write_text(HURRIED)
+    env = {"OPENROUTER_API_KEY": "key", "OPENROUTER_BASE_URL": upstream.base_url, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    async with process("python", str(file), env=env) as relay, relay.stream(await relay.ask()) as reader:
+        gate.open()
+        await reader.until("one ")
+        os.kill(relay.pid, signal.SIGSTOP)
+        gate.open_wide()
+        await asyncio.sleep(2.5)  # time is the subject
+        os.kill(relay.pid, signal.SIGCONT)
+        assert ((await reader.whole()).content, reader.transcript.last["status"]) == ("one two", "complete")

@@ -620,6 +620,20 @@ async def test_pings_keep_a_silent_stream_alive(
     assert (transcript.content, len(transcript.blocks)) == ("Hello", 3)
 
 
+@pytest.mark.parametrize("text", ["話" * 20_000, "😀" * 20_000, '"' * 20_000, "\x00" * 20_000], ids=ascii)
+async def test_no_line_of_a_late_reader_is_longer_than_some_clients_take(
+    upstream: ScriptedUpstream, relay: Relay, text: str
+) -> None:
+    """Go's scanner and asyncio's `readline` stop at 64 KiB."""
+    upstream.play(answer(text, pieces=1, reasoning=text))
+    conversation_id = await relay.ask()
+    await relay.read(conversation_id)
+    [_, message] = await relay.messages(conversation_id)
+    transcript = await relay.read(conversation_id, f"{message['id']}:0")
+    assert (transcript.content, transcript.reasoning) == (text, text)
+    assert max(len(line) for block in transcript.blocks for line in block.raw.splitlines()) <= 60_000
+
+
 async def test_text_that_comes_at_full_speed_is_merged_into_few_events(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
