@@ -62,10 +62,8 @@ class OpenRouter:
         if self._api_key:
             headers.append((b"Authorization", f"Bearer {self._api_key}".encode()))
         self._models = ModelsCache(self._fetch_models, timers)
-        self._models_url, self._models_headers = (
-            self._url("/models"),
-            [*headers, (b"Accept-Encoding", b"gzip, deflate")],
-        )
+        self._models_url = self._url("/models")
+        self._models_headers = [*headers, (b"Accept-Encoding", b"gzip, deflate")]
         self._completions_url = self._url("/chat/completions")
         self._completion_headers = [
             *headers,

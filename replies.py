@@ -8,7 +8,7 @@ of their own; nothing is queued for them.
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,8 @@ from openrouter import Delta, Generation, OpenRouter, UpstreamError, Values
 from serving.logs import outline
 from serving.settings import Settings
 from store import Ending, Failure, Message, NotFound, OwedReply, Question, Store, StoreFull, ended
+
+_Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ class Replies:
         """
         while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
-        return await self._started(conversation_id, self._ask(conversation_id, question, traceparent))
+        return await self._started(conversation_id, partial(self._asked, conversation_id, question), traceparent)
 
     async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
         """The reply in progress or, if there is none, the one that is owed; requests that come together share it.
@@ -130,20 +132,22 @@ class Replies:
             await asyncio.wait({beginning})
             if not beginning.exception() and await self._is_current(beginning.result()):
                 return beginning.result()
-        return await self._started(conversation_id, self._begin(conversation_id, model, traceparent))
+        return await self._started(conversation_id, partial(self._owed, conversation_id, model), traceparent)
 
     async def find(self, conversation_id: str, message_id: str) -> Reply | None:
         """The reply with this message, in progress or not; None if there is none. Raises `NotFound`."""
         await self._wait_until_begun(conversation_id)
         return await self._find(conversation_id, message_id)
 
-    async def in_progress_in(self, conversation_id: str) -> Reply | None:
+    async def in_progress_in(self, conversation_id: str) -> "_Running | None":
         """The reply in progress in this conversation, None if there is none."""
-        return await self._in_progress_in(conversation_id)
+        await self._wait_until_begun(conversation_id)
+        running = self._latest.get(conversation_id)
+        return running if running and await self._is_stored(running) else None
 
     async def stop(self, conversation_id: str) -> Message | None:
         """Stop the reply in progress and keep its text; None if there is none."""
-        running = await self._in_progress_in(conversation_id)
+        running = await self.in_progress_in(conversation_id)
         if running is None:
             return None
         running.interrupt(Ending("stopped"))
@@ -179,11 +183,6 @@ class Replies:
         if beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
 
-    async def _in_progress_in(self, conversation_id: str) -> _Running | None:
-        await self._wait_until_begun(conversation_id)
-        running = self._latest.get(conversation_id)
-        return running if running and await self._is_stored(running) else None
-
     async def _find(self, conversation_id: str, message_id: str) -> Reply | None:
         message = await self._store.message(conversation_id, message_id)
         if message is None or message.role != "assistant":
@@ -195,22 +194,22 @@ class Replies:
             message = await self._store.finish_reply(conversation_id, message_id, failed)
         return Reply(message) if message else None  # deleted meanwhile
 
-    async def _started(self, conversation_id: str, work: Coroutine[Any, Any, Reply]) -> Reply:
+    async def _started(self, conversation_id: str, owe: _Owe, traceparent: str | None) -> Reply:
         # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
-        beginning: asyncio.Task[Reply] = self._own(work)
+        beginning: asyncio.Task[Reply] = self._own(self._begin(conversation_id, owe, traceparent))
         self._begins[conversation_id] = beginning
         beginning.add_done_callback(lambda _: self._begins.pop(conversation_id))
         await asyncio.wait({beginning})
         return beginning.result()
 
-    async def _ask(self, conversation_id: str, question: Question, traceparent: str | None) -> Reply:
+    async def _begin(self, conversation_id: str, owe: _Owe, traceparent: str | None) -> Reply:
         while True:
-            owed = await self._asked(conversation_id, question)
+            owed = await owe()
             if owed.turns is not None:
                 return self._run(conversation_id, owed.message, owed.turns, traceparent)
             if reply := await self._find(conversation_id, owed.message.id):
                 return reply
-            # It was deleted after the store had told of it, perhaps with its question: ask again.
+            # It was deleted after the store had told of it: ask the store again.
 
     async def _asked(self, conversation_id: str, question: Question) -> OwedReply:
         if reply := await self._store.reply_to(conversation_id, question):
@@ -232,15 +231,6 @@ class Replies:
             return await self._store.message(running.conversation_id, running.message.id) is not None
         except NotFound:
             return False
-
-    async def _begin(self, conversation_id: str, model: str | None, traceparent: str | None) -> Reply:
-        while True:
-            owed = await self._owed(conversation_id, model)
-            if owed.turns is not None:
-                return self._run(conversation_id, owed.message, owed.turns, traceparent)
-            if reply := await self._find(conversation_id, owed.message.id):
-                return reply
-            # It was deleted after the store had told of it: look again what is owed.
 
     async def _owed(self, conversation_id: str, model: str | None) -> OwedReply:
         try:

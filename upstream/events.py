@@ -138,7 +138,7 @@ class EventParser:
         elif self._data:
             if (
                 self._data[0].lstrip().startswith(b"{")
-            ):  # JSON over several lines, of which the first alone has its field
+            ):  # JSON over several lines, only the first of which has its field
                 self._append(line)
         else:
             self._take_bare(line, events)
