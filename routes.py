@@ -190,7 +190,8 @@ async def stream_reply(request: Request) -> Response:
         raise unprocessable([{"field": "join", "message": "must be true or false"}])
     if last_event_id := _last_event_id(request):
         return await _resumed(request, last_event_id)
-    replies, reply = request.state["replies"], None
+    replies = request.state["replies"]
+    reply: Reply | None
     if join == "true":
         reply = await replies.in_progress_in(_id(request))
     else:
