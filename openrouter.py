@@ -142,7 +142,9 @@ class OpenRouter:
             await self._check(response)
             completion.begin(response.headers.get("x-generation-id"))
             completion.retry_after = retry_after_seconds(response.headers.get("retry-after"))
-            yield exchange, _reader(response, exchange)
+            read = _reader(response, exchange)
+            del response, headers  # a stream may last, and so would these
+            yield exchange, read
         finally:
             if completion.is_done:
                 exchange.finish(self._timers.rest)

@@ -124,7 +124,8 @@ class Exchange(httpx.AsyncByteStream):
             await self._arrival(self._patience, httpx.ReadTimeout)
         if self._error and not self.status:
             raise self._error
-        return httpx.Response(self.status, headers=self.headers, stream=self)
+        headers, self.headers = self.headers, []
+        return httpx.Response(self.status, headers=headers, stream=self)
 
     async def read(self) -> bytes:
         """The bytes of the body that have come since the last time, empty at the end."""
