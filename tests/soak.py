@@ -28,6 +28,8 @@ A_ROUND = 20
 """Conversations that each of them makes, one after another."""
 QUESTION = "Why is the sky blue? " * 500
 ANSWER = "Because of Rayleigh scattering. " * 2_000
+WARM_UP = 12
+"""Rounds after which the allocator has the fragments that it keeps."""
 ROOM = 0.15
 """The part by which memory may have grown: the allocator's fragments."""
 
@@ -114,7 +116,7 @@ async def soak(minutes: float, tell: Callable[[str], None] = print) -> bool:
 
         upstream.play(each_in_turn)
         tell(f"{'start':9} {await Figures.of(relay)}")
-        before = [await one_round(relay) for _ in range(3)][-1]
+        before = [await one_round(relay) for _ in range(WARM_UP)][-1]
         tell(f"{'warmed up':9} {before}")
         until = time.monotonic() + 60 * minutes
         after = before
