@@ -5,6 +5,7 @@ isn't counted. A frame is a `call` event of `sys.setprofile`: a function called,
 """
 
 import asyncio
+import socket
 import sys
 import threading
 from collections import Counter
@@ -53,7 +54,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.port: Future[int] = Future()
 
-    async def startup(self, sockets: None = None) -> None:  # type: ignore[override]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn has it."""
         await super().startup(sockets)
         self.port.set_result(self.servers[0].sockets[0].getsockname()[1])

@@ -66,7 +66,8 @@ def _value(variable: str, text: str, kind: type) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise SettingsError(f"{variable} must be {_RULE_OF_TYPE[kind][1]}.") from None
+        rule = _RULES.get(variable.lower()) or _RULE_OF_TYPE[kind]
+        raise SettingsError(f"{variable} must be {rule[1]}.") from None
 
 
 def _is_base_url(url: str) -> bool:

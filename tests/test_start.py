@@ -15,7 +15,7 @@ import pytest
 
 from server import exiting_with_one_line, load_settings
 from serving.hint import demo_hint
-from serving.settings import Settings
+from serving.settings import Settings, SettingsError
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT, RelayProcess, process
 from tests.support.relay import Relay
@@ -155,6 +155,11 @@ WRONG = {
 
 
 SECRETS = ("OPENROUTER_API_KEY", "AUTH_TOKEN")
+
+
+def test_a_port_that_is_no_number_is_told_what_a_port_may_be() -> None:
+    with pytest.raises(SettingsError, match=r"^PORT must be a port from 0 to 65535\.$"):
+        Settings.from_environ({"PORT": "80x"})
 
 
 def test_every_setting_has_values_that_it_does_not_take() -> None:
