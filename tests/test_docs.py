@@ -20,7 +20,11 @@ from tests.clients.libraries import LIBRARIES
 from tests.support.process import ROOT, process
 from tests.test_faults import FAULTS, Fault
 
-PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted(ROOT.glob("docs/*.md"))), "examples/react/README.md"]
+PAGES = [
+    f"{page.relative_to(ROOT)}"
+    for pattern in ("README.md", "docs/*.md", "examples/*/README.md")
+    for page in sorted(ROOT.glob(pattern))
+]
 
 CONTRACT: dict[str, Any] = json.loads((ROOT / "openapi.json").read_text(encoding="utf-8"))
 
@@ -39,6 +43,8 @@ TAKEN = {
     ("docs/deploy.md", "console"): 2,  # tests/container does the same through its own engine
     ("docs/design.md", "sh"): 1,
     ("docs/design.md", "text"): 1,
+    ("examples/ai-sdk/README.md", "sh"): 1,
+    ("examples/ai-sdk/README.md", "tsx"): 1,  # tests/browser/fronts.spec.ts
     ("examples/react/README.md", "sh"): 1,
     ("examples/react/README.md", "tsx"): 1,  # tests/browser/example.spec.ts
 }
