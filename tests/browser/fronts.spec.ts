@@ -136,6 +136,28 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       expect(await front.stored()).toHaveLength(4)
     })
 
+    test('what the relay tells of an answer at its end is shown: who answered, what it cost, its sources', async ({ front, page }) => {
+      const source = { type: 'url_citation', url: 'https://example.com/sky', title: 'The sky', start_index: null, end_index: null }
+      const told = { served_model: 'vendor/sky-1', provider: 'Vendor', usage: { completion_tokens: 3, cost: 0.0012 } }
+      const events = [
+        { event: 'start', message_id: 'r', model: 'openrouter/auto' },
+        { content: 'It scatters.' },
+        { done: true, message_id: 'r', status: 'complete', annotations: [source, source], ...told },
+      ]
+      await page.route(messages, (route) => {
+        if (route.request().method() !== 'POST') return route.fallback()
+        const body = events.map(({ event = 'message', ...data }, id) => `event: ${event}\ndata: ${JSON.stringify(data)}\nid: r:${id}\n\n`)
+        return route.fulfill({ contentType: 'text/event-stream', headers: { 'Access-Control-Allow-Origin': '*' }, body: body.join('') })
+      })
+      await front.open('demo/length')
+      await front.ask('Why is the sky blue?')
+      await front.ends('complete')
+      await expect(front.answer.locator('p')).toHaveText(['It scatters.'])
+      await expect(front.answer.getByRole('link')).toHaveText(['The sky'])
+      await expect(front.answer).toContainText('vendor/sky-1 · Vendor · 3 tokens · $0.0012')
+      await expectAccessible(page)
+    })
+
     test('a rate limit says how long to wait', async ({ front, page }) => {
       await front.open('demo/rate-limited')
       await front.ask('Now!')
@@ -224,5 +246,31 @@ test.describe('the README’s page', () => {
     await expectAccessible(page)
     expect(await page.locator('p').nth(1).textContent()).toBe((await front.stored())[1]!.content)
     expect(relay.generations(front.id())).toBe(1)
+  })
+})
+
+test.describe('the threads of assistant-ui', () => {
+  test.use({ frontName: 'assistant-ui' })
+
+  test('are the relay’s conversations, and one that is left goes on', async ({ front, page, relay }) => {
+    await front.open('demo/echo')
+    await front.ask(question)
+    await front.reaches(20)
+    const id = front.id()
+    const threads = page.getByRole('navigation', { name: 'Conversations' })
+    await page.getByRole('button', { name: 'New chat' }).first().click()
+    await expect(front.questions).toHaveCount(0)
+    await front.ask('Meanwhile')
+    await front.arrivesWhole()
+    await expect(threads.getByRole('button', { name: /^Repeat/ })).toBeVisible()
+    await expectAccessible(page)
+    await threads.getByRole('button', { name: /^Repeat/ }).click()
+    await expect.poll(() => front.id()).toBe(id)
+    await front.reaches(20)
+    await front.arrivesWhole()
+    await threads.getByRole('button', { name: 'Delete' }).first().click()
+    await expect.poll(async () => (await relay.counts()).conversations).toBe(1)
+    await page.reload()
+    await expect(threads.getByRole('button', { name: /^(Repeat|Meanwhile)/ })).toHaveCount(1)
   })
 })

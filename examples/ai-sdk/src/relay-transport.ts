@@ -32,13 +32,15 @@ export type RelayTransport = ChatTransport<RelayMessage> & {
   load(chatId: string): Promise<RelayMessage[]>
   /** Ends the answer and keeps what has come of it. `stop` of `useChat` only leaves it, as a tab that is closed does. */
   stop(chatId: string): Promise<void>
+  /** Any other request to the relay. Throws a `RelayError`. */
+  call(method: string, path: string, body?: object): Promise<Response>
 }
 
 type Options = {
   headers?: Record<string, string>
   /** What new conversations are made with: `default_model`, `system_prompt`, … */
   conversation?: object
-  /** Hears why something has to be tried again, and of nothing once it isn't. */
+  /** Hears why something is tried again, and of nothing once it has succeeded. */
   onWait?: (why?: RelayError) => void
 }
 
@@ -121,7 +123,8 @@ export function relayTransport(url: string, { headers, conversation, onWait }: O
   }
 
   const load = async (chatId: string) => {
-    const response = await call('GET', `/conversations/${chatId}/messages`).catch(orNone)
+    const get = () => call('GET', `/conversations/${chatId}/messages`)
+    const response = await insist(get, Infinity).catch(orNone)
     const { messages }: { messages: Stored[] } = response ? await response.json() : { messages: [] }
     known.set(chatId, new Map(messages.map(({ id }) => [id, id])))
     const last = messages.at(-1)
@@ -132,6 +135,7 @@ export function relayTransport(url: string, { headers, conversation, onWait }: O
 
   return {
     resumeStreamIsReplay: true,
+    call,
     load,
     async sendMessages({ chatId, messages, abortSignal, body }) {
       if (!known.has(chatId) && messages.length > 1) await load(chatId)

@@ -43,8 +43,8 @@ export class Front {
   async edit(question: string) {
     await this.questions.last().hover()
     await this.questions.last().getByRole('button', { name: 'Edit' }).click()
-    await this.box.last().fill(question)
-    await this.send.last().click()
+    await this.page.getByRole('textbox', { name: 'Edited message' }).or(this.box).first().fill(question)
+    await this.button('Send again').or(this.send).first().click()
     await expect(this.questions.last()).toContainText(question)
   }
 
@@ -97,15 +97,16 @@ export class Front {
 
   /** All states of the last answer's text that the page shows until the answer ends. */
   statesShown(): Promise<string[]> {
-    return this.answer.evaluate((answer: HTMLElement) => {
-      const text = () => [...answer.querySelectorAll('p')].map((p) => p.textContent).join('')
+    return this.page.evaluate(() => {
+      const answer = () => [...document.querySelectorAll<HTMLElement>('[aria-label="Answer"]')].at(-1)
+      const text = () => [...(answer()?.querySelectorAll('p') ?? [])].map((p) => p.textContent).join('')
       const states = [text()]
       return new Promise<string[]>((resolve) => {
         const onChange = () => {
           if (text() !== states.at(-1)) states.push(text())
-          if (answer.dataset.status !== 'streaming') resolve(states)
+          if ((answer()?.dataset.status ?? 'streaming') !== 'streaming') resolve(states)
         }
-        new MutationObserver(onChange).observe(answer, { subtree: true, childList: true, characterData: true, attributes: true })
+        new MutationObserver(onChange).observe(document, { subtree: true, childList: true, characterData: true, attributes: true })
         onChange()
       })
     })

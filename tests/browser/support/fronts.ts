@@ -19,6 +19,7 @@ export const fronts = {
   'ai-sdk on ai 5': { example: 'ai-sdk', packages: 'tests/browser/ai-5' },
   'ai-sdk on ai 6': { example: 'ai-sdk', packages: 'tests/browser/ai-6' },
   'ai-sdk on ai 7': { example: 'ai-sdk', packages: 'examples/ai-sdk' },
+  'assistant-ui': { example: 'assistant-ui', packages: 'examples/assistant-ui' },
   'the README of ai-sdk': { example: 'ai-sdk', packages: 'examples/ai-sdk', fromReadme: true },
 } satisfies Record<string, Front>
 
@@ -34,8 +35,10 @@ export async function build(name: FrontName) {
   const app = `${root}${packages}/dist/${name.replaceAll(' ', '-')}`
   rmSync(app, { recursive: true, force: true })
   for (const part of ['src', 'index.html']) cpSync(`${source}/${part}`, `${app}/${part}`, { recursive: true })
+  cpSync(`${root}examples/ai-sdk/src/relay-transport.ts`, `${app}/src/relay-transport.ts`) // as somebody copies it
+  const shown = readFileSync(`${source}/README.md`, 'utf8').match(/^```tsx\n(.*?)^```$/ms)![1]!
+  writeFileSync(`${app}/src/${fromReadme ? 'App' : 'Readme'}.tsx`, shown)
   if (fromReadme) {
-    writeFileSync(`${app}/src/App.tsx`, readFileSync(`${source}/README.md`, 'utf8').match(/^```tsx\n(.*?)^```$/ms)![1]!)
     const main = readFileSync(`${app}/src/main.tsx`, 'utf8')
     writeFileSync(`${app}/src/main.tsx`, main.replace('{ App }', 'App'))
   }
