@@ -20,7 +20,7 @@ test('the example builds', async ({}, testInfo) => {
 test('the hook’s files and the README’s component are all that another app needs, and render on a server', async ({}, testInfo) => {
   const app = testInfo.outputPath('app')
   mkdirSync(app)
-  for (const file of ['useChat.ts', 'follow.ts', 'relay.ts', 'api.d.ts']) copyFileSync(`${example}/src/${file}`, `${app}/${file}`)
+  for (const file of ['useRelayChat.ts', 'useReading.ts', 'follow.ts', 'relay.ts', 'types.ts']) copyFileSync(`${example}/src/${file}`, `${app}/${file}`)
   const readme = readFileSync(`${example}/README.md`, 'utf8')
   writeFileSync(`${app}/Chat.tsx`, readme.match(/^```tsx\n(.*?)^```$/ms)![1]!)
   writeFileSync(`${app}/tsconfig.json`, `{ "extends": "${example}/tsconfig.json", "include": ["."] }`)

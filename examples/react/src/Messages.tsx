@@ -2,7 +2,7 @@ import { useEffect, useState } from 'react'
 import { CopyButton } from './CopyButton'
 import { Icon } from './Icon'
 import { Markdown } from './Markdown'
-import type { Message } from './relay'
+import type { Citation, Message } from './types'
 
 type QuestionProps = { message: Message; edited: boolean; onEdit?: () => void }
 
@@ -21,11 +21,17 @@ export function Question({ message, edited, onEdit }: QuestionProps) {
   )
 }
 
-type AnswerProps = { message: Message; model?: string; writing: boolean; onRegenerate?: () => void }
+type AnswerProps = { message: Message; older?: Message[]; model?: string; writing: boolean; onRegenerate?: () => void }
 
-/** `model` is the one that would answer next; `onRegenerate` is there if this answer may be replaced. */
-export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
-  const { content, reasoning, error } = message
+/**
+ * `older` are the answers that this one has replaced, to look at; `model` is the one that would answer next;
+ * `onRegenerate` is there if this answer may be replaced.
+ */
+export function Answer({ message: newest, older = [], model, writing, onRegenerate }: AnswerProps) {
+  const versions = [...older, newest]
+  const [chosen, setChosen] = useState<number>()
+  const message = (!writing && chosen !== undefined && versions[chosen]) || newest
+  const { content, reasoning, error, annotations } = message
   return (
     <article
       className={writing ? 'answer writing' : 'answer'}
@@ -33,17 +39,14 @@ export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
       aria-busy={writing}
       data-status={message.status}
     >
-      {reasoning && (
-        <details>
-          <summary>{writing && !content ? 'Thinking …' : 'Reasoning'}</summary>
-          <Markdown text={reasoning} />
-        </details>
-      )}
+      {reasoning && <Reasoning key={message.id} text={reasoning} isComing={writing && !content} />}
       {content && <Markdown text={content} />}
       {writing && !content && <Typing />}
+      {annotations && <Sources of={annotations} />}
       {error && <Failure error={error} other={model !== message.model ? model : undefined} onRetry={onRegenerate} />}
       {!writing && (
         <footer>
+          {older.length > 0 && <Versions count={versions.length} shown={versions.indexOf(message)} onShow={setChosen} />}
           <span>{facts(message).join(' · ')}</span>
           {content && <CopyButton label="Copy the answer" text={() => content} />}
           {onRegenerate && !error && (
@@ -54,6 +57,51 @@ export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
         </footer>
       )}
     </article>
+  )
+}
+
+/** Open while it comes; then it says how long that took, if this page has seen it come. */
+function Reasoning({ text, isComing }: { text: string; isComing: boolean }) {
+  const [seconds, setSeconds] = useState<number>()
+  useEffect(() => {
+    if (!isComing) return
+    const began = Date.now()
+    return () => setSeconds(Math.max(1, Math.round((Date.now() - began) / 1000)))
+  }, [isComing])
+  return (
+    <details open={isComing}>
+      <summary>{isComing ? 'Thinking …' : seconds === undefined ? 'Reasoning' : `Thought for ${seconds} s`}</summary>
+      <Markdown text={text} />
+    </details>
+  )
+}
+
+function Sources({ of }: { of: Citation[] }) {
+  const pages = new Map(of.map(({ url, title }) => [url, title]))
+  return (
+    <ul className="sources" aria-label="Sources">
+      {[...pages].map(([url, title]) => (
+        <li key={url}>
+          <a href={url} target="_blank" rel="noopener noreferrer nofollow">
+            {title || url}
+          </a>
+        </li>
+      ))}
+    </ul>
+  )
+}
+
+function Versions({ count, shown, onShow }: { count: number; shown: number; onShow: (index: number) => void }) {
+  return (
+    <span className="versions" role="group" aria-label="Versions of the answer">
+      <button className="quiet" disabled={shown === 0} onClick={() => onShow(shown - 1)} aria-label="Earlier version">
+        ‹
+      </button>
+      {shown + 1}/{count}
+      <button className="quiet" disabled={shown === count - 1} onClick={() => onShow(shown + 1)} aria-label="Later version">
+        ›
+      </button>
+    </span>
   )
 }
 
@@ -119,11 +167,12 @@ const endings: Record<string, string> = {
 }
 
 /** What is to say under an answer: how it ended if not well, the model, tokens, cost. */
-function facts({ status, content, model, finish_reason, usage }: Message): string[] {
+function facts({ status, content, model, served_model, provider, finish_reason, usage }: Message): string[] {
   return [
     endings[status] ?? endings[finish_reason ?? ''],
     status === 'complete' && !content && 'no text',
-    model,
+    served_model ?? model,
+    provider,
     usage && `${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out`,
     usage?.cost != null && dollars.format(usage.cost),
   ].filter((fact) => typeof fact === 'string')

@@ -1,5 +1,6 @@
 import { refusalOf, relayUrl } from './relay'
-import type { Message, Problem, ReasoningEvent, ReplyEvent } from './relay'
+import type { Problem } from './relay'
+import type { Message, ReasoningEvent, ReplyEvent } from './types'
 
 /**
  * Follows a reply in progress from where it has been read to; returns how to leave it. Nothing is started by it.
@@ -20,16 +21,19 @@ export function follow(
   const grow = (fields: Partial<Message>) => onReply((reply = { ...reply, ...fields }))
 
   source.onopen = () => onReply(reply)
-  source.addEventListener('reasoning', ({ data }) => {
+  source.addEventListener('reasoning', ({ data, lastEventId }) => {
     const event: ReasoningEvent = JSON.parse(data)
-    grow({ reasoning: (reply.reasoning ?? '') + event.reasoning })
+    grow({ reasoning: (reply.reasoning ?? '') + event.reasoning, last_event_id: lastEventId })
   })
-  source.onmessage = ({ data }) => {
+  source.onmessage = ({ data, lastEventId }) => {
     const event: ReplyEvent = JSON.parse(data)
-    if ('content' in event) return grow({ content: reply.content + event.content })
+    if ('content' in event) return grow({ content: reply.content + event.content, last_event_id: lastEventId })
     source.close() // or it would connect again
     if ('error' in event) grow({ status: 'failed', error: event.error })
-    else grow({ status: event.status, finish_reason: event.finish_reason, usage: event.usage })
+    else {
+      const { status, finish_reason, usage, served_model, provider, annotations } = event
+      grow({ status, finish_reason, usage, served_model, provider, annotations })
+    }
   }
   source.onerror = async () => {
     if (source.readyState === EventSource.CLOSED) onProblem(await refusalOf(path))
