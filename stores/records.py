@@ -7,7 +7,7 @@ import io
 import json
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import EllipsisType
@@ -75,6 +75,21 @@ class Transcript:
         self.length = len(text or "")  # characters
         self.size = byte_size(text)  # bytes of UTF-8
         self.on_growth: Callable[[], None] | None = None
+
+    @classmethod
+    def of(cls, text: str, switches: Sequence[int], *, grows: bool) -> "Transcript":
+        """The one that had these `parts()`."""
+        transcript = cls(None if grows else text)
+        for number, (start, end) in enumerate(pairwise([0, *switches, len(text)] if grows else ())):
+            transcript.append(_KINDS[number % 2], text[start:end])
+        if not grows:
+            transcript._switches.extend(switches)
+        return transcript
+
+    def parts(self) -> tuple[str, list[int]]:
+        """All of it, content and reasoning, and the positions at which one changes to the other."""
+        text = self._whole() if self._growing is None else self._growing.getvalue()
+        return text, list(self._switches)
 
     def append(self, kind: Kind, text: str) -> None:
         """Add `text` at the end."""
@@ -161,7 +176,7 @@ class Message:
     id: str
     role: Role
     transcript: Transcript
-    model: str | None
+    model: str | None = None
     timestamp: str
     status: Status = "complete"
     finish_reason: str | None = None
