@@ -27,7 +27,18 @@ from api.shapes import conversation_fields, message_fields
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Reply, Unavailable
 from serving.settings import Settings
-from store import IdTaken, Message, NotFound, NothingOwed, Question, Repeated, ReplyInProgress, Store, StoreFull
+from store import (
+    IdTaken,
+    Message,
+    NotFound,
+    NothingOwed,
+    Question,
+    Repeated,
+    ReplyInProgress,
+    Store,
+    StoreFull,
+    StoreUnavailable,
+)
 
 VERSION = "0.1.0"
 
@@ -55,14 +66,16 @@ Request = StarletteRequest[State]
 
 async def index(request: Request) -> Response:
     links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health", "models": "/models"}
-    return JSONResponse({"name": "chat-relay", "version": VERSION, **links})
+    return JSONResponse({"name": "chat-relay", "version": VERSION, "engine": request.state["store"].engine, **links})
 
 
 async def health(request: Request) -> Response:
-    replies = request.state["replies"]
-    conversations, messages = await request.state["store"].counts()
+    store, replies = request.state["store"], request.state["replies"]
+    conversations, messages = await store.counts()
     body = {
         "status": "draining" if replies.draining else "ok",
+        "engine": store.engine,
+        "store": "ok" if store.is_reachable else "unreachable",
         "conversations": conversations,
         "messages": messages,
         "replies_in_progress": replies.in_progress,
@@ -126,7 +139,6 @@ async def update_conversation(request: Request) -> Response:
 
 async def delete_conversation(request: Request) -> Response:
     await request.state["store"].delete_conversation(_id(request))
-    await request.state["replies"].forget(_id(request))
     return Response(status_code=204)
 
 
@@ -151,8 +163,6 @@ async def add_message(request: Request) -> Response:
         message = await store.add_user_message(_id(request), question)
     except Repeated as repeated:
         return JSONResponse(message_fields(repeated.found))
-    if question.after is not ...:
-        await replies.forget(_id(request))
     return JSONResponse(message_fields(message), status_code=201)
 
 
@@ -173,7 +183,6 @@ async def _one_by_one(messages: Sequence[Message]) -> AsyncGenerator[bytes, None
 
 async def delete_messages(request: Request) -> Response:
     await request.state["store"].delete_messages_from(_id(request), request.path_params["message_id"])
-    await request.state["replies"].forget(_id(request))
     return Response(status_code=204)
 
 
@@ -207,7 +216,10 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
     reply = await request.state["replies"].find(_id(request), message_id)
     if reply is None or position is None:
         return Response(status_code=204)
-    if position > reply.message.transcript.length:
+    length = reply.message.transcript.length
+    if position > length and reply.message.status == "failed":
+        position = length  # a power cut has taken what the reader had
+    if position > length:
         raise Rejected(400, "`Last-Event-ID` can't be right: the reply has fewer characters than it says.")
     return _reply_response(request, reply, position)
 
@@ -251,6 +263,7 @@ STATUS_OF: dict[type[Exception], int] = {
     NothingOwed: 409,
     IdTaken: 409,
     StoreFull: 507,
+    StoreUnavailable: 503,
     Unavailable: 503,
     ClientDisconnect: 400,  # nobody is there to read it
 }
@@ -258,8 +271,9 @@ STATUS_OF: dict[type[Exception], int] = {
 
 async def problem_of(request: StarletteRequest, error: Exception) -> Response:
     """The response to any exception in the table."""
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else None
-    return problem(STATUS_OF[type(error)], str(error) or "The client left.", headers=headers)
+    status = STATUS_OF[type(error)]
+    headers = {"Retry-After": str(getattr(error, "retry_after", RETRY_AFTER))} if status == 503 else None
+    return problem(status, str(error) or "The client left.", headers=headers)
 
 
 async def rejection(request: StarletteRequest, error: Exception) -> Response:
