@@ -2,7 +2,7 @@ import { expectAccessible } from './support/axe'
 import { expectBeginnings, words } from './support/chat'
 import { testFront as test } from './support/front'
 import { fronts, type FrontName } from './support/fronts'
-import { actionsOf, expect, hold, lose } from './support/test'
+import { actionsOf, expect, hold, inFile, lose } from './support/test'
 
 const question = `Repeat: ${words(60)}`
 const messages = /\/messages$/
@@ -215,6 +215,33 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
         await front.hide(false)
         await front.arrivesWhole()
         expect(await front.stored()).toHaveLength(2)
+      })
+
+      test.describe('when a relay with a file restarts', () => {
+        test.use({ settings: inFile })
+
+        test('an answer in the middle keeps what was seen of it, says so, and can be had again', async ({ front, page, relay }) => {
+          await front.open('demo/echo')
+          await front.ask(question)
+          await front.reaches(50)
+          const seen = await front.text()
+          await relay.process.stop('SIGKILL')
+          await relay.process.start()
+          await front.ends('failed')
+          const stored = await front.stored()
+          expect(stored.map(({ status }) => status)).toEqual(['complete', 'failed'])
+          for (const load of [1, 2]) {
+            await expect(front.alert).toContainText('restarted')
+            expect(await front.text()).toBe(stored[1]!.content)
+            if (load === 1) await page.reload()
+            await front.ends('failed')
+          }
+          expect(stored[1]!.content.slice(0, seen.length)).toBe(seen)
+          await front.button('Try again').click()
+          await front.reaches(50)
+          await front.arrivesWhole(2)
+          expect(await front.stored()).toHaveLength(2)
+        })
       })
 
       for (const [fate, isTaken] of [['before', false], ['after', true]] as const) {

@@ -1,4 +1,6 @@
 import { execFile } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { promisify } from 'node:util'
 import { test as base, type BrowserContext, type Page } from '@playwright/test'
 import { Cable } from './cable'
@@ -70,6 +72,13 @@ export const testWithOwnRelay = testWithDetours.extend<{ settings: Record<string
   },
   detours: ({ cable }, use) => use({ 'localhost:8001': cable.port }),
 })
+
+/** The settings of a relay that keeps its conversations in a file. */
+export const inFile = async ({}, use: (settings: Record<string, string>) => Promise<void>) => {
+  const folder = mkdtempSync(`${tmpdir()}/chat-`)
+  await use({ STORE_URL: `sqlite:///${folder}/chat.db` })
+  rmSync(folder, { recursive: true })
+}
 
 /** With a Vite that passes `/api` on, run by this script, on an origin that the relay doesn't list. */
 export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview' }>({
