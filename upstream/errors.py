@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
-NO_STREAM = "Upstream answered with something other than an event stream: check OPENROUTER_BASE_URL."
+NO_STREAM = "Upstream answered with something other than an event stream, so check OPENROUTER_BASE_URL."
 
 
 class UpstreamError(Exception):
@@ -58,7 +58,7 @@ class UpstreamBroken(UpstreamError):
     """Upstream's answer can't be used: cut off, unreadable, or no stream at all. `said` are its words, redacted."""
 
     def __init__(self, message: str, said: str = "") -> None:
-        super().__init__(502, f"{message} Upstream said: {said}" if said else message, retryable=True)
+        super().__init__(502, f"{message.removesuffix('.')}: {said}" if said else message, retryable=True)
         self.said = said
 
 

@@ -72,7 +72,7 @@ export function relayTransport(url: string, { headers, conversation, onWait }: O
     const own = { Accept: 'text/event-stream, application/json', ...(body && { 'Content-Type': 'application/json' }) }
     const init = { method, headers: { ...own, ...headers }, body: body && JSON.stringify(body), signal }
     const response = await fetch(url + path, init).catch((error: unknown) => {
-      throw signal?.aborted ? error : new RelayError(0, `Can’t reach the relay at ${url}. Is it running?`, 1)
+      throw signal?.aborted ? error : unreachable(url)
     })
     if (!response.ok) throw await refusal(response)
     return response
@@ -253,6 +253,12 @@ function streamOf<T>(chunks: AsyncGenerator<T>): ReadableStream<T> {
       await chunks.return(undefined)
     },
   })
+}
+
+function unreachable(url: string): RelayError {
+  const { origin } = globalThis.location ?? {} // a browser doesn't tell the one from the other
+  const refused = origin && origin !== new URL(url, origin).origin ? ` If so, is ${origin} in its CORS_ORIGINS?` : ''
+  return new RelayError(0, `Can’t reach the relay at ${url}. Is it running?${refused}`, 1)
 }
 
 async function refusal(response: Response): Promise<RelayError> {

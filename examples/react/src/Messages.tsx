@@ -134,7 +134,12 @@ function Failure({ error, other, onRetry }: FailureProps) {
     <div className="failure">
       <p role={onRetry && 'alert'}>
         {error.message}
-        {onRetry && !error.retryable && !other && ' Choose another model, or edit your message.'}
+        {onRetry && !error.retryable && !other && (
+          <>
+            <br />
+            Choose another model, or edit your message.
+          </>
+        )}
       </p>
       {onRetry && (error.retryable || other) && (
         <button onClick={onRetry} disabled={left > 0}>

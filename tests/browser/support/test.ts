@@ -81,9 +81,10 @@ export const inFile = async ({}, use: (settings: Record<string, string>) => Prom
 }
 
 /** With a Vite that passes `/api` on, run by this script, on an origin that the relay doesn't list. */
-export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview' }>({
+export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview'; viteEnv: Record<string, string> }>({
   script: ['dev:proxy', { option: true }],
-  baseURL: async ({ script }, use, testInfo) => {
+  viteEnv: {},
+  baseURL: async ({ script, viteEnv }, use, testInfo) => {
     const port = String(await freePort())
     const dist = ['--outDir', testInfo.outputPath('dist')]
     const command = ['npm', 'run', script, '--', '--host', '127.0.0.1', '--port', port]
@@ -91,7 +92,7 @@ export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview' }>(
       await promisify(execFile)('npm', ['run', 'build', '--', '--mode', 'proxy', ...dist], { cwd: example })
       command.push(...dist)
     }
-    const vite = new Program(`http://127.0.0.1:${port}`, command, {}, example)
+    const vite = new Program(`http://127.0.0.1:${port}`, command, viteEnv, example)
     await vite.start()
     await use(vite.url)
     await vite.stop()
