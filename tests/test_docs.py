@@ -39,6 +39,7 @@ TAKEN = {
     ("docs/clients.md", "python"): 1,
     ("docs/clients.md", "js"): 2,  # one runs in tests/browser/origins.spec.ts
     ("docs/clients.md", "powershell"): 1,
+    ("docs/clients.md", "tsx"): 3,  # tests/browser/support/fronts.ts, tests/browser/example.spec.ts
     ("docs/clients.md", "console"): 1,
     ("docs/deploy.md", "console"): 2,  # tests/container does the same through its own engine
     ("docs/design.md", "sh"): 1,

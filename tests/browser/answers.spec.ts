@@ -72,6 +72,18 @@ testWithOwnRelay('a ping, after 15 s of silence, is no trouble and no text', asy
   expect(relay.generations(chat.id())).toBe(1)
 })
 
+testWithOwnRelay('an answer that is over before the page has followed it is shown all the same', async ({ chat, page, relay }) => {
+  await chat.openExisting({ default_model: 'demo/length' })
+  const release = await hold(page, 'GET', /\/stream\?/)
+  await chat.ask('Quick?')
+  await expect.poll(async () => (await relay.counts()).replies_in_progress).toBe(0)
+  release()
+  await chat.ends('complete')
+  await chat.showsWhatIsStored()
+  await expect(chat.notice).toHaveCount(0)
+  expect(relay.generations(chat.id())).toBe(1)
+})
+
 test('an edited question takes the place of the old one and of all that followed it', async ({ chat }) => {
   await chat.open('demo/length')
   await chat.ask('Original')

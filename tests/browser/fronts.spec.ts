@@ -4,7 +4,7 @@ import { testFront as test } from './support/front'
 import { fronts, type FrontName } from './support/fronts'
 import { actionsOf, expect, hold, inFile, lose } from './support/test'
 
-const question = `Repeat: ${words(60)}`
+const question = `Repeat: ${words(20)}`
 const messages = /\/messages$/
 
 for (const frontName of Object.keys(fronts).filter((name) => !name.includes('README')) as FrontName[]) {
@@ -136,28 +136,6 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       expect(await front.stored()).toHaveLength(4)
     })
 
-    test('what the relay tells of an answer at its end is shown: who answered, what it cost, its sources', async ({ front, page }) => {
-      const source = { type: 'url_citation', url: 'https://example.com/sky', title: 'The sky', start_index: null, end_index: null }
-      const told = { served_model: 'vendor/sky-1', provider: 'Vendor', usage: { completion_tokens: 3, cost: 0.0012 } }
-      const events = [
-        { event: 'start', message_id: 'r', model: 'openrouter/auto' },
-        { content: 'It scatters.' },
-        { done: true, message_id: 'r', status: 'complete', annotations: [source, source], ...told },
-      ]
-      await page.route(messages, (route) => {
-        if (route.request().method() !== 'POST') return route.fallback()
-        const body = events.map(({ event = 'message', ...data }, id) => `event: ${event}\ndata: ${JSON.stringify(data)}\nid: r:${id}\n\n`)
-        return route.fulfill({ contentType: 'text/event-stream', headers: { 'Access-Control-Allow-Origin': '*' }, body: body.join('') })
-      })
-      await front.open('demo/length')
-      await front.ask('Why is the sky blue?')
-      await front.ends('complete')
-      await expect(front.answer.locator('p')).toHaveText(['It scatters.'])
-      await expect(front.answer.getByRole('link')).toHaveText(['The sky'])
-      await expect(front.answer).toContainText('vendor/sky-1 · Vendor · 3 tokens · $0.0012')
-      await expectAccessible(page)
-    })
-
     test('a rate limit says how long to wait', async ({ front, page }) => {
       await front.open('demo/rate-limited')
       await front.ask('Now!')
@@ -188,12 +166,63 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       expect(front.relay.generations(front.id())).toBe(2)
     })
 
-    test.describe('on a bad network', () => {
+    test.describe('when a relay with a file restarts', () => {
+      test.use({ settings: inFile, mayComplain: /net::ERR_|Failed to load resource/ })
+
+      test('an answer in the middle keeps what was seen of it, says so, and can be had again', async ({ front, page, relay }) => {
+        await front.open('demo/echo')
+        await front.ask(question)
+        await front.reaches(50)
+        const seen = await front.text()
+        await relay.process.stop('SIGKILL')
+        await relay.process.start()
+        await front.ends('failed')
+        const stored = await front.stored()
+        expect(stored.map(({ status }) => status)).toEqual(['complete', 'failed'])
+        for (const load of [1, 2]) {
+          await expect(front.alert).toContainText('restarted')
+          expect(await front.text()).toBe(stored[1]!.content)
+          if (load === 1) await page.reload()
+          await front.ends('failed')
+        }
+        expect(stored[1]!.content.slice(0, seen.length)).toBe(seen)
+        await front.button('Try again').click()
+        await front.reaches(50)
+        await front.arrivesWhole(2)
+        expect(await front.stored()).toHaveLength(2)
+      })
+    })
+
+    if (/ [56]$/.test(frontName)) return // what follows is the transport's alone, whatever it runs on
+
+    test('what the relay tells of an answer at its end is shown: who answered, what it cost, its sources', async ({ front, page }) => {
+      const source = { type: 'url_citation', url: 'https://example.com/sky', title: 'The sky', start_index: null, end_index: null }
+      const told = { served_model: 'vendor/sky-1', provider: 'Vendor', usage: { completion_tokens: 3, cost: 0.0012 } }
+      const events = [
+        { event: 'start', message_id: 'r', model: 'openrouter/auto' },
+        { content: 'It scatters.' },
+        { done: true, message_id: 'r', status: 'complete', annotations: [source, source], ...told },
+      ]
+      await page.route(messages, (route) => {
+        if (route.request().method() !== 'POST') return route.fallback()
+        const body = events.map(({ event = 'message', ...data }, id) => `event: ${event}\ndata: ${JSON.stringify(data)}\nid: r:${id}\n\n`)
+        return route.fulfill({ contentType: 'text/event-stream', headers: { 'Access-Control-Allow-Origin': '*' }, body: body.join('') })
+      })
+      await front.open('demo/length')
+      await front.ask('Why is the sky blue?')
+      await front.ends('complete')
+      await expect(front.answer.locator('p')).toHaveText(['It scatters.'])
+      await expect(front.answer.getByRole('link')).toHaveText(['The sky'])
+      await expect(front.answer).toContainText('vendor/sky-1 · Vendor · 3 tokens · $0.0012')
+      await expectAccessible(page)
+    })
+
+    test.describe('on a network that breaks', () => {
       test.use({ mayComplain: /net::ERR_|Failed to load resource/ })
 
       test('two resets in the middle lose nothing and double nothing', async ({ front, cable }) => {
         await front.open('demo/echo')
-        await front.ask(`Repeat: ${words(100)}`)
+        await front.ask(question)
         await front.reaches(10)
         const states = front.statesShown()
         for (const length of [30, 150]) {
@@ -215,33 +244,6 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
         await front.hide(false)
         await front.arrivesWhole()
         expect(await front.stored()).toHaveLength(2)
-      })
-
-      test.describe('when a relay with a file restarts', () => {
-        test.use({ settings: inFile })
-
-        test('an answer in the middle keeps what was seen of it, says so, and can be had again', async ({ front, page, relay }) => {
-          await front.open('demo/echo')
-          await front.ask(question)
-          await front.reaches(50)
-          const seen = await front.text()
-          await relay.process.stop('SIGKILL')
-          await relay.process.start()
-          await front.ends('failed')
-          const stored = await front.stored()
-          expect(stored.map(({ status }) => status)).toEqual(['complete', 'failed'])
-          for (const load of [1, 2]) {
-            await expect(front.alert).toContainText('restarted')
-            expect(await front.text()).toBe(stored[1]!.content)
-            if (load === 1) await page.reload()
-            await front.ends('failed')
-          }
-          expect(stored[1]!.content.slice(0, seen.length)).toBe(seen)
-          await front.button('Try again').click()
-          await front.reaches(50)
-          await front.arrivesWhole(2)
-          expect(await front.stored()).toHaveLength(2)
-        })
       })
 
       for (const [fate, isTaken] of [['before', false], ['after', true]] as const) {
@@ -267,9 +269,9 @@ test.describe('the README’s page', () => {
     await page.goto('/')
     await front.box.fill(question)
     await front.box.press('Enter')
-    await expect(page.locator('p').nth(1)).toContainText(' w10')
+    await expect(page.locator('p').nth(1)).toContainText(' w9')
     await page.reload()
-    await expect(page.locator('p').nth(1)).toContainText(/w59.*trouble\.$/s)
+    await expect(page.locator('p').nth(1)).toContainText(/w19.*trouble\.$/s)
     await expectAccessible(page)
     expect(await page.locator('p').nth(1).textContent()).toBe((await front.stored())[1]!.content)
     expect(relay.generations(front.id())).toBe(1)

@@ -82,15 +82,15 @@ export function relayTransport(url: string, { headers, conversation, onWait }: O
   const insist = async (send: () => Promise<Response>, tries: number, leave?: AbortSignal, giveUp = leave) => {
     for (let wait = 1; ; wait = Math.min(2 * wait, LONGEST)) {
       try {
-        const response = await send()
-        onWait?.()
-        return response
+        return await send()
       } catch (error) {
         if (!(error instanceof RelayError && error.retryAfter) || --tries <= 0) throw error
-        if (!giveUp?.aborted) onWait?.(error)
+        onWait?.(error)
         await pause(Math.max(wait, error.retryAfter), giveUp)
         leave?.throwIfAborted()
         giveUp?.throwIfAborted()
+      } finally {
+        onWait?.()
       }
     }
   }

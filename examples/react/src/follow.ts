@@ -7,14 +7,15 @@ import type { Message, ReasoningEvent, ReplyEvent } from './types'
  *
  * `onReply` gets the message as far as it has come, last with a status other than `streaming`. A lost connection is
  * taken up again by EventSource itself, which sends the last id: what follows is exactly the rest, so it is appended.
- * `onLost` hears of it. `onProblem` gets the reason if the relay refused and EventSource has given up.
+ * `onLost` hears of it. `onProblem` gets the reason if EventSource has given up, none if the relay has
+ * nothing to send: the reply is over, or gone.
  */
 export function follow(
   id: string,
   reply: Message,
   onReply: (reply: Message) => void,
   onLost: () => void,
-  onProblem: (problem: Problem) => void,
+  onProblem: (problem?: Problem) => void,
 ): () => void {
   const path = `/conversations/${id}/stream?join=true&last_event_id=${encodeURIComponent(reply.last_event_id ?? '')}`
   const source = new EventSource(relayUrl + path)
@@ -35,11 +36,16 @@ export function follow(
       grow({ status, finish_reason, usage, served_model, provider, annotations })
     }
   }
+  let isLeft = false
   source.onerror = async () => {
-    if (source.readyState === EventSource.CLOSED) onProblem(await refusalOf(path))
-    else onLost()
+    if (source.readyState !== EventSource.CLOSED) return onLost()
+    const problem = await refusalOf(path)
+    if (!isLeft) onProblem(problem)
   }
-  return () => source.close()
+  return () => {
+    isLeft = true
+    source.close()
+  }
 }
 
 /** The reply in progress, if there is one. */

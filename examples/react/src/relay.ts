@@ -96,15 +96,12 @@ export const newId = () =>
 /** The message that was stopped, none if no reply is in progress. */
 export const stopReply = (id: string) => request<Message | undefined>('DELETE', `/conversations/${id}/stream`)
 
-/** Why a stream was refused, which `EventSource` doesn't tell: it is asked for once more. */
-export async function refusalOf(path: string): Promise<Problem> {
+/** Why a stream was refused, which `EventSource` doesn't tell: it is asked for once more. None if there is nothing to send. */
+export async function refusalOf(path: string): Promise<Problem | undefined> {
   try {
-    const response = await fetch(relayUrl + path, { headers: { Accept: 'text/event-stream' } })
-    if (!response.ok) return await problemOf(response)
-    await response.body?.cancel()
-    return new Problem(0, 'The answer can’t be followed right now.', SOON) // or it is gone: 204
-  } catch {
-    return unreachable()
+    await begin('GET', path)
+  } catch (problem) {
+    return problem as Problem
   }
 }
 

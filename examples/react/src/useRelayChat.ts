@@ -1,4 +1,4 @@
-import { useCallback, useEffect, useRef, useState } from 'react'
+import { useCallback, useEffect, useReducer, useRef, useState } from 'react'
 import { follow, inProgress } from './follow'
 import { ask, begin, getMessages, newId, Problem, request, stopReply } from './relay'
 import type { Begun, Question } from './relay'
@@ -35,6 +35,8 @@ export function useRelayChat({ id = '', onCreate, model, onChange }: Options) {
   const [problem, setProblem] = useState('') // with the last action
   const asked = useRef<Asked>(undefined) // and not seen to have arrived: if it is sent again, it keeps its ids
   const open = useRef(id)
+  const broken = useRef(false) // the stream was refused: once all has been read, it is followed anew
+  const [turn, followAnew] = useReducer((turn: number) => turn + 1, 0)
   const made = useRef('') // by the last question, which is all there is to read
   useEffect(() => {
     open.current = id
@@ -46,10 +48,11 @@ export function useRelayChat({ id = '', onCreate, model, onChange }: Options) {
       const messages = await getMessages(id, signal)
       setRead((read) => ({ id, messages: messages.map((one) => later(one, read.messages)), gone: false }))
       if (!inProgress(messages)) setLost('')
+      if (broken.current) followAnew()
     },
     [id],
   )
-  const { trouble, refresh, round } = useReading(readMessages, ({ status, message }) => {
+  const { trouble, refresh } = useReading(readMessages, ({ status, message }) => {
     if (status !== 404) return message
     setLost('')
     setRead((read) => ({ id, messages: read.id === id ? read.messages : [], gone: true }))
@@ -65,6 +68,7 @@ export function useRelayChat({ id = '', onCreate, model, onChange }: Options) {
   })
   useEffect(() => {
     const from = latest.current
+    broken.current = false
     if (hidden || !replyId || !from) return
     const onReply = (reply: Message) => {
       setLost('')
@@ -73,16 +77,17 @@ export function useRelayChat({ id = '', onCreate, model, onChange }: Options) {
     }
     const onLost = () => setLost('The connection is lost. The answer goes on as soon as it is back …')
     let timer = 0
-    const onProblem = ({ message, retryAfter = 0 }: Problem) => {
-      setLost(message)
-      timer = window.setTimeout(refresh, retryAfter * 1000) // reading finds out what has become of it
+    const onProblem = (problem?: Problem) => {
+      broken.current = true
+      if (problem) setLost(problem.message)
+      timer = window.setTimeout(refresh, (problem?.retryAfter ?? 0) * 1000) // reading finds out what has become of it
     }
     const leave = follow(id, from, onReply, onLost, onProblem)
     return () => {
       leave()
       clearTimeout(timer)
     }
-  }, [id, replyId, hidden, round, refresh])
+  }, [id, replyId, hidden, turn, refresh])
 
   /** Changes something at the relay; false if it refused, and then all is read again. */
   const act = async (change: () => Promise<unknown>): Promise<boolean> => {

@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process'
 import { cpSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { promisify } from 'node:util'
-import { root } from './paths'
+import { root, shownFor } from './paths'
 
 const run = promisify(execFile)
 
@@ -36,9 +36,10 @@ export async function build(name: FrontName) {
   rmSync(app, { recursive: true, force: true })
   for (const part of ['src', 'index.html']) cpSync(`${source}/${part}`, `${app}/${part}`, { recursive: true })
   cpSync(`${root}examples/ai-sdk/src/relay-transport.ts`, `${app}/src/relay-transport.ts`) // as somebody copies it
-  const shown = readFileSync(`${source}/README.md`, 'utf8').match(/^```tsx\n(.*?)^```$/ms)![1]!
-  writeFileSync(`${app}/src/${fromReadme ? 'App' : 'Readme'}.tsx`, shown)
+  const [shown = '', ...others] = [`examples/${example}/README.md`, 'docs/clients.md'].flatMap((page) => shownFor(`${app}/src`, page))
+  for (const [number, code] of [shown, ...others].entries()) writeFileSync(`${app}/src/Shown${number}.tsx`, code)
   if (fromReadme) {
+    writeFileSync(`${app}/src/App.tsx`, shown)
     const main = readFileSync(`${app}/src/main.tsx`, 'utf8')
     writeFileSync(`${app}/src/main.tsx`, main.replace('{ App }', 'App'))
   }
