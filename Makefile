@@ -55,6 +55,9 @@ bench: $(RUNTIME)  ## measure it beside its alternatives; BENCH=--full for half 
 soak: $(DEVELOPMENT)  ## some minutes of load, and the memory before and after
 	$(BIN)/python -m tests.soak
 
+crash: $(DEVELOPMENT)  ## kill it 150 times in the middle of anything, and see what it remembers
+	$(BIN)/python -m tests.crash
+
 lock: $(CONTAINER)  ## write requirements.lock: everything that requirements.txt brings, with hashes
 	$(BIN)/uv pip compile requirements.txt --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
@@ -94,4 +97,4 @@ $(CLIENTS): tests/clients/requirements.txt $(DEVELOPMENT)
 	$(BIN)/$(PIP) -r tests/clients/requirements.txt
 	@touch $@
 
-.PHONY: help demo run react test fuzz test-browser test-clients check format bench soak lock audit image test-container clean
+.PHONY: help demo run react test fuzz test-browser test-clients check format bench soak crash lock audit image test-container clean
