@@ -220,6 +220,8 @@ class Disk(Memory):
             texts, self._pieces = self._pieces, {}
             changes, self._changes = self._changes, []
             parts = [*self._unwritten, *map(_Part, texts.values()), *changes]
+            if not (parts or self.is_reachable):
+                parts = [_Part()]  # to see whether it is again
             if parts:
                 refusals = await self._in_thread(self._try, parts)
                 self._note(next(filter(None, refusals), None))
@@ -228,7 +230,7 @@ class Disk(Memory):
             if not (self._changes or self._pieces):
                 break
         self._writing = None
-        if self._unwritten and self._later is None:
+        if (self._unwritten or not self.is_reachable) and self._later is None:
             self._later = self._loop.call_later(LATER, self._try_again)
 
     def _try_again(self) -> None:
@@ -252,7 +254,8 @@ class Disk(Memory):
     def _refusal(self, parts: Sequence[_Part]) -> StoreError | None:
         """Write them; why not, if that can't be."""
         try:
-            self._file.write([part.change for part in parts if part.change], chain(*(part.pieces for part in parts)))
+            changes = [part.change for part in parts if part.change]
+            self._file.write(changes, list(chain(*(part.pieces for part in parts))))
         except Exception as error:  # whatever it is: nobody would be answered any more
             refusal = _refusal_of(error)
             refusal.__cause__ = error

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -82,13 +82,15 @@ class File:
         """Leave one file, without a log beside it."""
         self._connection.close()
 
-    def write(self, changes: Sequence[Change], pieces: Iterable[Piece]) -> None:
+    def write(self, changes: Sequence[Change], pieces: Sequence[Piece]) -> None:
         """All of it or nothing. With a change it is on the disk when this returns; pieces alone outlive the process.
 
-        Raises `sqlite3.Error`.
+        Without either it looks whether it could. Raises `sqlite3.Error`.
         """
         self._synchronize(bool(changes))
         with self._transaction():
+            if not (changes or pieces):
+                self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._connection.executemany(
                 "INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?)",
                 [(piece.message_id, piece.position, piece.kind, piece.text) for piece in pieces],
