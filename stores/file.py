@@ -70,12 +70,13 @@ class File:
         try:
             self._connection = connect(self._path, cached_statements=32)
             with _closed_on_error(self._connection):
+                self._execute("PRAGMA page_size = 16384")  # of a new file; with 4,096 it is a fourth bigger
                 self._execute("PRAGMA locking_mode = exclusive")
                 self._lock(patience)
                 self._check()
                 self._prepare()
                 return self._threads()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite quotes what is damaged
             raise SettingsError(f"STORE_URL: {self._path} can't be used ({what(error)}).") from None
 
     def close(self) -> None:
@@ -143,7 +144,6 @@ class File:
             )
 
     def _prepare(self) -> None:
-        self._execute("PRAGMA page_size = 16384")  # 323 MiB for 256 MiB of text, 403 with pages of 4,096
         self._execute("PRAGMA secure_delete = on")  # what is deleted isn't to be found in the file
         self._execute("PRAGMA journal_mode = wal")
         version = self._figure("PRAGMA user_version")
