@@ -28,16 +28,16 @@ from upstream.redaction import redacted
 from upstream.refusals import decoded, refusal, retry_after_seconds
 from upstream.request import encode_request
 from upstream.timers import Timers
-from upstream.values import Delta, Finish, Generation
+from upstream.values import Delta, Finish, Report
 
-__all__ = ["Delta", "Finish", "Generation", "Models", "OpenRouter", "Timers", "UpstreamError", "Values"]
+__all__ = ["Delta", "Finish", "Models", "OpenRouter", "Report", "Timers", "UpstreamError", "Values"]
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024
 
 _ENCODINGS = {"identity", "gzip", "x-gzip", "deflate", ""}  # that httpx decodes without another package
 
-Values = AsyncGenerator[Generation | Delta | Finish, None]
+Values = AsyncGenerator[Report | Delta | Finish, None]
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from openrouter import Delta, Generation, OpenRouter, UpstreamError, Values
+from openrouter import Delta, OpenRouter, Report, UpstreamError, Values
 from serving.logs import outline
 from serving.settings import Settings
 from store import Ending, Failure, Message, NotFound, OwedReply, Question, Store, StoreFull, ended
@@ -73,7 +73,7 @@ class _Running(Reply):
         super().__init__(message)
         self.conversation_id = conversation_id
         self.task: asyncio.Task[Ending] | None = None
-        self.generation_id: str | None = None
+        self.report = Report()
         self.ending: Ending | None = None  # why it was interrupted
         self.started = time.monotonic()
 
@@ -288,10 +288,10 @@ class Replies:
                             return _failed(
                                 502, f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
                             )
-                    elif isinstance(value, Generation):
-                        running.generation_id = value.id
+                    elif isinstance(value, Report):
+                        running.report = value
                     else:
-                        return Ending("complete", value.finish_reason, value.usage)
+                        return Ending("complete", value.finish_reason)
         finally:
             expiry.cancel()
         raise AssertionError("a stream of values ends with Finish or an exception")
@@ -313,7 +313,7 @@ class Replies:
                 return task.result()
             case UpstreamError():
                 failure = Failure(error.code, error.message, error.retryable, error.retry_after)
-                return Ending("failed", usage=error.usage, error=failure)
+                return Ending("failed", error=failure)
             case NotFound():
                 return Ending("stopped")
             case StoreFull():
@@ -322,7 +322,7 @@ class Replies:
         return _failed(500, "The service failed; its log says where.")
 
     async def _finish(self, running: _Running, ending: Ending) -> None:
-        ending = replace(ending, generation_id=running.generation_id)
+        ending = replace(ending, usage=running.report.usage, generation_id=running.report.generation_id)
         message = None
         try:
             message = await self._store.finish_reply(running.conversation_id, running.message.id, ending)

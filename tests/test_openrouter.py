@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from openrouter import Delta, Finish, Generation, Models, OpenRouter, Timers, UpstreamError, _as_upstream_error
+from openrouter import Delta, Finish, Models, OpenRouter, Report, Timers, UpstreamError, _as_upstream_error
 from serving.settings import Settings
 from tests.support.upstream import (
     ANSWER,
@@ -47,7 +47,7 @@ from upstream.errors import (
 )
 from upstream.transport import Transport
 
-Value = Generation | Delta | Finish
+Value = Report | Delta | Finish
 
 KEY = "sk-or-v1-0123456789abcdef"
 TITLE = "Plaudertasche é ☕"
@@ -90,8 +90,13 @@ class Outcome:
         return last
 
     @property
-    def generations(self) -> list[str]:
-        return [value.id for value in self.values if isinstance(value, Generation)]
+    def report(self) -> Report:
+        """The last one."""
+        return self.reports[-1] if self.reports else Report()
+
+    @property
+    def reports(self) -> list[Report]:
+        return [value for value in self.values if isinstance(value, Report)]
 
     def failed(self, kind: type[UpstreamError], code: int) -> UpstreamError:
         """The error, which must be of this kind."""
@@ -291,14 +296,18 @@ async def test_neighbours_of_one_role_are_sent_as_one_turn(upstream: ScriptedUps
 # The answer
 
 
-async def test_an_answer_is_its_generation_its_text_and_its_finish(upstream: ScriptedUpstream) -> None:
+async def test_an_answer_is_who_gives_it_its_text_its_usage_and_its_finish(upstream: ScriptedUpstream) -> None:
     upstream.play(answer("Hello", reasoning="Hm", pieces=2))
     async with adapter(upstream.base_url) as openrouter:
         outcome = await read(openrouter)
-    assert outcome.values[0] == Generation((await upstream.called()).generation_id)
-    assert outcome.generations == outcome.generations[:1]
+    generation_id = (await upstream.called()).generation_id
+    assert outcome.values[0] == Report(generation_id)
+    assert outcome.reports[1:] == [
+        Report(generation_id, "test/one-20260224", "DeepInfra"),
+        Report(generation_id, "test/one-20260224", "DeepInfra", USAGE),
+    ]
     assert outcome.texts == [("reasoning", "Hm"), ("content", "Hello")]
-    assert outcome.end == Finish("stop", USAGE)
+    assert outcome.end == Finish("stop")
 
 
 async def test_a_delta_is_there_before_the_next_one_is_sent(upstream: ScriptedUpstream) -> None:
@@ -306,13 +315,15 @@ async def test_a_delta_is_there_before_the_next_one_is_sent(upstream: ScriptedUp
     upstream.play(gated(gate, "one", "two"))
     async with adapter(upstream.base_url) as openrouter:
         values = openrouter.stream("m", [("user", "Hi")])
-        assert isinstance(await bounded(anext(values)), Generation)
+        assert isinstance(await bounded(anext(values)), Report)
         for number, piece in enumerate(["one", "two"], 1):
             await gate.reached(number)
             gate.open()
+            if number == 1:
+                assert isinstance(await bounded(anext(values)), Report)
             assert await bounded(anext(values)) == Delta("content", piece)
         gate.open_wide()
-        assert [value async for value in values] == [Finish("stop", USAGE)]
+        assert [value async for value in values][-1] == Finish("stop")
 
 
 async def test_deltas_that_arrive_together_are_merged_and_never_reordered(upstream: ScriptedUpstream) -> None:
@@ -328,7 +339,7 @@ async def test_deltas_that_arrive_together_are_merged_and_never_reordered(upstre
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
         values = (await read(openrouter)).values
-    assert values[1:] == [Delta("content", "ab"), Delta("reasoning", "cd"), Delta("content", "e"), Finish(None, None)]
+    assert values[1:] == [Delta("content", "ab"), Delta("reasoning", "cd"), Delta("content", "e"), Finish(None)]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -344,7 +355,7 @@ async def test_an_answer_may_come_byte_by_byte_in_any_framing(upstream: Scripted
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
         outcome = await read(openrouter)
-    assert (outcome.texts, outcome.end) == ([("content", "😀 é")], Finish("stop", None))
+    assert (outcome.texts, outcome.end) == ([("content", "😀 é")], Finish("stop"))
 
 
 @pytest.mark.parametrize("end", [STOP, "[DONE]"], ids=["finish reason", "DONE"])
@@ -366,7 +377,7 @@ async def test_the_generation_id_comes_from_a_chunk_if_the_header_has_none(
 
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
-        assert (await read(openrouter)).generations == [(await upstream.called()).generation_id]
+        assert (await read(openrouter)).report.generation_id == (await upstream.called()).generation_id
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -391,7 +402,7 @@ async def test_an_answer_is_whole_if_upstream_said_so(upstream: ScriptedUpstream
     async with adapter(upstream.base_url) as openrouter:
         outcome = await bounded(read(openrouter))
         assert outcome.texts == [("content", "Hi")]
-        assert outcome.end.usage is None
+        assert outcome.end and outcome.report.usage is None
         await assert_nothing_left_open(openrouter, upstream)
 
 
@@ -564,10 +575,10 @@ async def test_a_passing_failure_before_the_first_delta_is_tried_again_twice(
         outcome = await bounded(read(openrouter))
         assert (outcome.texts, outcome.end, len(upstream.requests)) == (
             [("content", ANSWER)],
-            Finish("stop", USAGE),
+            Finish("stop"),
             3,
         )
-        assert outcome.generations[-1] == upstream.requests[-1].generation_id
+        assert outcome.report.generation_id == upstream.requests[-1].generation_id
         assert [request.body for request in upstream.requests] == [upstream.requests[0].body] * 3
         upstream.queue(script, script, script)
         outcome = await bounded(read(openrouter))
@@ -778,7 +789,8 @@ async def test_usage_is_waited_for_after_the_finish_reason(upstream: ScriptedUps
 
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
-        assert (await bounded(read(openrouter))).end == Finish("stop", USAGE)
+        outcome = await bounded(read(openrouter))
+        assert (outcome.end, outcome.report.usage) == (Finish("stop"), USAGE)
 
 
 @pytest.mark.parametrize("send", [lambda wire: wire.hang(), lambda wire: wire.comment()], ids=["silence", "comments"])
@@ -789,7 +801,7 @@ async def test_after_the_finish_reason_only_the_tail_is_waited_for(
     upstream.play(every(0.02, send, first="Hi", finish=True))
     async with adapter(upstream.base_url, tail=0.5) as openrouter:
         outcome = await bounded(read(openrouter))
-        assert (outcome.texts, outcome.end) == ([("content", "Hi")], Finish("stop", USAGE))
+        assert (outcome.texts, outcome.end) == ([("content", "Hi")], Finish("stop"))
         await assert_nothing_left(openrouter, upstream)
 
 
