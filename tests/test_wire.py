@@ -546,6 +546,21 @@ def test_a_402_is_retryable_only_for_a_budget_in_flight() -> None:
     assert not refusal(402, said("key_limit"), None, KEY).retryable
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "MAX_TOKENS"])
+def test_a_402_for_the_longest_answer_says_how_to_ask_for_less(name: str) -> None:
+    """Without `max_tokens` OpenRouter reserves the model's whole output."""
+    words = f"This request requires more credits, or fewer {name}. You requested up to 65536, but can only afford 40."
+    error = refusal(402, {"error": {"code": 402, "message": words}}, None, KEY)
+    assert "set MAX_TOKENS" in error.message and words in error.message and not error.retryable
+    assert "MAX_TOKENS" not in refusal(402, {"error": {"message": "Insufficient credits"}}, None, KEY).message
+
+
+def test_where_the_context_is_too_long_three_ways_out_are_told() -> None:
+    said = {"error": {"code": 400, "message": "m", "metadata": {"error_type": "context_length_exceeded"}}}
+    message = refusal(400, said, None, KEY).message
+    assert all(way in message for way in ("a shorter one", "a model that reads more", '"context-compression"'))
+
+
 def test_the_status_of_the_response_counts_more_than_the_code_in_its_body() -> None:
     assert refusal(503, {"error": {"code": 400, "message": "m"}}, None, KEY).code == 503
 
