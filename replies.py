@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from openrouter import Delta, OpenRouter, Report, UpstreamError, Values
+from openrouter import Delta, OpenRouter, Prompt, Report, UpstreamError, Values
 from serving.logs import outline
 from serving.settings import Settings
 from store import Ending, Failure, Message, NotFound, OwedReply, Question, Store, StoreFull, ended
@@ -263,7 +263,8 @@ class Replies:
     ) -> Reply:
         running = _Running(conversation_id, message)
         self._running[message.id] = self._latest[conversation_id] = running
-        values = self._openrouter.stream(message.model or "", turns, traceparent)
+        prompt = Prompt(message.model or "", turns, session_id=conversation_id, traceparent=traceparent)
+        values = self._openrouter.stream(prompt)
         running.task = self._own(self._generate(running, values))
         running.task.add_done_callback(partial(self._on_generated, running))
         logger.info("Streaming response for conversation %s with model %s", conversation_id, message.model)

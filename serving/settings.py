@@ -34,6 +34,7 @@ class Settings:
     auth_token: str = field(default="", repr=False)
     log_level: str = "INFO"
     log_format: str = "text"
+    max_tokens: int = 0  # of a reply; 0: as many as upstream likes
     reply_timeout: float = 900.0  # seconds
     shutdown_grace: float = 20.0  # seconds
     max_body_bytes: int = 1024 * 1024
@@ -110,6 +111,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "log_level": (lambda v: v.upper() in _LEVELS, "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
+    "max_tokens": (lambda v: v >= 0, "a whole number, 0 for none"),
     "shutdown_grace": (lambda v: 0 <= v < math.inf, "a number of seconds, 0 or more"),
 }
 _RULE_OF_TYPE: dict[type, _Rule] = {

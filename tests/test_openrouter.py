@@ -12,6 +12,7 @@ import socket
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import groupby
@@ -20,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from openrouter import Delta, Finish, Models, OpenRouter, Report, Timers, UpstreamError, _as_upstream_error
+from openrouter import Delta, Finish, Models, OpenRouter, Prompt, Report, Timers, UpstreamError, _as_upstream_error
 from serving.settings import Settings
 from tests.support.upstream import (
     ANSWER,
@@ -51,15 +52,20 @@ Value = Report | Delta | Finish
 
 KEY = "sk-or-v1-0123456789abcdef"
 TITLE = "Plaudertasche é ☕"
+HELLO = Prompt("test/one", [("user", "Hi")])
 SECURE = "https://127.0.0.1:{port}/api/v1"
 
 
 @asynccontextmanager
-async def adapter(base_url: str, *, key: str = KEY, **timers: Any) -> AsyncIterator[OpenRouter]:
+async def adapter(base_url: str, *, key: str = KEY, max_tokens: int = 0, **timers: Any) -> AsyncIterator[OpenRouter]:
     """An adapter that doesn't try again unless told, closed at the end."""
     chosen = Timers(**{"retries": (), **timers})
     settings = Settings(
-        openrouter_base_url=base_url, openrouter_api_key=key, app_url="http://app.test", app_title=TITLE
+        openrouter_base_url=base_url,
+        openrouter_api_key=key,
+        app_url="http://app.test",
+        app_title=TITLE,
+        max_tokens=max_tokens,
     )
     openrouter = OpenRouter(settings, Transport.for_base_url(base_url), chosen)
     try:
@@ -109,7 +115,7 @@ async def read(openrouter: OpenRouter, outcome: Outcome | None = None, *turns: t
     """A completion, read to its end."""
     outcome = outcome or Outcome()
     try:
-        async with aclosing(openrouter.stream("test/one", turns or [("user", "Hi")])) as values:
+        async with aclosing(openrouter.stream(Prompt("test/one", turns or [("user", "Hi")]))) as values:
             async for value in values:
                 outcome.values.append(value)
     except UpstreamError as error:
@@ -264,13 +270,61 @@ async def test_a_request_names_the_key_and_the_app(upstream: ScriptedUpstream) -
         assert headers[name].encode("latin-1").decode() == TITLE
     assert (headers["content-type"], headers["accept"]) == ("application/json", "text/event-stream")
     assert headers["accept-encoding"] == "identity"
-    assert "traceparent" not in headers
+    assert not {"traceparent", "x-session-id"} & headers.keys()
+
+
+async def sent(upstream: ScriptedUpstream, options: dict[str, Any], max_tokens: int = 0) -> dict[str, Any]:
+    """What of a request's body is neither the messages nor the relay's own."""
+    async with adapter(upstream.base_url, max_tokens=max_tokens) as openrouter:
+        assert [value async for value in openrouter.stream(replace(HELLO, options=options))]
+    body = upstream.requests[-1].body
+    assert (body.pop("model"), body.pop("messages")) == ("test/one", [{"role": "user", "content": "Hi"}])
+    assert (body.pop("stream"), body.pop("stream_options")) == (True, {"include_usage": True})
+    rest: dict[str, Any] = body
+    return rest
+
+
+async def test_options_are_sent_beside_the_standard_fields(upstream: ScriptedUpstream) -> None:
+    options = {"temperature": 0.1, "stop": ["é 😀 \u2028"], "reasoning": {"effort": "low"}, "seed": 0, "user": ""}
+    assert await sent(upstream, options) == options
+
+
+async def test_no_option_takes_the_place_of_a_standard_field(upstream: ScriptedUpstream) -> None:
+    assert await sent(upstream, {"model": "other", "stream": False, "stream_options": {}, "messages": []}) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "most", "capped"),
+    [
+        ({}, 0, {}),
+        ({}, 100, {"max_tokens": 100}),
+        ({"max_tokens": 5000}, 0, {"max_tokens": 5000}),
+        ({"max_tokens": 99}, 100, {"max_tokens": 99}),
+        ({"max_completion_tokens": 100}, 100, {"max_completion_tokens": 100}),
+        ({"max_completion_tokens": 101}, 100, {"max_completion_tokens": 100}),
+        ({"max_tokens": 7, "max_completion_tokens": 5000}, 100, {"max_tokens": 7, "max_completion_tokens": 100}),
+        ({"max_tokens": "many"}, 100, {"max_tokens": 100}),
+        ({"max_tokens": 0}, 100, {"max_tokens": 100}),
+    ],
+    ids=str,
+)
+async def test_max_tokens_bounds_an_answer_whatever_is_stored(
+    options: dict[str, Any], most: int, capped: dict[str, Any], upstream: ScriptedUpstream
+) -> None:
+    """Without any, OpenRouter's credit check assumes the model's maximum, and refuses small accounts."""
+    assert await sent(upstream, options | {"seed": 1}, most) == capped | {"seed": 1}
+
+
+async def test_a_session_is_named(upstream: ScriptedUpstream) -> None:
+    async with adapter(upstream.base_url) as openrouter:
+        assert [value async for value in openrouter.stream(replace(HELLO, session_id="c-1"))]
+    assert (await upstream.called()).headers["x-session-id"] == "c-1"
 
 
 async def test_a_traceparent_is_passed_on(upstream: ScriptedUpstream) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     async with adapter(upstream.base_url + "/") as openrouter:
-        assert [value async for value in openrouter.stream("m", [("user", "Hi")], trace)]
+        assert [value async for value in openrouter.stream(replace(HELLO, traceparent=trace))]
     request = await upstream.called()
     assert (request.path, request.headers["traceparent"]) == ("/api/v1/chat/completions", trace)
 
@@ -314,7 +368,7 @@ async def test_a_delta_is_there_before_the_next_one_is_sent(upstream: ScriptedUp
     gate = Gate()
     upstream.play(gated(gate, "one", "two"))
     async with adapter(upstream.base_url) as openrouter:
-        values = openrouter.stream("m", [("user", "Hi")])
+        values = openrouter.stream(HELLO)
         assert isinstance(await bounded(anext(values)), Report)
         for number, piece in enumerate(["one", "two"], 1):
             await gate.reached(number)
@@ -975,7 +1029,7 @@ async def test_cancelling_between_two_tries_makes_no_other(
 async def test_a_reader_that_stops_reading_closes_the_connection(upstream: ScriptedUpstream) -> None:
     upstream.play(saying(before="Hi", then="hang"))
     async with adapter(upstream.base_url) as openrouter:
-        async with aclosing(openrouter.stream("m", [("user", "Hi")])) as values:
+        async with aclosing(openrouter.stream(HELLO)) as values:
             async for value in values:
                 if isinstance(value, Delta):
                     break
