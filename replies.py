@@ -17,7 +17,22 @@ from typing import Any
 from openrouter import Delta, OpenRouter, Prompt, Report, UpstreamError, Values
 from serving.logs import outline
 from serving.settings import Settings
-from store import Ending, Failure, Message, NotFound, OwedReply, Question, Store, StoreFull, ended
+from store import (
+    Ending,
+    Failure,
+    Message,
+    NotFound,
+    OwedReply,
+    Question,
+    Store,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    ended,
+)
+
+PATIENCE = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
+TRY_AGAIN = 0.3  # seconds between two offers
 
 _Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
 
@@ -71,6 +86,7 @@ class _Running(Reply):
 
     def __init__(self, conversation_id: str, message: Message) -> None:
         super().__init__(message)
+        message.transcript.on_growth = self.wake
         self.conversation_id = conversation_id
         self.task: asyncio.Task[Ending] | None = None
         self.report = Report()
@@ -92,7 +108,6 @@ class Replies:
         self._openrouter = openrouter
         self._settings = settings
         self._running: dict[str, _Running] = {}  # by message
-        self._latest: dict[str, _Running] = {}  # the last one to begin, by conversation
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -139,27 +154,19 @@ class Replies:
         await self._wait_until_begun(conversation_id)
         return await self._find(conversation_id, message_id)
 
-    async def in_progress_in(self, conversation_id: str) -> "_Running | None":
-        """The reply in progress in this conversation, None if there is none."""
+    async def in_progress_in(self, conversation_id: str) -> Reply | None:
+        """The reply in progress in this conversation, None if there is none. Raises `NotFound`."""
         await self._wait_until_begun(conversation_id)
-        running = self._latest.get(conversation_id)
-        return running if running and await self._is_stored(running) else None
+        message = await self._store.in_progress(conversation_id)
+        return self._running.get(message.id) if message else None
 
     async def stop(self, conversation_id: str) -> Message | None:
-        """Stop the reply in progress and keep its text; None if there is none."""
-        running = await self.in_progress_in(conversation_id)
-        if running is None:
+        """Stop the reply in progress and keep its text; None if there is none. Raises `NotFound`."""
+        reply = await self.in_progress_in(conversation_id)
+        if not isinstance(reply, _Running):
             return None
-        running.interrupt(Ending("stopped"))
-        return await running.wait()
-
-    async def forget(self, conversation_id: str) -> None:
-        """End what is in progress there though its message was deleted; its readers see it stopped."""
-        await self._wait_until_begun(conversation_id)
-        for running in [entry for entry in self._running.values() if entry.conversation_id == conversation_id]:
-            if not await self._is_stored(running):
-                running.interrupt(Ending("stopped"))
-                await running.wait()
+        reply.interrupt(Ending("stopped"))
+        return await reply.wait()
 
     async def drain(self, grace: float) -> None:
         """Take no new questions, give the replies in progress `grace` seconds, then end them."""
@@ -206,7 +213,7 @@ class Replies:
         while True:
             owed = await owe()
             if owed.turns is not None:
-                return self._run(conversation_id, owed.message, owed.turns, traceparent)
+                return self._run(conversation_id, owed, traceparent)
             if reply := await self._find(conversation_id, owed.message.id):
                 return reply
             # It was deleted after the store had told of it: ask the store again.
@@ -214,23 +221,20 @@ class Replies:
     async def _asked(self, conversation_id: str, question: Question) -> OwedReply:
         if reply := await self._store.reply_to(conversation_id, question):
             return OwedReply(reply)  # to have it again needs no room
-        cut = self._latest.get(conversation_id) if question.after is not ... else None
+        cut = None
+        if question.after is not ... and (message := await self._store.in_progress(conversation_id)):
+            cut = self._running.get(message.id)
         with self._admission(in_place_of=cut):
             owed = await self._store.ask(conversation_id, question)
             if cut and owed.turns is not None:
-                cut.interrupt(Ending("stopped"))
                 await cut.wait()  # its room is the new one's
             return owed
 
     async def _is_current(self, reply: Reply) -> bool:
         """Whether it was begun just now and hasn't been deleted since: a question asked again brings an older one."""
-        return isinstance(reply, _Running) and await self._is_stored(reply)
-
-    async def _is_stored(self, running: _Running) -> bool:
-        try:
-            return await self._store.message(running.conversation_id, running.message.id) is not None
-        except NotFound:
+        if not isinstance(reply, _Running):
             return False
+        return await self._store.message(reply.conversation_id, reply.message.id) is not None
 
     async def _owed(self, conversation_id: str, model: str | None) -> OwedReply:
         try:
@@ -258,15 +262,15 @@ class Replies:
         finally:
             self._admitted -= 1
 
-    def _run(
-        self, conversation_id: str, message: Message, turns: list[tuple[str, str]], traceparent: str | None
-    ) -> Reply:
-        running = _Running(conversation_id, message)
-        self._running[message.id] = self._latest[conversation_id] = running
-        prompt = Prompt(message.model or "", turns, session_id=conversation_id, traceparent=traceparent)
+    def _run(self, conversation_id: str, owed: OwedReply, traceparent: str | None) -> Reply:
+        message = owed.message
+        running = self._running[message.id] = _Running(conversation_id, message)
+        prompt = Prompt(message.model or "", owed.turns or [], session_id=conversation_id, traceparent=traceparent)
         values = self._openrouter.stream(prompt)
         running.task = self._own(self._generate(running, values))
         running.task.add_done_callback(partial(self._on_generated, running))
+        if owed.interruption:
+            owed.interruption.add_done_callback(lambda why: running.interrupt(_refused(why.result())))
         logger.info("Streaming response for conversation %s with model %s", conversation_id, message.model)
         if self._is_cut:
             running.interrupt(_restarting())
@@ -281,8 +285,7 @@ class Replies:
                 async for value in values:
                     if isinstance(value, Delta):
                         text = value.text if len(value.text) <= room else value.text[:room]
-                        await extend(running.conversation_id, message.id, value.kind, text)
-                        running.wake()
+                        await extend(message.id, value.kind, text)
                         room -= len(value.text)
                         if room < 0:
                             most = self._settings.max_reply_chars
@@ -315,10 +318,8 @@ class Replies:
             case UpstreamError():
                 failure = Failure(error.code, error.message, error.retryable, error.retry_after)
                 return Ending("failed", error=failure)
-            case NotFound():
-                return Ending("stopped")
-            case StoreFull():
-                return _failed(507, str(error))
+            case StoreError():
+                return _refused(error)
         logger.error("reply %s crashed\n%s", running.message.id, outline(error))
         return _failed(500, "The service failed; its log says where.")
 
@@ -326,14 +327,29 @@ class Replies:
         ending = replace(ending, usage=running.report.usage, generation_id=running.report.generation_id)
         message = None
         try:
-            message = await self._store.finish_reply(running.conversation_id, running.message.id, ending)
+            message = await self._stored(running, ending)
         except Exception as error:
             logger.error("reply %s could not be stored\n%s", running.message.id, outline(error))
         del self._running[running.message.id]
-        if self._latest.get(running.conversation_id) is running:
-            del self._latest[running.conversation_id]
         running.end(message or ended(running.message, ending))
         _log_end(running)
+
+    async def _stored(self, running: _Running, ending: Ending) -> Message | None:
+        """The message as it has ended; failed where the store hasn't all of its text, or can't take its end."""
+        ids = running.conversation_id, running.message.id
+        refusal = await self._store.settle_reply(running.message.id)
+        patience_ends = time.monotonic() + PATIENCE
+        while refusal is None:
+            try:
+                return await self._store.finish_reply(*ids, ending)
+            except StoreFull as error:
+                refusal = error
+            except StoreUnavailable as error:
+                if time.monotonic() > patience_ends:
+                    refusal = error
+                await asyncio.sleep(TRY_AGAIN)
+        failed = replace(_refused(refusal), usage=ending.usage, generation_id=ending.generation_id)
+        return await self._store.abandon_reply(*ids, failed)
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -349,6 +365,13 @@ class Replies:
 
 def _failed(code: int, message: str) -> Ending:
     return Ending("failed", error=Failure(code, message, retryable=True))
+
+
+def _refused(error: StoreError) -> Ending:
+    """The end of a reply that the store doesn't take."""
+    if isinstance(error, NotFound):
+        return Ending("stopped")
+    return _failed(507 if isinstance(error, StoreFull) else 503, str(error))
 
 
 def _restarting() -> Ending:

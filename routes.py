@@ -126,7 +126,6 @@ async def update_conversation(request: Request) -> Response:
 
 async def delete_conversation(request: Request) -> Response:
     await request.state["store"].delete_conversation(_id(request))
-    await request.state["replies"].forget(_id(request))
     return Response(status_code=204)
 
 
@@ -151,8 +150,6 @@ async def add_message(request: Request) -> Response:
         message = await store.add_user_message(_id(request), question)
     except Repeated as repeated:
         return JSONResponse(message_fields(repeated.found))
-    if question.after is not ...:
-        await replies.forget(_id(request))
     return JSONResponse(message_fields(message), status_code=201)
 
 
@@ -173,7 +170,6 @@ async def _one_by_one(messages: Sequence[Message]) -> AsyncGenerator[bytes, None
 
 async def delete_messages(request: Request) -> Response:
     await request.state["store"].delete_messages_from(_id(request), request.path_params["message_id"])
-    await request.state["replies"].forget(_id(request))
     return Response(status_code=204)
 
 

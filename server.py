@@ -58,11 +58,13 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
         openrouter = OpenRouter(settings, transport, timers or Timers())
         replies = Replies(store, openrouter, settings)
         _warn(settings)
+        await store.open()
         try:
             yield State(settings=settings, store=store, replies=replies, openrouter=openrouter)
         finally:
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()
+            await store.close()
 
     origins = Origins(settings.cors_origins, all_of_loopback=is_demo)
     layers = [

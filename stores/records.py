@@ -7,7 +7,7 @@ import io
 import json
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import EllipsisType
@@ -42,6 +42,10 @@ class StoreFull(StoreError):
     """A limit is reached; reading and deleting go on."""
 
 
+class StoreUnavailable(StoreError):
+    """What keeps the conversations can't be reached, or can't write; nothing was changed. Worth another try."""
+
+
 class IdTaken(StoreError):
     """The client's id means something else already."""
 
@@ -58,9 +62,10 @@ class Transcript:
     """A message's text in the order in which it arrived, content and reasoning interleaved.
 
     It grows until `close()`; any number of readers follow it, each with a position (in characters) of its own.
+    `on_growth` is called after each text that was added.
     """
 
-    __slots__ = ("_growing", "_switches", "_text", "length", "size")
+    __slots__ = ("_growing", "_switches", "_text", "length", "on_growth", "size")
 
     def __init__(self, text: str | None = None) -> None:
         """A whole text, all of it content; without one, a transcript that grows."""
@@ -69,6 +74,7 @@ class Transcript:
         self._switches = array("I")  # positions at which the kind changes; it begins as content
         self.length = len(text or "")  # characters
         self.size = byte_size(text)  # bytes of UTF-8
+        self.on_growth: Callable[[], None] | None = None
 
     def append(self, kind: Kind, text: str) -> None:
         """Add `text` at the end."""
@@ -81,6 +87,8 @@ class Transcript:
         self._growing.write(text)
         self.length += len(text)
         self.size += byte_size(text)
+        if self.on_growth:
+            self.on_growth()
 
     def read(self, start: int, most: int) -> list[tuple[Kind, str]]:
         """The runs of one kind from position `start` on, at most `most` characters; empty at the end."""
@@ -98,6 +106,7 @@ class Transcript:
         """Nothing more comes: keep the text alone."""
         if self._growing is not None:
             self._text, self._growing = _compact(self._growing.getvalue()), None
+            self.on_growth = None
 
     @property
     def content(self) -> str:
@@ -185,17 +194,8 @@ class Question:
     after: After = ...
 
 
-@dataclass(frozen=True, slots=True)
-class OwedReply:
-    """A reply that was begun, and what it answers: (role, content) of each turn; None if it had been begun before."""
-
-    message: Message
-    turns: list[tuple[str, str]] | None = None
-
-
 def ended(message: Message, ending: Ending) -> Message:
-    """The reply `message` in its final state."""
-    message.transcript.close()
+    """The reply `message` in its final state; its transcript is closed by whoever makes it so."""
     return replace(
         message,
         status=ending.status,

@@ -1,4 +1,4 @@
-"""One conversation with its messages, and the rules that need to know no other.
+"""One conversation with its messages, as it was at one moment, and what can be asked of it.
 
 Knows nothing of limits, clocks or engines.
 """
@@ -17,18 +17,19 @@ from stores.records import (
     ReplyInProgress,
 )
 
-TITLE_CHARS = 80
 
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Thread:
-    """A conversation, and its messages from the oldest on."""
+    """A conversation, and its messages by id from the oldest on: all of them, or the latest.
+
+    Never changed: what comes after it is another thread. Only the transcript of a reply in progress grows.
+    """
 
     conversation: Conversation
-    own_title: str | None  # None: the title is taken from the first question
+    own_title: str | None = None  # None: the title is taken from the first question
+    first_line: str | None = None  # of the first question there is
     messages: dict[str, Message] = field(default_factory=dict)
-    _first_line: str | None = None
-    _titled_by: str | None = None  # the id of the question whose first line it is
+    version: str = ""  # by which an engine that shares its conversations knows it again
 
     @property
     def last(self) -> Message | None:
@@ -41,18 +42,9 @@ class Thread:
         return next((message for message in reversed(self.messages.values()) if message.role == "user"), None)
 
     @property
-    def is_answering(self) -> bool:
-        """Whether a reply is in progress: it is the last message."""
-        return self.last is not None and self.last.status == "streaming"
-
-    def title(self) -> str | None:
-        """The title that was set, else the first line of the first question there is."""
-        if self.own_title is None and self._titled_by not in self.messages:
-            first = next((message for message in self.messages.values() if message.role == "user"), None)
-            self._titled_by = first.id if first else None
-            lines = first.transcript.content.strip().splitlines() if first else [""]
-            self._first_line = lines[0][:TITLE_CHARS].rstrip() or None
-        return self.own_title or self._first_line
+    def in_progress(self) -> Message | None:
+        """The reply in progress, which is the last message; None if there is none."""
+        return self.last if self.last is not None and self.last.status == "streaming" else None
 
     def check_is_new(self, question: Question) -> None:
         """Raises `Repeated` where the question is there already, `IdTaken` where its id is another message's."""
@@ -87,7 +79,7 @@ class Thread:
                         "`after` is the reply in progress: stop it first, with DELETE on the conversation's stream."
                     )
                 return removed
-        if self.is_answering:
+        if self.in_progress:
             raise ReplyInProgress(
                 "A reply is in progress: read it to its end, or stop it with DELETE on the conversation's stream, "
                 "then send the message."

@@ -327,19 +327,18 @@ async def test_a_reply_that_a_slow_store_deletes_ends_though_another_one_has_beg
 
 
 @pytest.mark.usefixtures("_gated")
-async def test_a_reply_that_a_slow_store_deletes_makes_no_room_before_it_has_ended(upstream: ScriptedUpstream) -> None:
+async def test_a_reply_that_is_deleted_makes_no_room_before_it_has_ended(upstream: ScriptedUpstream) -> None:
     upstream.play(gated(Gate(), "never sent"))
     async with serving(upstream, max_replies=1) as relay:
         conversation_id = await relay.ask()
         async with relay.stream(conversation_id) as reader:
             start = (await reader.next()).json
-            deleted = GatedStore.gates["delete_messages_from"] = Gate()
+            ended = GatedStore.gates["finish_reply"] = Gate()
             path = f"/conversations/{conversation_id}/messages/{start['message_id']}"
-            deleting = asyncio.create_task(relay.client.delete(path))
-            await deleted.reached()
+            assert (await relay.client.delete(path)).status_code == 204
+            await ended.reached()
             assert_problem(await status_of(relay, conversation_id), 503, "MAX_REPLIES")
-            deleted.open_wide()
-            await bounded(deleting)
+            ended.open_wide()
             await bounded(reader.whole())
     assert len(upstream.requests) == 1
 

@@ -60,7 +60,7 @@ async def answered(store: Store, conversation_id: str, text: str = "Because.", e
     """The reply that is owed, with this text, ended."""
     reply = (await store.begin_reply(conversation_id)).message
     if text:
-        await store.extend_reply(conversation_id, reply.id, "content", text)
+        await store.extend_reply(reply.id, "content", text)
     message = await store.finish_reply(conversation_id, reply.id, ending or Ending("complete"))
     assert message is not None
     return message
@@ -104,7 +104,6 @@ ON_NOTHING: dict[str, Callable[[Store], Awaitable[object]]] = {
     "delete messages": lambda store: store.delete_messages_from(NOWHERE, NOWHERE),
     "check": lambda store: store.last_owed(NOWHERE),
     "begin": lambda store: store.begin_reply(NOWHERE),
-    "extend": lambda store: store.extend_reply(NOWHERE, NOWHERE, "content", "x"),
 }
 
 
@@ -124,8 +123,8 @@ async def test_the_end_of_a_reply_that_was_deleted_is_ignored(store: Store) -> N
     await store.delete_messages_from(conversation_id, reply.id)
     assert await store.finish_reply(conversation_id, reply.id, Ending("complete")) is None
     assert await store.finish_reply(NOWHERE, reply.id, Ending("complete")) is None
-    with pytest.raises(NotFound, match="has been deleted"):
-        await store.extend_reply(conversation_id, reply.id, "content", "late")
+    with pytest.raises(NotFound, match="has ended, or was deleted"):
+        await store.extend_reply(reply.id, "content", "late")
 
 
 async def test_an_update_changes_what_it_names(store: Store) -> None:
@@ -233,7 +232,7 @@ async def test_updated_at_stays_when_text_arrives_and_when_nothing_changes(store
     conversation_id = await asked(store)
     reply = (await store.begin_reply(conversation_id)).message
     before = await store.conversation(conversation_id)
-    await store.extend_reply(conversation_id, reply.id, "content", "Hello")
+    await store.extend_reply(reply.id, "content", "Hello")
     await store.begin_reply(conversation_id)
     await store.messages(conversation_id)
     assert await store.conversation(conversation_id) == before
@@ -418,7 +417,7 @@ async def test_a_reply_keeps_what_arrived_and_how_it_ended(store: Store) -> None
         ("reasoning", "!"),
     ]
     for kind, text in pieces:
-        await store.extend_reply(conversation_id, reply.id, kind, text)
+        await store.extend_reply(reply.id, kind, text)
     ending = Ending("complete", "stop", {"total_tokens": 3}, None, "gen-1")
     message = await store.finish_reply(conversation_id, reply.id, ending)
     assert message is not None and message == await store.message(conversation_id, reply.id)
@@ -493,7 +492,7 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
     await answered(store, conversation_id, "", Ending("stopped"))
     await store.add_user_message(conversation_id, Question("Three"))
     thought = (await store.begin_reply(conversation_id)).message
-    await store.extend_reply(conversation_id, thought.id, "reasoning", "only thought")
+    await store.extend_reply(thought.id, "reasoning", "only thought")
     await store.finish_reply(conversation_id, thought.id, Ending("complete", "length"))
     await store.add_user_message(conversation_id, Question("Four"))
     await answered(store, conversation_id, "Half of", Ending("stopped"))
@@ -547,7 +546,7 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
     made = await store.create_conversation(title="four", system_prompt="éé")
     await store.add_user_message(made.id, Question("four"))
     reply = (await store.begin_reply(made.id)).message
-    await store.extend_reply(made.id, reply.id, "reasoning", "four")
+    await store.extend_reply(reply.id, "reasoning", "four")
     for refused in (
         store.create_conversation(title="fivee"),
         store.update_conversation(made.id, {"system_prompt": "é" * 4 + "x"}),
@@ -555,10 +554,10 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
         with pytest.raises(StoreFull, match=r"MAX_STORE_BYTES is 20\): delete conversations, or raise MAX_STORE_BYTES"):
             await refused
     assert (await store.conversation(made.id)).system_prompt == "éé"
-    await store.extend_reply(made.id, reply.id, "content", "x")
+    await store.extend_reply(reply.id, "content", "x")
     with pytest.raises(StoreFull, match="MAX_STORE_BYTES is 20"):
-        await store.extend_reply(made.id, reply.id, "content", "éé")  # of which one fits, and a half
-    await store.extend_reply(made.id, reply.id, "content", "x")
+        await store.extend_reply(reply.id, "content", "éé")  # of which one fits, and a half
+    await store.extend_reply(reply.id, "content", "x")
     message = await store.finish_reply(made.id, reply.id, Ending("complete"))
     assert message is not None and message.transcript.content == "xéx"
     with pytest.raises(StoreFull):
@@ -651,7 +650,7 @@ async def test_a_failed_reply_can_be_replaced_however_much_is_kept_beside_text(m
     store = store_of(max_store_bytes=10_000)
     conversation_id = await asked(store)
     await answered(store, conversation_id, "more", FAILED)
-    monkeypatch.setattr("store.LEAST_BESIDE", 0)
+    monkeypatch.setattr("stores.rules.LEAST_BESIDE", 0)
     store._settings = Settings(max_store_bytes=1_000)
     await answered(store, conversation_id, "less")
     assert await contents(store, conversation_id) == ["Why?", "less"]
@@ -705,7 +704,7 @@ async def operate_on(store: Store, conversation_id: str, what: str, which: int, 
         await store.begin_reply(conversation_id)
     elif what in ("extend", "think") and streaming:
         kind: Kind = "content" if what == "extend" else "reasoning"
-        await store.extend_reply(conversation_id, streaming[0].id, kind, text)
+        await store.extend_reply(streaming[0].id, kind, text)
     elif what in ENDINGS and streaming:
         await store.finish_reply(conversation_id, streaming[0].id, ENDINGS[what])
 

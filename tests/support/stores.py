@@ -33,7 +33,8 @@ def _slowed(store: SlowStore, method: Method) -> Method:
         await some_turns(store.chance)
         try:
             answer = await method(*args, **kwargs)
-            SlowStore.begun += isinstance(answer, OwedReply) and answer.turns is not None
+            is_public = not method.__name__.startswith("_")
+            SlowStore.begun += is_public and isinstance(answer, OwedReply) and answer.turns is not None
             return answer
         finally:
             await some_turns(store.chance)

@@ -1,0 +1,80 @@
+"""What keeps conversations: what each engine promises to the store above it.
+
+An engine knows no rule. It hands out threads, and makes a change if the thread is still what the change was made from.
+A reply's text is kept before it is shown: only what is kept is added to the transcript.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+
+from stores.changes import Change, Sums
+from stores.records import Conversation, Kind, StoreError
+from stores.threads import Thread
+
+
+class Engine(ABC):
+    """One place where conversations live. Every coroutine may raise `StoreUnavailable`, which changes nothing."""
+
+    name: str
+    """As clients are told."""
+
+    forgets: bool
+    """Whether all is gone with the process."""
+
+    sums: Sums
+    """What it holds, with the changes that are on their way."""
+
+    @property
+    @abstractmethod
+    def is_reachable(self) -> bool:
+        """Whether it answered when it was last asked."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Before anything else, once. Raises `SettingsError`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """After everything else; what was taken is kept."""
+
+    @abstractmethod
+    def now(self) -> int:
+        """Microseconds since 1970, later than any moment that was told, and than the last change."""
+
+    @abstractmethod
+    async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
+        """Newest `updated_at` first, and the `before` of the next page, None after the last."""
+
+    @abstractmethod
+    async def thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread | None:
+        """The conversation with its messages, None if it isn't there.
+
+        An engine that has to fetch them may leave some out if not all are wanted. It always has the last one, and all
+        from the message with the id `since` on, if there is one.
+        """
+
+    @abstractmethod
+    async def commit(self, change: Change) -> Change | None:
+        """Make it, whole or not at all: the change as it was made, or None if its thread isn't there as it was.
+
+        It goes on if the caller is cancelled. Raises `StoreFull`.
+        """
+
+    @abstractmethod
+    def interruption(self, message_id: str) -> asyncio.Future[StoreError]:
+        """Done when a reply that was begun here can't go on: others ended it, or its text can't be kept."""
+
+    @abstractmethod
+    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
+        """Take text of a reply that was begun here, to be kept and then shown; else the reply is interrupted.
+
+        Raises `NotFound` where it has ended.
+        """
+
+    @abstractmethod
+    async def settle(self, message_id: str) -> StoreError | None:
+        """Wait until all text that was taken is kept; the error if some of it can't be."""
+
+    @abstractmethod
+    async def abandon(self, change: Change) -> None:
+        """A reply has ended and it couldn't be kept: show it as it is now, and keep that when there is room."""

@@ -1,0 +1,194 @@
+"""Every rule of the store, once: from a thread to a change, or a `StoreError`.
+
+Knows no engine, no clock and no wait: what it goes by is given to it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from serving.settings import Settings
+from stores.changes import Change, Sums, head_size, iso, spliced, text_size
+from stores.records import (
+    Conversation,
+    Ending,
+    Message,
+    Question,
+    Repeated,
+    StoreFull,
+    Transcript,
+    byte_size,
+    ended,
+)
+from stores.threads import Thread
+
+# Bytes that are kept beside text, measured: ids, times, and the objects themselves.
+CONVERSATION_BYTES = 512
+MESSAGE_BYTES = 1024
+LEAST_BESIDE = 1024 * 1024  # that any store may take
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules at one moment: with the limits, what the store holds, and the time in microseconds since 1970."""
+
+    settings: Settings
+    sums: Sums
+    now: int
+
+    def created(
+        self,
+        *,
+        id: str | None,
+        default_model: str | None,
+        title: str | None,
+        system_prompt: str | None,
+        messages: Sequence[Mapping[str, Any]],
+    ) -> Change:
+        """A new conversation, with the turns of an import (role, content, perhaps model). Raises `StoreFull`."""
+        if self.sums.conversations >= self.settings.max_conversations:
+            raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
+        conversation = Conversation(
+            id=id or str(uuid4()),
+            title=title,
+            system_prompt=system_prompt,
+            default_model=default_model or self.settings.model_name,
+            created_at=iso(self.now),
+            updated_at=iso(self.now),
+        )
+        empty = Thread(conversation, title)
+        turns = [_turn(turn, self.now + place) for place, turn in enumerate(messages, start=1)]
+        filled = spliced(empty, self.now + len(turns), added=turns)
+        sums = Sums(1, len(turns), head_size(conversation, title) + text_size(turns))
+        self._check_room(sums)
+        return replace(filled, before=None, sums=sums)
+
+    def updated(self, thread: Thread, changes: Mapping[str, Any]) -> Change:
+        """With any of `default_model`, `title`, `system_prompt` set; without a title it has an automatic one.
+
+        Raises `StoreFull`.
+        """
+        own_title = changes.get("title", thread.own_title)
+        conversation = replace(thread.conversation, **changes)
+        more = head_size(conversation, own_title) - head_size(thread.conversation, thread.own_title)
+        self._check_room(sums := Sums(text=more))
+        change = spliced(replace(thread, conversation=conversation, own_title=own_title), self.now)
+        return replace(change, before=thread, sums=sums)
+
+    def deleted(self, thread: Thread) -> Change:
+        """Without the conversation and its messages."""
+        messages = list(thread.messages.values())
+        text = head_size(thread.conversation, thread.own_title) + text_size(messages)
+        return Change(thread, None, self.now, removed=messages, sums=Sums(-1, -len(messages), -text))
+
+    def expired(self, thread: Thread, since: str) -> Change | None:
+        """Without the conversation, if nothing has happened in it since then and no reply is in progress."""
+        is_needed = thread.in_progress or thread.conversation.updated_at >= since
+        return None if is_needed else self.deleted(thread)
+
+    def truncated(self, thread: Thread, message_id: str) -> Change:
+        """Without that message and every later one. Raises `NotFound`."""
+        return spliced(thread, self.now, removed=thread.since(message_id))
+
+    def asked(self, thread: Thread, question: Question, *, to_reply: bool = False) -> Change:
+        """With the question at its place; with room for its reply, if there is to be one.
+
+        Raises what `Thread.check_is_new` raises, `NotFound`, `ReplyInProgress`, `StoreFull`.
+        """
+        thread.check_is_new(question)
+        removed = thread.cut_by(question)
+        message = Message(
+            id=question.id or str(uuid4()),
+            role="user",
+            transcript=Transcript(question.content),
+            model=question.model,
+            timestamp=iso(self.now),
+        )
+        change = spliced(thread, self.now, removed=removed, added=[message])
+        self._check_count(thread, change.sums.messages + to_reply)
+        self._check_room(Sums(0, change.sums.messages + to_reply, change.sums.text + to_reply))  # its first byte, too
+        return change
+
+    def begun(self, thread: Thread, model: str | None = None) -> Change:
+        """With the reply that is owed begun; a failed one is replaced.
+
+        Raises `NothingOwed`, `StoreFull`, and `Repeated` with the reply that is in progress already.
+        """
+        last = thread.check_owed()
+        if last.status == "streaming":
+            raise Repeated(last)
+        failed = [last] if last.role == "assistant" else []  # whose place the reply takes, however full the store is
+        question = thread.last_question
+        reply = Message(
+            id=str(uuid4()),
+            role="assistant",
+            transcript=Transcript(None),
+            model=model or (question and question.model) or thread.conversation.default_model,
+            timestamp=iso(self.now),
+            status="streaming",
+            question_id=question.id if question else None,
+        )
+        change = spliced(thread, self.now, removed=failed, added=[reply])
+        self._check_count(thread, change.sums.messages)
+        self._check_room(Sums(0, change.sums.messages, change.sums.text + 1))
+        return change
+
+    def asked_and_begun(self, thread: Thread, question: Question) -> Change:
+        """With the question and the beginning of its reply; of one that was asked before, the reply that is owed.
+
+        Raises what `asked` and `begun` raise, but `Repeated` with the first reply behind a question asked before.
+        """
+        try:
+            change = self.asked(thread, question, to_reply=True)
+        except Repeated as repeated:
+            if reply := thread.first_reply(repeated.found.id):
+                raise Repeated(reply) from None
+            return self.begun(thread)
+        assert change.after is not None
+        return change.then(replace(self, now=self.now + 1).begun(change.after))
+
+    def finished(self, thread: Thread, message_id: str, ending: Ending) -> Change | None:
+        """With the reply in its final state; None if it has one already, or isn't there."""
+        message = thread.in_progress
+        if message is None or message.id != message_id:
+            return None
+        return spliced(thread, self.now, removed=[message], added=[ended(message, ending)])
+
+    def fitting(self, text: str) -> str:
+        """As much of a reply's text as there is room for."""
+        room = self.settings.max_store_bytes - self.sums.text
+        return text if byte_size(text) <= room else text.encode()[:room].decode(errors="ignore")
+
+    def no_room(self) -> StoreFull:
+        """The error where a text doesn't fit."""
+        return self._full("max_store_bytes", "The store has no room for more text", "conversations")
+
+    def _check_count(self, thread: Thread, more: int) -> None:
+        if thread.conversation.message_count + more > self.settings.max_messages:
+            raise self._full("max_messages", "The conversation has no room for another message", "messages")
+
+    def _check_room(self, more: Sums) -> None:
+        """Raises `StoreFull` where there is no room for so much text, or for what is kept beside it."""
+        most = self.settings.max_store_bytes
+        beside = CONVERSATION_BYTES * (self.sums.conversations + more.conversations)
+        beside += MESSAGE_BYTES * (self.sums.messages + more.messages)
+        has_room_beside = beside <= max(most, LEAST_BESIDE) or (more.conversations <= 0 and more.messages <= 0)
+        if (more.text > 0 and self.sums.text + more.text > most) or not has_room_beside:
+            raise self.no_room()
+
+    def _full(self, limit: str, what: str, to_delete: str) -> StoreFull:
+        return StoreFull(
+            f"{what} ({limit.upper()} is {getattr(self.settings, limit)}): "
+            f"delete {to_delete}, or raise {limit.upper()}."
+        )
+
+
+def _turn(turn: Mapping[str, Any], at: int) -> Message:
+    return Message(
+        id=str(uuid4()),
+        role=turn["role"],
+        transcript=Transcript(turn["content"]),
+        model=turn.get("model"),
+        timestamp=iso(at),
+    )
