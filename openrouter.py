@@ -28,16 +28,16 @@ from upstream.redaction import redacted
 from upstream.refusals import decoded, refusal, retry_after_seconds
 from upstream.request import encode_request
 from upstream.timers import Timers
-from upstream.values import Delta, Finish, Prompt, Report
+from upstream.values import Delta, Finish, Prompt, Report, Retry
 
-__all__ = ["Delta", "Finish", "Models", "OpenRouter", "Prompt", "Report", "Timers", "UpstreamError", "Values"]
+__all__ = ["Delta", "Finish", "Models", "OpenRouter", "Prompt", "Report", "Retry", "Timers", "UpstreamError", "Values"]
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024
 
 _ENCODINGS = {"identity", "gzip", "x-gzip", "deflate", ""}  # that httpx decodes without another package
 
-Values = AsyncGenerator[Report | Delta | Finish, None]
+Values = AsyncGenerator[Report | Retry | Delta | Finish, None]
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,10 @@ class OpenRouter:
     async def models(self) -> Models:
         """The models list, fetched once however many ask. Raises `UpstreamError` if there is none at all."""
         return await self._models.models()
+
+    def lists(self, model: str) -> bool:
+        """Whether the models list, as it was last fetched, has this model."""
+        return model in self._models.ids
 
     def stop_fetching(self) -> None:
         """Tell whoever waits for the models list to come back later."""
@@ -125,6 +129,7 @@ class OpenRouter:
                 raise error
             pause = max(pause, error.retry_after or 0)
             logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
+            yield Retry()
             await asyncio.sleep(pause)
 
     def _headers(self, prompt: Prompt) -> list[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 MEDIA_TYPE = "text/plain; version=0.0.4"
 MAX_MODELS = 50  # that are told apart
+METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")  # that the API has
 OTHER = "other"
 
 _FIRST_TOKEN = tuple(0.08 * 2**power for power in range(11))
@@ -73,9 +74,9 @@ class Metrics:
         self._first_tokens = _Histogram("first_token_seconds", "Seconds to the first token.", _FIRST_TOKEN)
         self._ends = _Histogram("reply_seconds", "Seconds to the end of a reply.", _REPLY)
 
-    def count_request(self, method: str, route: str, status: int) -> None:
-        """Once, when the head of its answer goes out."""
-        self._requests.add(method, route, str(status))
+    def count_request(self, method: str, route: str | None, status: int) -> None:
+        """Once, when the head of its answer goes out; `route` is a template, None for a path that there isn't."""
+        self._requests.add(method if method in METHODS else OTHER, route or "none", str(status))
 
     def count_reply(self, outcome: Outcome) -> None:
         """Once, at its end."""

@@ -21,7 +21,18 @@ from typing import Any
 import httpx
 import pytest
 
-from openrouter import Delta, Finish, Models, OpenRouter, Prompt, Report, Timers, UpstreamError, _as_upstream_error
+from openrouter import (
+    Delta,
+    Finish,
+    Models,
+    OpenRouter,
+    Prompt,
+    Report,
+    Retry,
+    Timers,
+    UpstreamError,
+    _as_upstream_error,
+)
 from serving.settings import Settings
 from tests.support.upstream import (
     ANSWER,
@@ -48,7 +59,7 @@ from upstream.errors import (
 )
 from upstream.transport import Transport
 
-Value = Report | Delta | Finish
+Value = Report | Retry | Delta | Finish
 
 KEY = "sk-or-v1-0123456789abcdef"
 TITLE = "Plaudertasche é ☕"

@@ -709,7 +709,7 @@ def test_usage_keeps_figures_and_short_words_alone() -> None:
         b'{"a": 1, "b": 0.5, "c": true, "d": "free", "e": null, "f": NaN, "g": 1e999, "h": -Infinity, "i": [1],'
         b' "j": {"k": {"l": {"m": 1}}}, "n": 123456789012345678901234567890, "o": "\\ud83d"}'
     )
-    kept = {"a": 1, "b": 0.5, "c": True, "d": "free", "j": {"k": {"l": None}}}
+    kept = {"a": 1, "b": 0.5, "c": True, "d": "free", "j": {"k": {"l": None}}, "n": 123456789012345678901234567890}
     assert plain_usage(usage) == dict.fromkeys("abcdefghijno") | kept | {"o": "\ufffd"}
 
 

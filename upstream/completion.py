@@ -7,6 +7,7 @@ https://openrouter.ai/docs/api-reference/streaming
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -283,4 +284,4 @@ def _name(value: object, *, in_ascii: bool = False) -> str | None:
     """A name as it may be kept, None for what isn't one."""
     if not isinstance(value, str) or not value.isprintable() or (in_ascii and not value.isascii()):
         return None
-    return value[:MAX_NAME_CHARS].strip() or None
+    return sys.intern(value[:MAX_NAME_CHARS].strip()) or None  # many messages keep the same one

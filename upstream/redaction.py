@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-LARGEST_FIGURE = 2**63  # that is one, and can be summed up
+LARGEST_FIGURE = 1e100  # that is kept: figures are summed up
 PRIVATE = ("user_id", "raw", "flagged_input")  # the fields that tell of an account, or quote
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -40,6 +40,11 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """A try has failed before anything of an answer came; another one is made."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """Text to append; encodable as UTF-8."""
 
