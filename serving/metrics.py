@@ -20,7 +20,7 @@ OTHER = "other"
 _FIRST_TOKEN = tuple(0.08 * 2**power for power in range(11))
 _REPLY = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900)
 
-_GAUGES = {
+GAUGES = {
     "conversations": "Conversations in the store.",
     "messages": "Messages in the store.",
     "store_bytes": "Bytes of text in the store.",
@@ -101,13 +101,13 @@ class Metrics:
             self.readers -= 1
 
     def text(self, gauges: Mapping[str, float]) -> str:
-        """All of it, with the gauges as they are now: every one of `_GAUGES` but `readers`."""
+        """All of it, with the gauges as they are now: every one of `GAUGES` but `readers`."""
         return "".join(f"{line}\n" for line in self._lines({**gauges, "readers": self.readers}))
 
     def _lines(self, gauges: Mapping[str, float]) -> Iterator[str]:
         yield from _head("build_info", "gauge", "The version that runs.")
         yield _sample("build_info", {"version": self._version}, 1)
-        for name, about in _GAUGES.items():
+        for name, about in GAUGES.items():
             yield from _head(name, "gauge", about)
             yield _sample(name, {}, gauges[name])
         counts = (self._requests, self._replies, self._failures, self._retries, *self._usage.values())

@@ -66,15 +66,21 @@ async def test_null_takes_an_option_away(upstream: ScriptedUpstream, relay: Rela
 
 
 async def test_only_the_last_questions_options_count(upstream: ScriptedUpstream, relay: Relay) -> None:
-    made = await relay.conversation()
-    for options in ({"seed": 1}, dict[str, int]()):
-        await relay.say(made["id"], options=options)
-        await relay.read(made["id"])
+    conversation_id = await relay.ask(options={"seed": 1})
+    await relay.read(conversation_id)
+    await relay.say(conversation_id)
+    await relay.read(conversation_id)
     assert [options_of(request) for request in upstream.requests] == [{"seed": 1}, {}]
 
 
 async def test_options_are_shown_as_they_were_given(relay: Relay) -> None:
-    options = {"z": 1.0, "a": None, "stop": ["é 😀 \u2028", "\x00"], "provider": {"order": []}, "n_": 10**18}
+    options: dict[str, Any] = {
+        "z": 1.0,
+        "a": None,
+        "stop": ["é 😀 \u2028", "\x00"],
+        "provider": {"order": []},
+        "n_": 10**18,
+    }
     made = await relay.conversation(options=options)
     said = await relay.say(made["id"], options=options)
     assert json.dumps(made["options"]) == json.dumps(said["options"]) == json.dumps(options)
