@@ -9,6 +9,8 @@ CONTAINER := .venv/container.stamp
 CLIENTS := .venv/clients.stamp
 LIBRARIES := tests/clients/node_modules/.package-lock.json
 DOCKER ?= docker
+ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once errors many_readers shutdown \
+	stop_and_delete stream)
 PIP := pip install --quiet --disable-pip-version-check
 
 help:  ## this list
@@ -23,8 +25,9 @@ run: $(RUNTIME)  ## run with the settings of .env and the environment
 react: $(EXAMPLE)  ## run the React example on http://localhost:5173, beside `make demo`
 	@exec npm run dev --prefix examples/react
 
-test: $(DEVELOPMENT)  ## all tests of the service
+test: $(DEVELOPMENT)  ## all tests of the service, and on a SQLite file those that an engine decides
 	$(BIN)/pytest -n 4
+	$(BIN)/pytest -n 4 --store sqlite $(ON_EACH_ENGINE)
 
 fuzz: $(DEVELOPMENT)  ## the contract under a fuzzer, with more data than `make test` has, and other data each time
 	$(BIN)/pytest tests/test_fuzzed_contract.py --fuzz 200

@@ -29,7 +29,18 @@ from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Reply, Unavailable
 from serving.metrics import MEDIA_TYPE, Metrics
 from serving.settings import Settings
-from store import IdTaken, Message, NotFound, NothingOwed, Question, Repeated, ReplyInProgress, Store, StoreFull
+from store import (
+    IdTaken,
+    Message,
+    NotFound,
+    NothingOwed,
+    Question,
+    Repeated,
+    ReplyInProgress,
+    Store,
+    StoreFull,
+    StoreUnavailable,
+)
 
 VERSION = "0.1.0"
 
@@ -58,14 +69,16 @@ Request = StarletteRequest[State]
 
 async def index(request: Request) -> Response:
     links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health", "models": "/models"}
-    return JSONResponse({"name": "chat-relay", "version": VERSION, **links})
+    return JSONResponse({"name": "chat-relay", "version": VERSION, "engine": request.state["store"].engine, **links})
 
 
 async def health(request: Request) -> Response:
-    replies = request.state["replies"]
-    conversations, messages = await request.state["store"].counts()
+    store, replies = request.state["store"], request.state["replies"]
+    conversations, messages = await store.counts()
     body = {
         "status": "draining" if replies.draining else "ok",
+        "engine": store.engine,
+        "store": "ok" if store.is_reachable else "unreachable",
         "conversations": conversations,
         "messages": messages,
         "replies_in_progress": replies.in_progress,
@@ -227,7 +240,10 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
     reply = await request.state["replies"].find(_id(request), message_id)
     if reply is None or position is None:
         return Response(status_code=204)
-    if position > reply.message.transcript.length:
+    length = reply.message.transcript.length
+    if position > length and reply.message.status == "failed":
+        position = length  # a power cut has taken what the reader had
+    if position > length:
         raise Rejected(400, "`Last-Event-ID` can't be right: the reply has fewer characters than it says.")
     return _reply_response(request, reply, position)
 
@@ -272,6 +288,7 @@ STATUS_OF: dict[type[Exception], int] = {
     NothingOwed: 409,
     IdTaken: 409,
     StoreFull: 507,
+    StoreUnavailable: 503,
     Unavailable: 503,
     ClientDisconnect: 400,  # nobody is there to read it
 }
@@ -279,8 +296,9 @@ STATUS_OF: dict[type[Exception], int] = {
 
 async def problem_of(request: StarletteRequest, error: Exception) -> Response:
     """The response to any exception in the table."""
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else None
-    return problem(STATUS_OF[type(error)], str(error) or "The client left.", headers=headers)
+    status = STATUS_OF[type(error)]
+    headers = {"Retry-After": str(getattr(error, "retry_after", RETRY_AFTER))} if status == 503 else None
+    return problem(status, str(error) or "The client left.", headers=headers)
 
 
 async def rejection(request: StarletteRequest, error: Exception) -> Response:

@@ -36,6 +36,7 @@ from serving.middleware import Boundary, Cors, Envelope
 from serving.settings import Settings, SettingsError
 from serving.shutdown import Server
 from store import Store
+from stores.expiry import expiring
 from upstream.transport import Transport
 
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
@@ -51,18 +52,19 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
     logs.configure(settings.log_level.upper(), settings.log_format.lower())
     transport = _transport(settings)
     metrics = Metrics(VERSION, settings.model_name)
+    store = Store(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
         asyncio.get_running_loop().set_exception_handler(_log_uncaught)
-        store = Store(settings)
         openrouter = OpenRouter(settings, transport, timers or Timers())
         replies = Replies(store, openrouter, settings, metrics)
         _warn(settings)
         await store.open()
         try:
-            yield State(settings=settings, store=store, replies=replies, openrouter=openrouter, metrics=metrics)
+            async with expiring(store.delete_expired, settings.conversation_ttl):
+                yield State(settings=settings, store=store, replies=replies, openrouter=openrouter, metrics=metrics)
         finally:
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()
@@ -77,6 +79,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
     ]
     app = Starlette(routes=routes, middleware=layers, exception_handlers=exception_handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
+    app.state.store = store
     return app
 
 
@@ -157,7 +160,8 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
     _raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals
     with contextlib.suppress(KeyboardInterrupt):
-        Server(config, settings.shutdown_grace, demo_hint(port) if is_demo else "").run(sockets)
+        hint = demo_hint(port) if is_demo else ""
+        Server(config, settings.shutdown_grace, hint, before=app.state.store.open).run(sockets)
     for number in HANDLED_SIGNALS:  # nothing is left to end
         signal.signal(number, signal.SIG_IGN)
 

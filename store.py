@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.settings import Settings
-from stores.changes import Change
-from stores.memory import Memory
+from stores.changes import Change, iso
+from stores.engines import engine_for
 from stores.records import (
     Conversation,
     Ending,
@@ -36,9 +36,13 @@ from stores.threads import Thread
 __all__ = ["Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed", "OwedReply"]
 __all__ += ["Question", "Repeated", "ReplyInProgress", "Store", "StoreError", "StoreFull", "StoreUnavailable", "ended"]
 
+PAGE = 200  # conversations that are looked at in one go
 ROUNDS = 100  # of loading, asking and committing, before a conversation counts as too busy
 
 _Rule = Callable[[Rules, Thread], Change]
+_Commit = Callable[[Change], Awaitable[Change | None]]
+
+_RESTARTED = Ending("failed", error=Failure(503, "The service was restarted: ask again.", retryable=True))
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +65,30 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._engine = Memory()
+        self._engine = engine_for(settings)
+        self._is_open = False
 
     async def open(self) -> None:
-        """Raises `SettingsError`."""
-        await self._engine.open()
+        """End the replies that a process before this one left in progress. Raises `SettingsError`."""
+        if not self._is_open:
+            left = await self._engine.open()
+            await asyncio.gather(*(self.abandon_reply(*ids, _RESTARTED) for ids in left))
+        self._is_open = True
 
     async def close(self) -> None:
         """Keep what is to be kept."""
+        self._is_open = False
         await self._engine.close()
+
+    @property
+    def engine(self) -> str:
+        """The name of what keeps the conversations."""
+        return self._engine.name
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether that answered when it was last asked."""
+        return self._engine.is_reachable
 
     async def counts(self) -> tuple[int, int]:
         """How many conversations and messages there are."""
@@ -106,7 +125,7 @@ class Store:
                 messages=messages or (),
             )
 
-        change = await self._committed(created)
+        change = await self._committed(created, self._engine.commit)
         assert change is not None
         conversation = _conversation(change)
         logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
@@ -133,6 +152,16 @@ class Store:
         """Forget it and its messages. Raises `NotFound`."""
         await self._change(conversation_id, Rules.deleted)
         logger.info("Deleted conversation %s", conversation_id)
+
+    async def delete_expired(self, seconds: float) -> None:
+        """Forget every conversation in which nothing has happened for so long, and no reply is in progress."""
+        before: str | None = iso(self._engine.now() - int(seconds * 1_000_000))
+        since = str(before)
+
+        while before:
+            page, before = await self.list_conversations(PAGE, before)
+            for conversation in page:
+                await self._delete_if_expired(conversation.id, since)
 
     async def messages(self, conversation_id: str) -> list[Message]:
         """All messages, oldest first. Raises `NotFound`."""
@@ -222,24 +251,33 @@ class Store:
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile.
 
-        Raises `StoreFull`.
+        What was taken of its text is part of it, but what was refused. Raises `StoreFull`.
         """
+        await self._engine.settle(message_id)
+        return await self._finished(conversation_id, message_id, ending, self._engine.commit)
+
+    async def abandon_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
+        """Show how the reply has ended though that can't be kept now; None if it has been deleted meanwhile."""
+        return await self._finished(conversation_id, message_id, ending, self._engine.abandon)
+
+    async def _delete_if_expired(self, conversation_id: str, since: str) -> None:
+        async def ask() -> Change | None:
+            thread = await self._engine.thread(conversation_id)
+            return self._rules().expired(thread, since) if thread else None
+
+        if await self._committed(ask, self._engine.commit):
+            logger.info("Deleted conversation %s", conversation_id)
+
+    async def _finished(self, conversation_id: str, message_id: str, ending: Ending, commit: _Commit) -> Message | None:
+        async def ask() -> Change | None:
+            thread = await self._thread(conversation_id, whole=False, since=message_id)
+            return self._rules().finished(thread, message_id, ending)
+
         try:
-            change = await self._changed(
-                conversation_id, lambda rules, thread: rules.finished(thread, message_id, ending), since=message_id
-            )
+            change = await self._committed(ask, commit)
             return change.added[-1] if change else await self.message(conversation_id, message_id)
         except NotFound:
             return None
-
-    async def abandon_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
-        """Show how the reply has ended though it can't be kept now; None if it has been deleted meanwhile."""
-        thread = await self._engine.thread(conversation_id, whole=False, since=message_id)
-        change = self._rules().finished(thread, message_id, ending) if thread else None
-        if change:
-            await self._engine.abandon(change)
-            return change.added[-1]
-        return thread.messages.get(message_id) if thread else None
 
     async def _begin(self, conversation_id: str, rule: _Rule) -> OwedReply:
         try:
@@ -261,28 +299,19 @@ class Store:
         self, conversation_id: str, rule: _Rule, *, whole: bool = True, since: str | None = None
     ) -> Change:
         """The change that the rule makes, committed. Raises `NotFound`, and what the rule raises."""
-        change = await self._changed(conversation_id, rule, whole=whole, since=since)
-        assert change is not None, "the rule makes a change or raises"
-        return change
 
-    async def _changed(
-        self,
-        conversation_id: str,
-        rule: Callable[[Rules, Thread], Change | None],
-        *,
-        whole: bool = True,
-        since: str | None = None,
-    ) -> Change | None:
         async def ask() -> Change | None:
             return rule(self._rules(), await self._thread(conversation_id, whole=whole, since=since))
 
-        return await self._committed(ask)
+        change = await self._committed(ask, self._engine.commit)
+        assert change is not None, "such a rule makes a change or raises"
+        return change
 
-    async def _committed(self, ask: Callable[[], Awaitable[Change | None]]) -> Change | None:
+    async def _committed(self, ask: Callable[[], Awaitable[Change | None]], commit: _Commit) -> Change | None:
         """The change as it was made, asked for again as long as others are quicker; None if there is to be none."""
         for _ in range(ROUNDS):
             change = await ask()
-            if change is None or (made := await self._engine.commit(change)):
+            if change is None or (made := await commit(change)):
                 return change and made
         raise StoreUnavailable("The conversation is changed by too many at once: try again in a moment.")
 

@@ -34,6 +34,8 @@ class Settings:
     auth_token: str = field(default="", repr=False)
     log_level: str = "INFO"
     log_format: str = "text"
+    store_url: str = field(default="", repr=False)  # it may have a password
+    conversation_ttl: float = 0.0  # seconds; 0: for ever
     max_tokens: int = 0  # of a reply; 0: as many as upstream likes
     reply_timeout: float = 900.0  # seconds
     shutdown_grace: float = 20.0  # seconds
@@ -97,6 +99,7 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 _Rule = tuple[Callable[[Any], bool], str]
 _SECRET: _Rule = (lambda v: v.isascii() and v.isprintable(), "printable ASCII")
+_SECONDS: _Rule = (lambda v: 0 <= v < math.inf, "a number of seconds, 0 or more")
 _RULES: dict[str, _Rule] = {
     "openrouter_api_key": _SECRET,
     "auth_token": _SECRET,
@@ -112,7 +115,8 @@ _RULES: dict[str, _Rule] = {
     "log_level": (lambda v: v.upper() in _LEVELS, "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
     "max_tokens": (lambda v: v >= 0, "a whole number, 0 for none"),
-    "shutdown_grace": (lambda v: 0 <= v < math.inf, "a number of seconds, 0 or more"),
+    "shutdown_grace": _SECONDS,
+    "conversation_ttl": _SECONDS,
 }
 _RULE_OF_TYPE: dict[type, _Rule] = {
     int: (lambda v: v > 0, "a whole number above 0"),

@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Protocol
 
@@ -34,14 +35,23 @@ class Server(uvicorn.Server):
     The app's lifespan yields `replies`, and `openrouter`, for whose models list requests may wait.
     """
 
-    def __init__(self, config: uvicorn.Config, grace: float, hint: str = "") -> None:
+    def __init__(
+        self, config: uvicorn.Config, grace: float, hint: str = "", before: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         super().__init__(config)
+        self._before = before  # anything says that it has started
         self._grace = grace
         self._hint = hint  # what to do next, for whoever has started it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = contextvars.copy_context()  # a signal comes in the middle of some request's
         self._draining: asyncio.Task[None] | None = None
         self._deadline = 0.0
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Run until a signal. Raises what `before` raises."""
+        if self._before:
+            await self._before()
+        await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, and say so: uvicorn says nothing of sockets that were bound before."""

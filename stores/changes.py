@@ -96,9 +96,20 @@ def spliced(
     return Change(thread, after, at, kept, removed, added, sums)
 
 
+def held(thread: Thread) -> Sums:
+    """What a conversation with all its messages adds to a store."""
+    messages = list(thread.messages.values())
+    return Sums(1, len(messages), head_size(thread.conversation, thread.own_title) + text_size(messages))
+
+
 def iso(at: int) -> str:
     """Microseconds since 1970 as ISO 8601 in UTC."""
     return (_EPOCH + timedelta(microseconds=at)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def moment(text: str) -> int:
+    """ISO 8601 as microseconds since 1970."""
+    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
 
 
 def text_size(messages: Sequence[Message]) -> int:

@@ -30,8 +30,11 @@ class Engine(ABC):
         """Whether it answered when it was last asked."""
 
     @abstractmethod
-    async def open(self) -> None:
-        """Before anything else, once. Raises `SettingsError`."""
+    async def open(self) -> list[tuple[str, str]]:
+        """Before anything else. The replies in progress that nobody makes, (conversation, message) each.
+
+        Raises `SettingsError`.
+        """
 
     @abstractmethod
     async def close(self) -> None:
@@ -76,5 +79,5 @@ class Engine(ABC):
         """Wait until all text that was taken is kept; the error if some of it can't be."""
 
     @abstractmethod
-    async def abandon(self, change: Change) -> None:
-        """A reply has ended and it couldn't be kept: show it as it is now, and keep that when there is room."""
+    async def abandon(self, change: Change) -> Change | None:
+        """As `commit`, of a reply's end that can't be kept now: it is shown, and kept when that is possible."""

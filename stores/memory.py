@@ -7,7 +7,7 @@ from itertools import islice
 
 from stores.changes import Change, Sums
 from stores.engine import Engine
-from stores.records import Conversation, Kind, NotFound, StoreError, Transcript, byte_size
+from stores.records import Conversation, Kind, Message, NotFound, StoreError, Transcript, byte_size
 from stores.threads import Thread
 
 
@@ -37,8 +37,8 @@ class Memory(Engine):
         self._growing: dict[str, Growing] = {}  # by message
         self._clock = 0
 
-    async def open(self) -> None:
-        pass
+    async def open(self) -> list[tuple[str, str]]:
+        return []
 
     async def close(self) -> None:
         pass
@@ -67,21 +67,21 @@ class Memory(Engine):
     def interruption(self, message_id: str) -> asyncio.Future[StoreError]:
         if growing := self._growing.get(message_id):
             return growing.interruption
-        over: asyncio.Future[StoreError] = asyncio.get_running_loop().create_future()
-        over.set_result(_over())
-        return over
+        ended: asyncio.Future[StoreError] = asyncio.get_running_loop().create_future()
+        ended.set_result(over())
+        return ended
 
     async def extend(self, message_id: str, kind: Kind, text: str) -> None:
         growing = self._growing.get(message_id)
         if growing is None:
-            raise _over()
+            raise over()
         self.sums.text += byte_size(text)
         growing.transcript.append(kind, text)
 
     async def settle(self, message_id: str) -> StoreError | None:
         return None
 
-    async def abandon(self, change: Change) -> None:
+    async def abandon(self, change: Change) -> Change | None:
         raise AssertionError("dicts can always keep an ending")
 
     def _apply(self, change: Change) -> None:
@@ -91,10 +91,18 @@ class Memory(Engine):
             self._threads[change.conversation_id] = change.after
         if ended := change.ended:
             ended.transcript.close()
-            self._growing.pop(ended.id).interrupt(_over())
+            self._stop(ended.id)
         if began := change.began:
-            self._growing[began.id] = Growing(began.transcript, asyncio.get_running_loop().create_future())
+            self._start(change.conversation_id, began)
+
+    def _start(self, conversation_id: str, reply: Message) -> None:
+        interruption: asyncio.Future[StoreError] = asyncio.get_running_loop().create_future()
+        self._growing[reply.id] = Growing(reply.transcript, interruption)
+
+    def _stop(self, message_id: str) -> None:
+        self._growing.pop(message_id).interrupt(over())
 
 
-def _over() -> NotFound:
+def over() -> NotFound:
+    """The error of a reply that takes no more text."""
     return NotFound("The reply has ended, or was deleted.")

@@ -76,6 +76,21 @@ class Transcript:
         self.size = byte_size(text)  # bytes of UTF-8
         self.on_growth: Callable[[], None] | None = None
 
+    @classmethod
+    def of(cls, text: str, switches: Sequence[int], *, grows: bool) -> "Transcript":
+        """The one that had these `parts()`."""
+        transcript = cls(None if grows else text)
+        for number, (start, end) in enumerate(pairwise([0, *switches, len(text)] if grows else ())):
+            transcript.append(_KINDS[number % 2], text[start:end])
+        if not grows:
+            transcript._switches.extend(switches)
+        return transcript
+
+    def parts(self) -> tuple[str, list[int]]:
+        """All of it, content and reasoning, and the positions at which one changes to the other."""
+        text = self._whole() if self._growing is None else self._growing.getvalue()
+        return text, list(self._switches)
+
     def append(self, kind: Kind, text: str) -> None:
         """Add `text` at the end."""
         assert self._growing is not None, "a closed transcript doesn't grow"
@@ -167,7 +182,7 @@ class Message:
     id: str
     role: Role
     transcript: Transcript
-    model: str | None
+    model: str | None = None
     options: str | None = None  # of a question, as JSON
     timestamp: str
     status: Status = "complete"

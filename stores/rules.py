@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from serving.settings import Settings
-from stores.changes import Change, Sums, head_size, iso, spliced, text_size
+from stores.changes import Change, Sums, head_size, held, iso, spliced
 from stores.records import (
     Conversation,
     Ending,
@@ -63,8 +63,8 @@ class Rules:
         empty = Thread(conversation, title)
         turns = [_turn(turn, self.now + place) for place, turn in enumerate(messages, start=1)]
         filled = spliced(empty, self.now + len(turns), added=turns)
-        sums = Sums(1, len(turns), head_size(conversation, title) + text_size(turns))
-        self._check_room(sums)
+        assert filled.after is not None
+        self._check_room(sums := held(filled.after))
         return replace(filled, before=None, sums=sums)
 
     def updated(self, thread: Thread, changes: Mapping[str, Any]) -> Change:
@@ -83,9 +83,9 @@ class Rules:
 
     def deleted(self, thread: Thread) -> Change:
         """Without the conversation and its messages."""
-        messages = list(thread.messages.values())
-        text = head_size(thread.conversation, thread.own_title) + text_size(messages)
-        return Change(thread, None, self.now, removed=messages, sums=Sums(-1, -len(messages), -text))
+        less = Sums()
+        less.add(held(thread), -1)
+        return Change(thread, None, self.now, removed=list(thread.messages.values()), sums=less)
 
     def expired(self, thread: Thread, since: str) -> Change | None:
         """Without the conversation, if nothing has happened in it since then and no reply is in progress."""

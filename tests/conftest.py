@@ -3,13 +3,14 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 import server
+from tests.support.engines import ENGINES, engine
 from tests.support.relay import Relay, serving
 from tests.support.stores import GatedStore, SlowStore
 from tests.support.upstream import ScriptedUpstream
@@ -22,6 +23,7 @@ settings.load_profile("relay")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, metavar="N", help="fuzz the contract with N examples an operation, at random")
+    parser.addoption("--store", choices=ENGINES, default="memory", help="what keeps the conversations of services")
     parser.addoption("--uvloop", action="store_true", help="run the async tests on uvloop")
 
 
@@ -56,6 +58,13 @@ def _bounded(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[.
             await test(*args, **kwargs)
 
     return bounded
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Services and stores are on the engine that `--store` names, unless a test says otherwise."""
+    with engine(request.config.getoption("--store")):
+        yield
 
 
 @pytest.fixture

@@ -89,12 +89,13 @@ def is_uuid4(text: str) -> bool:
 # GET /, /health, /openapi.json, /docs, /redoc
 
 
-async def test_the_index_says_where_everything_is(relay: Relay) -> None:
+async def test_the_index_says_where_everything_is(relay: Relay, pytestconfig: pytest.Config) -> None:
     response = await relay.client.get("/")
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     assert response.json() == {
         "name": "chat-relay",
         "version": "0.1.0",
+        "engine": pytestconfig.getoption("--store"),
         "docs": "/docs",
         "openapi": "/openapi.json",
         "health": "/health",
@@ -105,20 +106,31 @@ async def test_the_index_says_where_everything_is(relay: Relay) -> None:
 async def test_health_counts_conversations_messages_and_replies_in_progress(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
+    async def counts() -> tuple[int, int, int]:
+        health = await relay.health()
+        return health["conversations"], health["messages"], health["replies_in_progress"]
+
     gate = Gate()
     upstream.play(gated(gate, "Hello"))
-    assert await relay.health() == {"status": "ok", "conversations": 0, "messages": 0, "replies_in_progress": 0}
+    assert await counts() == (0, 0, 0)
     conversation_id = await relay.ask()
     await relay.ask()
-    assert await relay.health() == {"status": "ok", "conversations": 2, "messages": 2, "replies_in_progress": 0}
+    assert await counts() == (2, 2, 0)
     async with relay.stream(conversation_id) as reader:
         await reader.next()
-        assert await relay.health() == {"status": "ok", "conversations": 2, "messages": 3, "replies_in_progress": 1}
+        assert await counts() == (2, 3, 1)
         gate.open_wide()
         await reader.whole()
-    assert await relay.health() == {"status": "ok", "conversations": 2, "messages": 3, "replies_in_progress": 0}
+    assert await counts() == (2, 3, 0)
     await relay.client.delete(f"/conversations/{conversation_id}")
-    assert await relay.health() == {"status": "ok", "conversations": 1, "messages": 1, "replies_in_progress": 0}
+    assert await counts() == (1, 1, 0)
+
+
+async def test_health_says_what_keeps_the_conversations_and_whether_it_can(
+    relay: Relay, pytestconfig: pytest.Config
+) -> None:
+    health = await relay.health()
+    assert (health["status"], health["engine"], health["store"]) == ("ok", pytestconfig.getoption("--store"), "ok")
 
 
 async def test_the_contract_is_served_as_it_is(relay: Relay) -> None:

@@ -516,7 +516,7 @@ async def test_a_field_that_breaks_its_rule_is_a_422_that_names_it(upstream: Scr
                 [error] = assert_problem(response, 422, name)["errors"]
                 assert error["field"] == name, body
         assert (await relay.client.get(f"/conversations/{conversation_id}")).json()["title"] == "Old"
-        assert await relay.health() == {"status": "ok", "conversations": 1, "messages": 0, "replies_in_progress": 0}
+        assert (await relay.health()).items() >= {"conversations": 1, "messages": 0, "replies_in_progress": 0}.items()
 
 
 async def test_text_as_long_as_allowed_passes(upstream: ScriptedUpstream) -> None:

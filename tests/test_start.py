@@ -16,6 +16,7 @@ import pytest
 from server import exiting_with_one_line, load_settings
 from serving.hint import demo_hint
 from serving.settings import Settings, SettingsError
+from store import Store
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT, RelayProcess, process
 from tests.support.relay import Relay
@@ -146,6 +147,18 @@ WRONG = {
     "AUTH_TOKEN": ["tökën", "a\nb"],
     "LOG_LEVEL": ["LOUD", "10", "NOTSET"],
     "LOG_FORMAT": ["xml"],
+    "STORE_URL": [
+        "chat.db",
+        "sqlite:",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://chat.db",
+        "sqlite:///folder/",
+        "sqlite:///chat.db?mode=ro",
+        "sqlite:///:memory:",
+        "mysql://user:secret-password@host/db",
+    ],
+    "CONVERSATION_TTL": ["-1", "soon", "nan", "inf"],
     "REPLY_TIMEOUT": ["0", "-1", "soon", "nan", "inf", "1 s"],
     "SHUTDOWN_GRACE": ["-1", "soon", "nan", "inf"],
     "MAX_TOKENS": ["-1", "1.5", "many", "1" * 5000],
@@ -181,11 +194,12 @@ def test_a_value_that_cannot_be_read_stops_the_start_with_one_line_that_names_th
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.environ", {variable: value})
     with pytest.raises(SystemExit) as exit, exiting_with_one_line():
-        load_settings()
+        Store(load_settings())  # which reads STORE_URL
     output, errors = capsys.readouterr()
     assert (exit.value.code not in (None, 0), output) == (True, "")
     assert re.fullmatch(rf"{variable} must be [^\n]+\.\n", errors)
     assert variable not in SECRETS or value not in errors
+    assert "secret-password" not in errors
 
 
 @pytest.mark.parametrize("command", COMMANDS)

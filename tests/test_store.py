@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from itertools import count, pairwise
 from typing import Any
@@ -31,22 +31,37 @@ from store import (
     Store,
     StoreFull,
 )
-from stores.records import Transcript, byte_size
+from stores.records import byte_size
+from tests.support.engines import new_store_url
 from tests.support.upstream import USAGE
 
 FAILED = Ending("failed", error=Failure(502, "Broken", retryable=True))
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 
-def store_of(**settings: Any) -> Store:
-    """With these settings, else their defaults."""
-    return Store(Settings(**{"model_name": "m", **settings}))
+opened: list[Store] = []
+
+
+@pytest.fixture(autouse=True)
+async def _closed() -> AsyncIterator[None]:
+    """Close the stores of the test."""
+    yield
+    while opened:
+        await opened.pop().close()
+
+
+async def store_of(**settings: Any) -> Store:
+    """With these settings, else their defaults; closed when the test ends."""
+    store = Store(Settings(**{"model_name": "m", "store_url": new_store_url(), **settings}))
+    await store.open()
+    opened.append(store)
+    return store
 
 
 @pytest.fixture
-def store() -> Store:
+async def store() -> Store:
     """A store with room enough."""
-    return store_of(model_name="default/model")
+    return await store_of(model_name="default/model")
 
 
 async def asked(store: Store, question: str = "Why?", **conversation: Any) -> str:
@@ -253,7 +268,7 @@ async def pages(store: Store, limit: int) -> list[list[str]]:
 async def test_pages_list_every_conversation_once_the_one_that_changed_last_first(
     limit: int, size: int, changes: list[int]
 ) -> None:
-    store = store_of()
+    store = await store_of()
     order = [(await store.create_conversation()).id for _ in range(size)]
     for change in changes if size else []:
         changed = order.pop(change % size)
@@ -268,7 +283,7 @@ async def test_pages_list_every_conversation_once_the_one_that_changed_last_firs
 async def test_updates_between_pages_neither_repeat_a_conversation_nor_hide_one_that_stayed(
     limit: int, changes: list[tuple[str, int]]
 ) -> None:
-    store = store_of()
+    store = await store_of()
     first = [(await store.create_conversation()).id for _ in range(10)]
     stayed, seen, before = set(first), list[str](), None
     while before or not seen:
@@ -466,7 +481,7 @@ async def test_a_question_that_is_asked_again_has_its_first_reply_or_begins_the_
 
 @pytest.mark.parametrize("most", [{"max_messages": 1}, {"max_store_bytes": 4}], ids=["messages", "bytes"])
 async def test_a_question_whose_reply_has_no_room_is_not_kept(most: dict[str, int]) -> None:
-    store = store_of(**most)
+    store = await store_of(**most)
     made = await store.create_conversation()
     conversation_id = made.id
     for _ in range(3):  # nor is room lost by it
@@ -511,7 +526,7 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
 
 
 async def test_no_more_conversations_are_made_than_the_limit() -> None:
-    store = store_of(max_conversations=2)
+    store = await store_of(max_conversations=2)
     first, _ = await store.create_conversation(), await store.create_conversation()
     with pytest.raises(StoreFull, match=r"MAX_CONVERSATIONS is 2\): delete conversations"):
         await store.create_conversation()
@@ -520,7 +535,7 @@ async def test_no_more_conversations_are_made_than_the_limit() -> None:
 
 
 async def test_a_full_conversation_takes_no_message_and_no_reply() -> None:
-    store = store_of(max_messages=2)
+    store = await store_of(max_messages=2)
     conversation_id = await asked(store)
     await store.add_user_message(conversation_id, Question("And?"))
     for refused in (store.add_user_message(conversation_id, Question("No")), store.begin_reply(conversation_id)):
@@ -531,7 +546,7 @@ async def test_a_full_conversation_takes_no_message_and_no_reply() -> None:
 
 
 async def test_a_failed_reply_in_a_full_conversation_can_be_replaced() -> None:
-    store = store_of(max_messages=2)
+    store = await store_of(max_messages=2)
     conversation_id = await asked(store)
     await answered(store, conversation_id, "x", FAILED)
     with pytest.raises(StoreFull):
@@ -542,7 +557,7 @@ async def test_a_failed_reply_in_a_full_conversation_can_be_replaced() -> None:
 
 async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
     """20 bytes of UTF-8: "é" is two of them."""
-    store = store_of(max_store_bytes=20)
+    store = await store_of(max_store_bytes=20)
     made = await store.create_conversation(title="four", system_prompt="éé")
     await store.add_user_message(made.id, Question("four"))
     reply = (await store.begin_reply(made.id)).message
@@ -568,7 +583,7 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
 
 
 async def test_a_full_store_begins_no_reply() -> None:
-    store = store_of(max_store_bytes=4)
+    store = await store_of(max_store_bytes=4)
     conversation_id = await asked(store, "four")
     with pytest.raises(StoreFull, match="MAX_STORE_BYTES is 4"):
         await store.begin_reply(conversation_id)
@@ -577,7 +592,7 @@ async def test_a_full_store_begins_no_reply() -> None:
 
 async def test_a_failed_reply_that_filled_the_store_can_be_replaced() -> None:
     """The text it takes away makes the room."""
-    store = store_of(max_store_bytes=8)
+    store = await store_of(max_store_bytes=8)
     conversation_id = await asked(store, "four")
     await answered(store, conversation_id, "more", FAILED)
     await answered(store, conversation_id, "less")
@@ -611,7 +626,7 @@ async def test_many_small_things_are_counted_as_what_they_keep(
     """Not as the one character that each has: by MAX_STORE_BYTES a container's memory is planned."""
     caplog.set_level(logging.CRITICAL, "store")  # pytest keeps every line
     most = 2 * 1024 * 1024
-    store = store_of(max_store_bytes=most, max_conversations=100_000, max_messages=100_000)
+    store = await store_of(max_store_bytes=most, max_conversations=100_000, max_messages=100_000)
     conversation_id = (await store.create_conversation()).id
     tracemalloc.start()
     try:
@@ -632,7 +647,7 @@ async def test_many_small_things_are_counted_as_what_they_keep(
 async def test_text_takes_no_more_memory_than_its_bytes(caplog: pytest.LogCaptureFixture) -> None:
     """An emoji would make Python keep four bytes for each character of a string."""
     caplog.set_level(logging.CRITICAL, "store")
-    store = store_of()
+    store = await store_of()
     conversation_id = (await store.create_conversation()).id
     text = "x" * 50_000 + "😀"
     tracemalloc.start()
@@ -647,24 +662,13 @@ async def test_text_takes_no_more_memory_than_its_bytes(caplog: pytest.LogCaptur
 
 
 async def test_a_failed_reply_can_be_replaced_however_much_is_kept_beside_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = store_of(max_store_bytes=10_000)
+    store = await store_of(max_store_bytes=10_000)
     conversation_id = await asked(store)
     await answered(store, conversation_id, "more", FAILED)
     monkeypatch.setattr("stores.rules.LEAST_BESIDE", 0)
     store._settings = Settings(max_store_bytes=1_000)
     await answered(store, conversation_id, "less")
     assert await contents(store, conversation_id) == ["Why?", "less"]
-
-
-def test_a_text_that_switches_with_every_word_is_read_in_one_go() -> None:
-    """Decoding it for each run would take minutes."""
-    transcript = Transcript()
-    for number in range(50_000):
-        transcript.append("reasoning" if number % 2 else "content", "😀" * 10)
-    transcript.close()
-    started = time.monotonic()
-    assert (len(transcript.content), len(transcript.reasoning)) == (250_000, 250_000)
-    assert time.monotonic() - started < 5.0
 
 
 ROOM = 200
@@ -723,7 +727,7 @@ async def kept(store: Store) -> int:
 async def test_after_anything_that_happened_a_store_that_is_emptied_has_exactly_its_room(
     operations: list[tuple[str, int, str]],
 ) -> None:
-    store = store_of(max_conversations=4, max_messages=6, max_store_bytes=ROOM)
+    store = await store_of(max_conversations=4, max_messages=6, max_store_bytes=ROOM)
     for operation in operations:
         with contextlib.suppress(StoreFull, NothingOwed, ReplyInProgress):
             await operate(store, *operation)
@@ -749,97 +753,3 @@ async def assert_consistent(store: Store) -> None:
         assert all(m.status != "streaming" for m in messages[:-1])
         assert all(earlier.timestamp < later.timestamp for earlier, later in pairwise(messages))
         assert all(entry.created_at <= m.timestamp <= entry.updated_at for m in messages)
-
-
-# Transcripts
-
-RUNS: st.SearchStrategy[list[tuple[Kind, str]]] = st.lists(
-    st.tuples(st.sampled_from(["content", "reasoning"]), st.text(max_size=6).filter(bool)), max_size=12
-)
-
-
-def merged(runs: list[tuple[Kind, str]]) -> list[tuple[Kind, str]]:
-    """Neighbours of one kind as one run."""
-    found: list[tuple[Kind, str]] = []
-    for kind, text in runs:
-        if found and found[-1][0] == kind:
-            text = found.pop()[1] + text
-        found.append((kind, text))
-    return found
-
-
-def cut(runs: list[tuple[Kind, str]], start: int, end: int) -> list[tuple[Kind, str]]:
-    """What stands from `start` to `end`, character by character."""
-    characters: list[tuple[Kind, str]] = [(kind, character) for kind, text in runs for character in text]
-    return merged(characters[start:end])
-
-
-def grown(runs: list[tuple[Kind, str]]) -> Transcript:
-    transcript = Transcript()
-    for kind, text in runs:
-        transcript.append(kind, text)
-    return transcript
-
-
-@given(RUNS, st.integers(0, 80), st.integers(1, 20))
-@example([("content", "a\r\nb\r"), ("content", "\n")], 2, 3)
-@example([("reasoning", "abc"), ("content", "d")], 0, 3)
-@example([("reasoning", "abc"), ("content", "d")], 3, 1)
-def test_a_transcript_read_from_anywhere_in_slices_of_any_size_gives_exactly_what_was_appended(
-    runs: list[tuple[Kind, str]], start: int, most: int
-) -> None:
-    transcript = grown(runs)
-    length = sum(len(text) for _, text in runs)
-    for _ in ("growing", "closed"):
-        position, read = start, list[tuple[Kind, str]]()
-        while piece := transcript.read(position, most):
-            assert piece == cut(runs, position, position + most)
-            read += piece
-            position += sum(len(text) for _, text in piece)
-        assert merged(read) == cut(runs, start, length)
-        assert position == max(start, length)
-        transcript.close()
-
-
-@given(RUNS, st.integers(1, 10))
-def test_a_transcript_read_while_it_grows_gives_every_character_once(runs: list[tuple[Kind, str]], most: int) -> None:
-    transcript, position, read = Transcript(), 0, list[tuple[Kind, str]]()
-    for kind, text in runs:
-        transcript.append(kind, text)
-        piece = transcript.read(position, most)
-        read += piece
-        position += sum(len(text) for _, text in piece)
-    transcript.close()
-    assert merged(read + transcript.read(position, transcript.length)) == merged(runs)
-
-
-@given(RUNS)
-def test_a_transcript_knows_its_text_by_kind_its_length_and_its_bytes(runs: list[tuple[Kind, str]]) -> None:
-    transcript = grown(runs)
-    whole = "".join(text for _, text in runs)
-    for _ in ("growing", "closed"):
-        assert transcript.content == "".join(text for kind, text in runs if kind == "content")
-        assert transcript.reasoning == "".join(text for kind, text in runs if kind == "reasoning")
-        assert (transcript.length, transcript.size) == (len(whole), len(whole.encode()))
-        transcript.close()
-
-
-@given(st.text())
-def test_a_transcript_of_a_whole_text_is_all_content(text: str) -> None:
-    transcript = Transcript(text)
-    assert (transcript.content, transcript.reasoning) == (text, "")
-    assert (transcript.length, transcript.size) == (len(text), byte_size(text)) == (len(text), len(text.encode()))
-    transcript.close()
-    assert transcript.read(0, len(text)) == ([("content", text)] if text else [])
-
-
-def test_a_closed_transcript_does_not_grow() -> None:
-    for closed in (Transcript("text"), grown([("content", "text")])):
-        closed.close()
-        with pytest.raises(AssertionError, match="closed transcript"):
-            closed.append("content", "more")
-        assert closed.content == "text"
-
-
-def test_nothing_has_no_bytes() -> None:
-    assert byte_size(None) == byte_size("") == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.engines import new_store_url
 from tests.support.relay import STARTING, Relay, client
 from tests.support.waiting import eventually
 
@@ -89,9 +90,8 @@ async def process(
     answers, or at once unless `listening`.
     """
     port = str(free_port())
-    environ = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", "PORT": port, "UVICORN_PORT": port} | dict(
-        env or {}
-    )
+    environ = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", "PORT": port, "UVICORN_PORT": port}
+    environ |= {"STORE_URL": new_store_url(), **(env or {})}
     argv = [*COMMANDS.get(command[0], command[:1]), *command[1:]]
     url = f"http://127.0.0.1:{environ['PORT']}"
     with tempfile.TemporaryFile() as log:

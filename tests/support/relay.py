@@ -14,6 +14,7 @@ from server import create_app
 from serving.connections import ClientConnection
 from serving.settings import Settings
 from tests.support.connections import Connections
+from tests.support.engines import new_store_url
 from tests.support.readers import Reader, Transcript
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import bounded, eventually
@@ -121,6 +122,7 @@ async def serving(
         "openrouter_api_key": "test-key",
         "openrouter_base_url": url,
         "shutdown_grace": 0.1,
+        "store_url": new_store_url(),
     } | settings
     app = create_app(Settings(**chosen), timers=timers or Timers())
     server = _Server(

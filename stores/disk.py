@@ -1,0 +1,282 @@
+"""The engine of one process that must not forget: dicts, written through to a SQLite file.
+
+Changes that come together are one transaction, and are made in memory once it is on the disk. Text of replies in
+progress is written every `TICK`, a reply's first at once, and shown once it is written.
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from serving.logs import outline
+from stores.changes import Change, Sums, held, moment
+from stores.file import File, Piece
+from stores.memory import Memory, over
+from stores.records import Kind, Message, StoreError, StoreFull, StoreUnavailable, byte_size
+
+TICK = 0.016  # seconds in which text is gathered
+MOST_WAITING = 256 * 1024  # bytes of a reply that wait for the file before its generation does
+LATER = 1.0  # seconds until an ending that couldn't be written is tried again
+
+_T = TypeVar("_T")
+
+logger = logging.getLogger("store")
+
+
+@dataclass(slots=True)
+class _Taken:
+    """A reply's text that was taken and isn't in the file yet."""
+
+    conversation_id: str
+    length: int  # characters that were taken in all
+    texts: list[tuple[Kind, str]] = field(default_factory=list)  # for the next tick
+    size: int = 0  # bytes, those on their way included
+    refusal: StoreError | None = None
+    _waiter: asyncio.Future[None] | None = None
+
+    def pieces(self, message_id: str) -> list[Piece]:
+        """The texts, neighbours of one kind as one."""
+        position = self.length - sum(len(text) for _, text in self.texts)
+        found = []
+        for kind, run in groupby(self.texts, itemgetter(0)):
+            found.append(Piece(message_id, position, kind, text := "".join(map(itemgetter(1), run))))
+            position += len(text)
+        return found
+
+    async def change(self) -> None:
+        """Some of it is in the file, or refused."""
+        self._waiter = self._waiter or asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._waiter})
+
+    def wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter:
+            waiter.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A change on its way to the file."""
+
+    change: Change
+    sums: Sums
+    outcome: asyncio.Future[Change | StoreError]
+
+
+class Disk(Memory):
+    """Dicts, and a file that has what they have before anybody is told of it."""
+
+    name = "sqlite"
+    forgets = False
+    is_reachable = True
+
+    def __init__(self, path: Path, patience: float) -> None:
+        super().__init__()
+        self._file = File(path)
+        self._patience = patience  # seconds for which the file may be locked at the start
+        self._taken: dict[str, _Taken] = {}  # by reply
+        self._gathered: dict[str, _Taken] = {}  # those with text for the next tick
+        self._tick: asyncio.TimerHandle | None = None
+        self._pieces: list[Piece] = []  # for the next transaction
+        self._writes: list[_Write] = []  # for the next transaction
+        self._unwritten: list[Change] = []  # that were made all the same
+        self._changing: dict[str, asyncio.Future[Change | StoreError]] = {}  # by conversation
+        self._ending: dict[str, asyncio.Future[Change | StoreError]] = {}  # by reply
+        self._writing: asyncio.Task[None] | None = None
+
+    async def open(self) -> list[tuple[str, str]]:
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, "store")
+        try:
+            await self._in_thread(self._file.open, self._patience)
+            threads = await self._in_thread(self._file.threads)
+        except BaseException:
+            self._file.given_up.set()
+            raise
+        for thread in threads:
+            self._threads[thread.conversation.id] = thread
+            self._clock = moment(thread.conversation.updated_at)
+            self.sums.add(held(thread))
+        left = [(thread.conversation.id, reply) for thread in threads if (reply := thread.in_progress)]
+        for conversation_id, reply in left:
+            self._start(conversation_id, reply)
+        return [(conversation_id, reply.id) for conversation_id, reply in left]
+
+    async def close(self) -> None:
+        self._gather()
+        self._write_soon()
+        while self._writing:
+            await asyncio.wait({self._writing})
+        if self._unwritten:
+            logger.error("%d replies have ended, and the file of STORE_URL couldn't be told", len(self._unwritten))
+        await self._in_thread(self._file.close)
+        self._thread.shutdown(wait=False)
+
+    async def commit(self, change: Change) -> Change | None:
+        if not await self._is_current(change):
+            return None
+        self._gather()
+        sums = replace(change.sums)
+        if ended := change.ended:
+            sums.text -= self._taken[ended.id].size
+        self.sums.add(sums)
+        write = _Write(change, sums, self._loop.create_future())
+        self._changing[change.conversation_id] = write.outcome
+        self._writes.append(write)
+        self._write_soon()
+        outcome = await asyncio.shield(write.outcome)
+        if isinstance(outcome, StoreError):
+            raise outcome
+        return outcome
+
+    async def abandon(self, change: Change) -> Change | None:
+        if not await self._is_current(change):
+            return None
+        self.sums.add(change.sums)
+        self._apply(change)
+        self._unwritten.append(change)
+        self._write_soon()
+        return change
+
+    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
+        taken = self._taken.get(message_id)
+        if taken and (changing := self._changing.get(taken.conversation_id)):
+            await asyncio.wait({changing})  # which may end the reply
+            taken = self._taken.get(message_id)
+        if taken is None:
+            raise over()
+        if taken.refusal:
+            raise taken.refusal
+        taken.texts.append((kind, text))
+        taken.length += len(text)
+        taken.size += (size := byte_size(text))
+        self.sums.text += size
+        self._gathered[message_id] = taken
+        if taken.length == len(text):
+            self._gather()  # a first text waits for nobody
+        elif self._tick is None:
+            self._tick = self._loop.call_later(TICK, self._gather)
+        while taken.size > MOST_WAITING:
+            await taken.change()
+
+    async def settle(self, message_id: str) -> StoreError | None:
+        taken = self._taken.get(message_id)
+        if taken is None:
+            return None
+        self._gather()
+        while taken.size:
+            await taken.change()
+        return taken.refusal
+
+    def _start(self, conversation_id: str, reply: Message) -> None:
+        super()._start(conversation_id, reply)
+        self._taken[reply.id] = _Taken(conversation_id, reply.transcript.length)
+
+    def _stop(self, message_id: str) -> None:
+        super()._stop(message_id)
+        taken = self._taken.pop(message_id)
+        taken.size = 0
+        taken.wake()
+
+    async def _is_current(self, change: Change) -> bool:
+        if changing := self._changing.get(change.conversation_id):
+            await asyncio.wait({changing})
+            return False
+        return self._threads.get(change.conversation_id) is change.before
+
+    def _gather(self) -> None:
+        """Have all text that was taken written."""
+        if self._tick:
+            self._tick.cancel()
+            self._tick = None
+        if self._gathered:
+            for message_id, taken in self._gathered.items():
+                self._pieces += taken.pieces(message_id)
+                taken.texts.clear()
+            self._gathered.clear()
+            self._write_soon()
+
+    def _write_soon(self) -> None:
+        if self._writing is None:
+            self._writing = self._loop.create_task(self._write_all())
+
+    async def _write_all(self) -> None:
+        """One transaction after the other, each with all that is there."""
+        while True:
+            pieces, self._pieces = self._pieces, []
+            writes, self._writes = self._writes, []
+            unwritten = list(self._unwritten)
+            changes = [*unwritten, *(write.change for write in writes)]
+            refusal = await self._in_thread(self._try, changes, pieces) if changes or pieces else None
+            if refusal is None:
+                del self._unwritten[: len(unwritten)]
+                self._made(writes, pieces)
+            else:
+                self._refused(writes, pieces, refusal)
+            if not (self._writes or self._pieces):
+                break
+        self._writing = None
+        if self._unwritten:
+            self._loop.call_later(LATER, self._write_soon)
+
+    def _try(self, changes: Sequence[Change], pieces: Sequence[Piece]) -> StoreError | None:
+        try:
+            self._file.write(changes, pieces)
+        except sqlite3.Error as error:
+            return _refusal(error)
+        except Exception as error:  # nobody would be answered any more
+            logger.error("the file of STORE_URL can't be written\n%s", outline(error))
+            return StoreUnavailable(_BROKEN)
+        return None
+
+    def _made(self, writes: Sequence[_Write], pieces: Sequence[Piece]) -> None:
+        self.is_reachable = True
+        for piece in pieces:
+            if taken := self._taken.get(piece.message_id):
+                self._growing[piece.message_id].transcript.append(piece.kind, piece.text)
+                taken.size -= byte_size(piece.text)
+                taken.wake()
+        for write in writes:
+            del self._changing[write.change.conversation_id]
+            self._apply(write.change)
+            write.outcome.set_result(write.change)
+
+    def _refused(self, writes: Sequence[_Write], pieces: Sequence[Piece], refusal: StoreError) -> None:
+        self.is_reachable = isinstance(refusal, StoreFull)
+        for message_id in {piece.message_id for piece in pieces} & self._taken.keys():
+            self._refuse(message_id, refusal)
+        for write in writes:
+            del self._changing[write.change.conversation_id]
+            self.sums.add(write.sums, -1)
+            write.outcome.set_result(refusal)
+
+    def _refuse(self, message_id: str, refusal: StoreError) -> None:
+        """End the reply: a text without its middle is of no use."""
+        taken = self._taken[message_id]
+        self.sums.text -= taken.size
+        taken.refusal, taken.size = refusal, 0
+        taken.texts.clear()
+        self._gathered.pop(message_id, None)
+        self._pieces = [piece for piece in self._pieces if piece.message_id != message_id]
+        self._growing[message_id].interrupt(refusal)
+        taken.wake()
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await self._loop.run_in_executor(self._thread, work, *arguments)
+
+
+def _refusal(error: sqlite3.Error) -> StoreError:
+    logger.error("the file of STORE_URL can't be written (%s)", error.sqlite_errorname)
+    if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        return StoreFull("The disk with the file of STORE_URL is full: make room there, then try again.")
+    return StoreUnavailable(_BROKEN)
+
+
+_BROKEN = "The file of STORE_URL can't be written; the log says why. Nothing was changed: try again in a moment."

@@ -1,0 +1,24 @@
+"""Which engine `STORE_URL` asks for. Nothing else knows."""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from serving.settings import Settings, SettingsError
+from stores.disk import Disk
+from stores.engine import Engine
+from stores.memory import Memory
+
+LOCK_PATIENCE = 5.0  # seconds beyond SHUTDOWN_GRACE, in which another process lets go of its file
+
+
+def engine_for(settings: Settings) -> Engine:
+    """Raises `SettingsError`."""
+    url = settings.store_url
+    if not url:
+        return Memory()
+    if file := re.fullmatch(r"sqlite:///(?!:memory:)([^?#]*[^?#/])", url):
+        return Disk(Path(unquote(file[1])), settings.shutdown_grace + LOCK_PATIENCE)
+    raise SettingsError(
+        "STORE_URL must be empty, or sqlite:///chat.db, or with an absolute path sqlite:////data/chat.db."
+    )

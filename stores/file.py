@@ -1,0 +1,242 @@
+"""The SQLite file: its schema, what is read from it at the start, and one transaction at a time.
+
+Knows nothing of the event loop; everything here is called in one thread. https://www.sqlite.org/wal.html
+"""
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from serving.settings import SettingsError
+from stores.changes import Change
+from stores.encoding import decode, encode
+from stores.records import Conversation, Kind, Message
+from stores.threads import Thread
+
+APPLICATION_ID = 0x43525359  # by which the relay knows its files
+VERSION = 2
+LOOK_AGAIN = 0.1  # seconds, for a file that another process has locked
+
+_SCHEMA = """
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY, own_title TEXT, first_line TEXT, system_prompt TEXT, default_model TEXT NOT NULL,
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE messages (
+    conversation TEXT, place INTEGER, head TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (conversation, place)
+) WITHOUT ROWID;
+CREATE TABLE pieces (
+    message TEXT, position INTEGER, kind TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (message, position)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS = [
+    """
+    ALTER TABLE conversations ADD COLUMN options TEXT;
+    ALTER TABLE conversations ADD COLUMN cost REAL;
+    UPDATE conversations SET cost = (
+        SELECT sum(json_extract(json_extract(head, '$.usage'), '$.cost')) FROM messages
+        WHERE conversation = conversations.id
+    )
+    """,
+]
+"""From version 1 on, each from one version to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text of a reply in progress; `position` is where it begins, in characters."""
+
+    message_id: str
+    position: int
+    kind: Kind
+    text: str
+
+
+class File:
+    """One file, locked for this process while it is open."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_synchronous = False
+        self.given_up = threading.Event()  # nobody waits for it to open any more
+
+    def open(self, patience: float) -> None:
+        """Lock it, make it if it isn't there, bring it up to date. Raises `SettingsError`.
+
+        Waits so many seconds for another process that has it, and may be on its way out.
+        """
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise SettingsError(f"STORE_URL: {self._path} can't be opened ({error.strerror}).") from None
+        try:
+            self._connection = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False, timeout=0, cached_statements=32
+            )
+            self._execute("PRAGMA locking_mode = exclusive")
+            self._lock(patience)
+            self._check()
+            self._prepare()
+        except sqlite3.Error as error:
+            raise SettingsError(f"STORE_URL: {self._path} can't be used ({_what(error)}).") from None
+
+    def close(self) -> None:
+        """Leave one file, without a log beside it."""
+        self._connection.close()
+
+    def threads(self) -> list[Thread]:
+        """All conversations, the one that changed last at the end. Raises `SettingsError`."""
+        try:
+            messages = self._messages()
+            rows = self._execute(f"SELECT {', '.join(_COLUMNS)} FROM conversations ORDER BY updated_at")
+            return [_thread(row, messages.pop(row[0], {})) for row in rows]
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise SettingsError(f"STORE_URL: {self._path} is damaged ({_what(error)}).") from None
+
+    def write(self, changes: Sequence[Change], pieces: Iterable[Piece]) -> None:
+        """All of it or nothing. With a change it is on the disk when this returns; pieces alone outlive the process.
+
+        Raises `sqlite3.Error`.
+        """
+        self._synchronize(bool(changes))
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?)",
+                [(piece.message_id, piece.position, piece.kind, piece.text) for piece in pieces],
+            )
+            for change in changes:
+                self._write(change)
+
+    # Opening
+
+    def _lock(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._execute("BEGIN EXCLUSIVE").close()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorname != "SQLITE_BUSY":
+                    raise
+            if time.monotonic() > deadline or self.given_up.wait(LOOK_AGAIN):
+                raise SettingsError(
+                    f"STORE_URL: another process has {self._path}. A file is one process's: stop the other one, or "
+                    "name another file."
+                )
+
+    def _check(self) -> None:
+        """Refuse what isn't the relay's, before anything is written to it; the file is locked."""
+        has_tables = self._figure("SELECT count(*) FROM sqlite_master")
+        version = self._figure("PRAGMA user_version")
+        is_ours = self._figure("PRAGMA application_id") == APPLICATION_ID
+        self._execute("COMMIT")
+        if has_tables and not is_ours:
+            raise SettingsError(f"STORE_URL: {self._path} is a database of something else. Name another file.")
+        if version > VERSION:
+            raise SettingsError(
+                f"STORE_URL: {self._path} was written by a newer relay (version {version}, this one knows {VERSION}). "
+                "Start that one, or name another file."
+            )
+
+    def _prepare(self) -> None:
+        self._execute("PRAGMA page_size = 16384")  # 323 MiB for 256 MiB of text, 403 with pages of 4,096
+        self._execute("PRAGMA secure_delete = on")  # what is deleted isn't to be found in the file
+        self._execute("PRAGMA journal_mode = wal")
+        version = self._figure("PRAGMA user_version")
+        self._synchronize(True)
+        for number, script in enumerate([_SCHEMA, *MIGRATIONS][version:], start=version + 1):
+            self._connection.executescript(
+                f"BEGIN; {script}; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT;"
+            )
+
+    # Reading
+
+    def _messages(self) -> dict[str, dict[str, Message]]:
+        pieces = {
+            message_id: list(rows)
+            for message_id, rows in groupby(
+                self._execute("SELECT message, kind, text FROM pieces ORDER BY message, position"), itemgetter(0)
+            )
+        }
+        found: dict[str, dict[str, Message]] = {}
+        for conversation_id, head, text in self._execute(
+            "SELECT conversation, head, text FROM messages ORDER BY conversation, place"
+        ):
+            message = decode(head, text)
+            for _, kind, piece in pieces.pop(message.id, ()):
+                message.transcript.append(kind, piece)
+            found.setdefault(conversation_id, {})[message.id] = message
+        return found
+
+    # Writing
+
+    def _write(self, change: Change) -> None:
+        conversation_id = change.conversation_id
+        if change.removed or change.after is None:
+            self._execute("DELETE FROM messages WHERE conversation = ? AND place >= ?", (conversation_id, change.kept))
+        if ended := change.ended:
+            self._execute("DELETE FROM pieces WHERE message = ?", (ended.id,))
+        if change.after is None:
+            self._execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+            return
+        places = ", ".join("?" * len(_COLUMNS))
+        self._execute(f"INSERT OR REPLACE INTO conversations VALUES ({places})", _row(change.after))
+        self._connection.executemany(
+            "INSERT INTO messages VALUES (?, ?, ?, ?)",
+            [
+                (conversation_id, place, *encode(message))
+                for place, message in enumerate(change.added, start=change.kept)
+            ],
+        )
+
+    def _synchronize(self, wanted: bool) -> None:
+        if wanted != self._is_synchronous:
+            self._execute(f"PRAGMA synchronous = {'full' if wanted else 'normal'}")
+            self._is_synchronous = wanted
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._execute("BEGIN")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # SQLite has ended it by itself where the disk is full
+                self._execute("ROLLBACK")
+            raise
+
+    def _figure(self, statement: str) -> int:
+        return int(self._execute(statement).fetchone()[0])
+
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(statement, values)
+
+
+_COLUMNS = (
+    *("id", "own_title", "first_line", "system_prompt", "default_model", "created_at", "updated_at"),
+    *("options", "cost"),  # since version 2
+)
+
+
+def _row(thread: Thread) -> list[object]:
+    of_thread, conversation = ("own_title", "first_line"), thread.conversation
+    return [getattr(thread if name in of_thread else conversation, name) for name in _COLUMNS]
+
+
+def _thread(row: Sequence[Any], messages: dict[str, Message]) -> Thread:
+    fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    own_title, first_line = fields.pop("own_title"), fields.pop("first_line")
+    conversation = Conversation(title=own_title or first_line, message_count=len(messages), **fields)
+    return Thread(conversation, own_title, first_line, messages)
+
+
+def _what(error: Exception) -> str:
+    return getattr(error, "sqlite_errorname", type(error).__name__)

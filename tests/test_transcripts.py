@@ -1,0 +1,111 @@
+"""A message's text: read from anywhere, while it grows and after."""
+
+import time
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from stores.records import Kind, Transcript, byte_size
+
+RUNS: st.SearchStrategy[list[tuple[Kind, str]]] = st.lists(
+    st.tuples(st.sampled_from(["content", "reasoning"]), st.text(max_size=6).filter(bool)), max_size=12
+)
+
+
+def merged(runs: list[tuple[Kind, str]]) -> list[tuple[Kind, str]]:
+    """Neighbours of one kind as one run."""
+    found: list[tuple[Kind, str]] = []
+    for kind, text in runs:
+        if found and found[-1][0] == kind:
+            text = found.pop()[1] + text
+        found.append((kind, text))
+    return found
+
+
+def cut(runs: list[tuple[Kind, str]], start: int, end: int) -> list[tuple[Kind, str]]:
+    """What stands from `start` to `end`, character by character."""
+    characters: list[tuple[Kind, str]] = [(kind, character) for kind, text in runs for character in text]
+    return merged(characters[start:end])
+
+
+def grown(runs: list[tuple[Kind, str]]) -> Transcript:
+    transcript = Transcript()
+    for kind, text in runs:
+        transcript.append(kind, text)
+    return transcript
+
+
+@given(RUNS, st.integers(0, 80), st.integers(1, 20))
+@example([("content", "a\r\nb\r"), ("content", "\n")], 2, 3)
+@example([("reasoning", "abc"), ("content", "d")], 0, 3)
+@example([("reasoning", "abc"), ("content", "d")], 3, 1)
+def test_a_transcript_read_from_anywhere_in_slices_of_any_size_gives_exactly_what_was_appended(
+    runs: list[tuple[Kind, str]], start: int, most: int
+) -> None:
+    transcript = grown(runs)
+    length = sum(len(text) for _, text in runs)
+    for _ in ("growing", "closed"):
+        position, read = start, list[tuple[Kind, str]]()
+        while piece := transcript.read(position, most):
+            assert piece == cut(runs, position, position + most)
+            read += piece
+            position += sum(len(text) for _, text in piece)
+        assert merged(read) == cut(runs, start, length)
+        assert position == max(start, length)
+        transcript.close()
+
+
+@given(RUNS, st.integers(1, 10))
+def test_a_transcript_read_while_it_grows_gives_every_character_once(runs: list[tuple[Kind, str]], most: int) -> None:
+    transcript, position, read = Transcript(), 0, list[tuple[Kind, str]]()
+    for kind, text in runs:
+        transcript.append(kind, text)
+        piece = transcript.read(position, most)
+        read += piece
+        position += sum(len(text) for _, text in piece)
+    transcript.close()
+    assert merged(read + transcript.read(position, transcript.length)) == merged(runs)
+
+
+@given(RUNS)
+def test_a_transcript_knows_its_text_by_kind_its_length_and_its_bytes(runs: list[tuple[Kind, str]]) -> None:
+    transcript = grown(runs)
+    whole = "".join(text for _, text in runs)
+    for _ in ("growing", "closed"):
+        assert transcript.content == "".join(text for kind, text in runs if kind == "content")
+        assert transcript.reasoning == "".join(text for kind, text in runs if kind == "reasoning")
+        assert (transcript.length, transcript.size) == (len(whole), len(whole.encode()))
+        transcript.close()
+
+
+@given(st.text())
+def test_a_transcript_of_a_whole_text_is_all_content(text: str) -> None:
+    transcript = Transcript(text)
+    assert (transcript.content, transcript.reasoning) == (text, "")
+    assert (transcript.length, transcript.size) == (len(text), byte_size(text)) == (len(text), len(text.encode()))
+    transcript.close()
+    assert transcript.read(0, len(text)) == ([("content", text)] if text else [])
+
+
+def test_a_closed_transcript_does_not_grow() -> None:
+    for closed in (Transcript("text"), grown([("content", "text")])):
+        closed.close()
+        with pytest.raises(AssertionError, match="closed transcript"):
+            closed.append("content", "more")
+        assert closed.content == "text"
+
+
+def test_nothing_has_no_bytes() -> None:
+    assert byte_size(None) == byte_size("") == 0
+
+
+def test_a_text_that_switches_with_every_word_is_read_in_one_go() -> None:
+    """Decoding it for each run would take minutes."""
+    transcript = Transcript()
+    for number in range(50_000):
+        transcript.append("reasoning" if number % 2 else "content", "😀" * 10)
+    transcript.close()
+    started = time.monotonic()
+    assert (len(transcript.content), len(transcript.reasoning)) == (250_000, 250_000)
+    assert time.monotonic() - started < 5.0
