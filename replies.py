@@ -133,14 +133,15 @@ class Replies:
         if self._draining_for is not None:
             raise Unavailable("The service is restarting: try again in a moment.", max(1, self._draining_for))
 
-    async def ask(self, conversation_id: str, question: Question, traceparent: str | None) -> Reply:
+    async def ask(self, conversation_id: str, question: Question) -> Reply:
         """Add a question and start its reply, both or neither; the reply to it, if it was asked before.
 
         Raises what `Store.ask` raises but `Repeated`, and `Unavailable`.
         """
         while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
-        return await self._started(conversation_id, partial(self._asked, conversation_id, question), traceparent)
+        asked = partial(self._asked, conversation_id, question)
+        return await self._started(conversation_id, asked, question.traceparent)
 
     async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
         """The reply in progress or, if there is none, the one that is owed; requests that come together share it.

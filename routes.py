@@ -178,9 +178,10 @@ async def add_message(request: Request) -> Response:
         "id": identifier,
         "after": reference,
     }
-    question = Question(**await read_fields(request, settings.max_body_bytes, rules, required=("content",)))
+    fields = await read_fields(request, settings.max_body_bytes, rules, required=("content",))
+    question = Question(**fields, traceparent=_traceparent(request))
     if wants_events(request.headers.get("accept", "")):
-        return reply_response(await replies.ask(_id(request), question, _traceparent(request)))
+        return reply_response(await replies.ask(_id(request), question))
     try:
         await store.check_is_new(_id(request), question)
         replies.check_open()

@@ -225,6 +225,7 @@ class Question:
     options: Mapping[str, Any] | None = None
     id: str | None = None
     after: After = ...
+    traceparent: str | None = None  # what it is a part of, as its request says
 
 
 def ended(message: Message, ending: Ending) -> Message:

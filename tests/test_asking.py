@@ -340,3 +340,16 @@ async def test_a_long_list_of_sources_is_sent_in_pieces(upstream: ScriptedUpstre
     response: httpx.Response = await relay.client.get(f"/conversations/{conversation_id}/messages")
     assert "content-length" not in response.headers
     assert [len(message["annotations"] or ()) for message in response.json()["messages"]] == [0, 65] * 8
+
+
+async def test_the_trace_of_whoever_asks_goes_on_upstream(upstream: ScriptedUpstream, relay: Relay) -> None:
+    """https://www.w3.org/TR/trace-context/"""
+    traces = [{"traceparent": f"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b{n}-01"} for n in range(2)]
+    conversation_id = await relay.ask()
+    await relay.read(conversation_id, headers=traces[0])
+    headers = {"Accept": "text/event-stream", **traces[1]}
+    await relay.client.post(f"/conversations/{conversation_id}/messages", json={"content": "Hi"}, headers=headers)
+    await relay.say(conversation_id)
+    await relay.read(conversation_id, headers={"traceparent": "00-unreadable"})
+    sent = [request.headers.get("traceparent") for request in upstream.requests]
+    assert sent == [traces[0]["traceparent"], traces[1]["traceparent"], None]

@@ -269,7 +269,7 @@ def mistake(*_, **__):
         raise RuntimeError(WORDS) from error
 
 
-async def stream(self, model, turns, traceparent=None):
+async def stream(self, prompt):
     mistake()
     yield
 
