@@ -3,7 +3,7 @@ ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends binutils
-RUN python -m venv --without-pip /venv
+RUN python -m venv --without-pip /venv && mkdir /data
 COPY requirements.lock /
 RUN python -m pip --python /venv/bin/python install --no-cache-dir --no-compile --only-binary :all: --require-hashes \
     -r /requirements.lock
@@ -29,6 +29,7 @@ LABEL org.opencontainers.image.title="chat-relay" \
       org.opencontainers.image.base.name="${PYTHON_IMAGE}"
 COPY --from=build /venv /venv
 COPY --from=build /app /app
+COPY --from=build --chown=10001:10001 /data /data
 WORKDIR /app
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 PORT=8001
 USER 10001:10001

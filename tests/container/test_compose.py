@@ -51,7 +51,17 @@ def test_a_page_behind_nginx_streams_an_answer(composed: Namespaces) -> None:
     blocks = Parser().feed(curl(composed, f"{path}/stream").encode())
     assert "".join(block.content for block in blocks).startswith("You asked: Are you there?")
     assert blocks[-1].json["status"] == "complete"
-    assert '"replies_in_progress":0' in composed.run("curl", "--silent", "http://localhost:8001/health")
+    health = json.loads(composed.run("curl", "--silent", "http://localhost:8001/health"))
+    assert (health["replies_in_progress"], health["engine"], health["store"]) == (0, "sqlite", "ok")
+
+
+def test_a_conversation_outlives_its_container(composed: Namespaces) -> None:
+    conversation = curl(composed, "/conversations", body='{"title": "Kept"}')
+    path = f"/conversations/{json.loads(conversation)['id']}"
+    composed.run("podman-compose", "down", cwd=ROOT)
+    composed.run("podman-compose", "up", "--detach", "--no-build", cwd=ROOT)
+    again = ("--retry", "20", "--retry-delay", "1", "--retry-all-errors", "--silent", "--show-error", "--fail")
+    assert json.loads(composed.run("curl", *again, f"{PAGE}/api{path}"))["title"] == "Kept"
 
 
 def curl(inside: Namespaces, path: str, body: str | None = None) -> str:

@@ -101,6 +101,20 @@ async def test_with_nothing_in_progress_it_exits_at_once(engine: Engine, image: 
         assert asyncio.get_running_loop().time() - before < 5
 
 
+async def test_a_killed_container_with_a_volume_forgets_nothing(engine: Engine, image: Image) -> None:
+    options = ("--volume=chats:/data", "--env=STORE_URL=sqlite:////data/chat.db")
+    async with started(engine, image, *options) as (_, relay):
+        conversation_id = await relay.ask("Will you remember?")
+        async with relay.stream(conversation_id) as reader:
+            seen = await reader.until("You asked")
+    async with started(engine, image, *options) as (_, relay):  # the first one was killed
+        [question, reply] = await relay.messages(conversation_id)
+        assert (question["content"], reply["status"], reply["error"]["code"]) == ("Will you remember?", "failed", 503)
+        assert reply["content"].startswith("You asked") and seen
+        answer = await relay.read(conversation_id)
+        assert answer.last["status"] == "complete"
+
+
 async def test_a_setting_that_cannot_be_read_ends_it_with_one_line(engine: Engine, image: Image) -> None:
     with engine.container(image, options=("--env=SHUTDOWN_GRACE=soon",)) as container:
         await eventually(lambda: container.has_exited, STARTING)
@@ -110,11 +124,11 @@ async def test_a_setting_that_cannot_be_read_ends_it_with_one_line(engine: Engin
 
 
 @contextlib.asynccontextmanager
-async def started(engine: Engine, image: Image) -> AsyncIterator[tuple[Container, Relay]]:
+async def started(engine: Engine, image: Image, *options: str) -> AsyncIterator[tuple[Container, Relay]]:
     """The image's entry point with the stand-in, on a free port."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with engine.container(image, "--demo", options=(f"--env=PORT={port}",)) as container:
+    with engine.container(image, "--demo", options=(f"--env=PORT={port}", *options)) as container:
         async with client(url) as connections:
             relay = Relay(url, connections)
             await eventually(lambda: answers(relay), STARTING)

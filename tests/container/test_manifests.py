@@ -10,17 +10,18 @@ from serving.settings import Settings
 from tests.container.namespaces import output
 from tests.support.process import ROOT
 
-MANIFEST = ROOT / "examples/kubernetes/deployment.yaml"
-POD: dict[str, Any] = yaml.safe_load(MANIFEST.read_text())["spec"]["template"]["spec"]
+MANIFESTS = sorted((ROOT / "examples/kubernetes").glob("*.yaml"))
+DEPLOYMENT: dict[str, Any] = yaml.safe_load((ROOT / "examples/kubernetes/deployment.yaml").read_text())["spec"]
+POD: dict[str, Any] = DEPLOYMENT["template"]["spec"]
 [RELAY] = POD["initContainers"]
 ENVIRONMENT = {variable["name"]: variable for variable in RELAY["env"]}
 GRACE = float(ENVIRONMENT["SHUTDOWN_GRACE"]["value"]) + 2
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
-def test_the_manifest_fits_the_schemas_of(version: str) -> None:
+def test_the_manifests_fit_the_schemas_of(version: str) -> None:
     validate = (sys.executable, "-m", "kubernetes_validate", "--strict", "--kubernetes-version", version)
-    output(*validate, str(MANIFEST))
+    output(*validate, *map(str, MANIFESTS))
 
 
 def test_the_relay_is_a_sidecar_with_time_to_finish_after_the_app() -> None:
@@ -39,13 +40,25 @@ def test_it_sets_nothing_that_the_relay_does_not_know() -> None:
     Settings.from_environ({name: variable.get("value") for name, variable in ENVIRONMENT.items()})
 
 
+def test_its_conversations_are_in_a_volume_that_one_pod_has_at_a_time() -> None:
+    [mount], [volume] = RELAY["volumeMounts"], POD["volumes"]
+    assert ENVIRONMENT["STORE_URL"]["value"].startswith(f"sqlite:///{mount['mountPath']}/")
+    assert mount["name"] == volume["name"] and DEPLOYMENT["strategy"] == {"type": "Recreate"}
+    claim = yaml.safe_load((ROOT / "examples/kubernetes/volume.yaml").read_text())
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
 def test_its_secrets_come_from_a_secret() -> None:
     for name in ("OPENROUTER_API_KEY", "AUTH_TOKEN"):
         assert ENVIRONMENT[name]["valueFrom"]["secretKeyRef"]["name"] == "chat-relay"
 
 
 def test_it_runs_as_restricted_as_the_image_was_tested() -> None:
-    assert POD["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert POD["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "fsGroup": 10001,
+    }
     assert RELAY["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
