@@ -85,6 +85,11 @@ def test_exact_repeats_are_dropped_and_another_span_is_kept() -> None:
     assert kept(cites(), again, cites(end=9), cites()) == [citation(), citation(end=9)]
 
 
+def test_repeats_take_no_room() -> None:
+    long, others = cites(PAGE.ljust(2000, "x")), [cites(f"{PAGE}/{n}") for n in range(99)]
+    assert len(kept(*[long] * 30, *others)) == 100
+
+
 @pytest.mark.parametrize(
     "annotations", [None, {}, "x", [None, 7, "x", [], {}], [{"type": "file", "url_citation": {"url": PAGE}}]], ids=repr
 )
