@@ -348,6 +348,14 @@ def test_text_fits_to_the_last_byte(held: int, text: str) -> None:
             full.asked(thread, Question(text))
 
 
+def test_a_question_with_its_reply_leaves_room_for_the_replys_first_byte() -> None:
+    thread, question = with_turns(), Question("Why?")
+    rules(NOW + 100, Sums(1, 0, 396)).asked(thread, question)
+    rules(NOW + 100, Sums(1, 0, 395)).asked_and_begun(thread, question)
+    with pytest.raises(StoreFull, match="MAX_STORE_BYTES is 400"):
+        rules(NOW + 100, Sums(1, 0, 396)).asked_and_begun(thread, question)
+
+
 @given(st.integers(380, 420), TEXTS)
 def test_as_much_of_a_replys_text_is_taken_as_fits_and_no_character_is_cut(held: int, text: str) -> None:
     assume(held <= 400)
