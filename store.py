@@ -7,7 +7,7 @@ engine's business. Several may change one conversation at a time: a change is ma
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serving.settings import Settings
@@ -49,13 +49,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OwedReply:
-    """A reply, and if it was begun just now, what it answers: (role, content) of each turn.
+    """A reply, and if it was begun just now, what it answers, (role, content) of each turn, and with which options.
 
     `interruption` is done, then, when it can't go on: others ended it, or its text can't be kept.
     """
 
     message: Message
     turns: list[tuple[str, str]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     interruption: asyncio.Future[StoreError] | None = None
 
 
@@ -93,6 +94,10 @@ class Store:
         """How many conversations and messages there are."""
         return self._engine.sums.conversations, self._engine.sums.messages
 
+    async def text_size(self) -> int:
+        """Bytes of text in all of them."""
+        return self._engine.sums.text
+
     async def create_conversation(
         self,
         *,
@@ -100,6 +105,7 @@ class Store:
         default_model: str | None = None,
         title: str | None = None,
         system_prompt: str | None = None,
+        options: Mapping[str, Any] | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Conversation:
         """A new conversation; `messages` (role, content, perhaps model) are an import, oldest first.
@@ -111,7 +117,12 @@ class Store:
             if id and (thread := await self._engine.thread(id, whole=False)):
                 raise Repeated(thread.conversation)
             return self._rules().created(
-                id=id, default_model=default_model, title=title, system_prompt=system_prompt, messages=messages or ()
+                id=id,
+                default_model=default_model,
+                title=title,
+                system_prompt=system_prompt,
+                options=options,
+                messages=messages or (),
             )
 
         change = await self._committed(created, self._engine.commit)
@@ -129,7 +140,7 @@ class Store:
         return (await self._thread(conversation_id, whole=False)).conversation
 
     async def update_conversation(self, conversation_id: str, changes: Mapping[str, Any]) -> Conversation:
-        """Set any of `default_model`, `title`, `system_prompt`; a title of None is taken from the first question.
+        """Set any of `default_model`, `title`, `system_prompt`, `options`; without a title it has an automatic one.
 
         Raises `NotFound`, `StoreFull`.
         """
@@ -144,7 +155,7 @@ class Store:
 
     async def delete_expired(self, seconds: float) -> None:
         """Forget every conversation in which nothing has happened for so long, and no reply is in progress."""
-        before: str | None = iso(self._engine.now() - int(seconds * 1_000_000))
+        before: str | None = iso(max(0, self._engine.now() - int(seconds * 1_000_000)))
         since = str(before)
 
         while before:
@@ -274,7 +285,8 @@ class Store:
         except Repeated as repeated:
             return OwedReply(repeated.found)
         assert change.began and change.after
-        return OwedReply(change.began, change.after.turns(), self._engine.interruption(change.began.id))
+        interruption = self._engine.interruption(change.began.id)
+        return OwedReply(change.began, change.after.turns(), change.after.options(), interruption)
 
     async def _thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread:
         thread = await self._engine.thread(conversation_id, whole=whole, since=since)

@@ -51,6 +51,11 @@ class RelayProcess(Relay):
         """SIGINT, as Ctrl-C sends it."""
         self._child.send_signal(signal.SIGINT)
 
+    def kill(self) -> None:
+        """SIGKILL, at whatever moment."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # asyncio's own would take the exit code from whoever waits for it
+
     async def exit(self, within: float = 10.0) -> int:
         """Its exit code (negative: the signal it died of); `AssertionError` with its output if it goes on."""
         try:

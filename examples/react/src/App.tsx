@@ -3,7 +3,9 @@ import { Answer, Question, Unanswered } from './Messages'
 import { Announcer } from './Announcer'
 import { Composer } from './Composer'
 import { ConversationList } from './ConversationList'
+import { dollars } from './format'
 import { Icon } from './Icon'
+import { Options } from './Options'
 import type { Conversation } from './types'
 import { useConversations } from './useConversations'
 import { useDraft } from './useDraft'
@@ -38,6 +40,8 @@ export function App() {
   const composer = useRef<HTMLTextAreaElement>(null)
   const { page, atEnd, toEnd } = usePinnedScroll(conversation?.id)
   const last = messages.at(-1)
+  // The conversation's has the answers that are gone, too, and the messages' those that have just come.
+  const cost = Math.max(conversation?.cost ?? 0, messages.reduce((sum, { usage }) => sum + (usage?.cost ?? 0), 0))
   const title = conversation?.title ?? (gone ? 'Lost conversation' : 'New conversation')
 
   useEffect(() => {
@@ -91,6 +95,8 @@ export function App() {
             <Icon name="menu" />
           </button>
           <h1>{title}</h1>
+          {cost > 0 && <small title="What its answers have cost">{dollars(cost)}</small>}
+          {!gone && <Options conversation={conversation} model={list.model} onSaved={list.refresh} />}
         </header>
 
         <div className="notices" role="status">

@@ -1,8 +1,10 @@
 import { useEffect, useState } from 'react'
 import { CopyButton } from './CopyButton'
+import { dollars } from './format'
 import { Icon } from './Icon'
 import { Markdown } from './Markdown'
-import type { Citation, Message } from './types'
+import { Sources } from './Sources'
+import type { Message } from './types'
 
 type QuestionProps = { message: Message; edited: boolean; onEdit?: () => void }
 
@@ -41,8 +43,8 @@ export function Answer({ message: newest, older = [], model, writing, onRegenera
     >
       {reasoning && <Reasoning key={message.id} text={reasoning} isComing={writing && !content} />}
       {content && <Markdown text={content} />}
+      {annotations && <Sources annotations={annotations} />}
       {writing && !content && <Typing />}
-      {annotations && <Sources of={annotations} />}
       {error && <Failure error={error} other={model !== message.model ? model : undefined} onRetry={onRegenerate} />}
       {!writing && (
         <footer>
@@ -73,21 +75,6 @@ function Reasoning({ text, isComing }: { text: string; isComing: boolean }) {
       <summary>{isComing ? 'Thinking …' : seconds === undefined ? 'Reasoning' : `Thought for ${seconds} s`}</summary>
       <Markdown text={text} />
     </details>
-  )
-}
-
-function Sources({ of }: { of: Citation[] }) {
-  const pages = new Map(of.map(({ url, title }) => [url, title]))
-  return (
-    <ul className="sources" aria-label="Sources">
-      {[...pages].map(([url, title]) => (
-        <li key={url}>
-          <a href={url} target="_blank" rel="noopener noreferrer nofollow">
-            {title || url}
-          </a>
-        </li>
-      ))}
-    </ul>
   )
 }
 
@@ -171,16 +158,21 @@ const endings: Record<string, string> = {
   content_filter: 'cut off by the provider’s content filter',
 }
 
-/** What is to say under an answer: how it ended if not well, the model, tokens, cost. */
-function facts({ status, content, model, served_model, provider, finish_reason, usage }: Message): string[] {
+/** What is to say under an answer: how it ended if not well, the model, who answered in its place, tokens, cost. */
+function facts(message: Message): string[] {
+  const { status, content, model, finish_reason, usage } = message
   return [
     endings[status] ?? endings[finish_reason ?? ''],
     status === 'complete' && !content && 'no text',
-    served_model ?? model,
-    provider,
+    model,
+    served(message),
     usage && `${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out`,
-    usage?.cost != null && dollars.format(usage.cost),
+    usage?.cost != null && dollars(usage.cost),
   ].filter((fact) => typeof fact === 'string')
 }
 
-const dollars = new Intl.NumberFormat('en', { style: 'currency', currency: 'USD', maximumSignificantDigits: 2 })
+/** Who answered, where that isn't the model that was asked for, or a dated name of it. */
+function served({ model, served_model, provider }: Message): string | false {
+  if (!served_model || served_model.startsWith(model?.split(':')[0] ?? '')) return false
+  return `answered by ${served_model}${provider ? ` at ${provider}` : ''}`
+}

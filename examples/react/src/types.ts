@@ -1,6 +1,12 @@
 /** What the relay says, as far as this chat reads it: openapi.json, which a test compares it with, has all of it. */
 
-export type Conversation = { id: string; title: string | null; default_model: string }
+export type Conversation = {
+  id: string
+  title: string | null
+  default_model: string
+  options: Record<string, unknown> | null
+  cost: number | null
+}
 
 export type Message = {
   id: string
@@ -13,12 +19,12 @@ export type Message = {
   usage: Usage | null
   error: Failure | null
   last_event_id: string | null
-  served_model?: string | null
-  provider?: string | null
-  annotations?: Citation[] | null
+  served_model: string | null
+  provider: string | null
+  annotations: Citation[] | null
 }
 
-export type Citation = { url: string; title?: string | null }
+export type Citation = { url: string; title: string | null }
 
 export type Usage = { prompt_tokens?: number | null; completion_tokens?: number | null; cost?: number | null }
 

@@ -38,9 +38,12 @@ export function useRelayChat({ id = '', onCreate, model, onChange }: Options) {
   const broken = useRef(false) // the stream was refused: once all has been read, it is followed anew
   const [turn, followAnew] = useReducer((turn: number) => turn + 1, 0)
   const made = useRef('') // by the last question, which is all there is to read
+  const isFirst = useRef(false) // the reply that is to come; there is nothing to tell of its end
+  const tell = useRef(onChange)
   useEffect(() => {
     open.current = id
-  }, [id])
+    tell.current = onChange
+  })
 
   const readMessages = useCallback(
     async (signal: AbortSignal) => {
@@ -73,6 +76,9 @@ export function useRelayChat({ id = '', onCreate, model, onChange }: Options) {
     const onReply = (reply: Message) => {
       setLost('')
       setRead((read) => ({ ...read, messages: read.messages.map((known) => (known.id === reply.id ? later(reply, [known]) : known)) }))
+      if (reply.status === 'streaming') return
+      if (!isFirst.current) tell.current?.()
+      isFirst.current = false
       if (reply.status === 'stopped') refresh() // by somebody else, who may have deleted the conversation
     }
     const onLost = () => setLost('The connection is lost. The answer goes on as soon as it is back …')
@@ -148,6 +154,7 @@ export function useRelayChat({ id = '', onCreate, model, onChange }: Options) {
         show(question.to, at < 0 ? undefined : messages.slice(0, at), [message({ ...question, role: 'user' })], begun)
         if (question.to === id) return
         made.current = begun ? question.to : ''
+        isFirst.current = begun !== undefined
         onCreate(question.to)
       }).finally(() => (question.taken = undefined)))
     },
@@ -186,6 +193,7 @@ const lengthOf = ({ content, reasoning }: Message) => content.length + (reasonin
 
 function message(fields: Pick<Message, 'id' | 'role'> & Partial<Message>): Message {
   const { id, role, content = '', model = null, status = 'complete' } = fields
-  const none = { reasoning: null, finish_reason: null, usage: null, error: null, last_event_id: null }
+  const unknown = { served_model: null, provider: null, annotations: null, last_event_id: null }
+  const none = { reasoning: null, finish_reason: null, usage: null, error: null, ...unknown }
   return { ...none, id, role, content, model, status }
 }
