@@ -9,7 +9,7 @@ CONTAINER := .venv/container.stamp
 CLIENTS := .venv/clients.stamp
 LIBRARIES := tests/clients/node_modules/.package-lock.json
 DOCKER ?= docker
-ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once errors many_readers shutdown \
+ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once bad_clients errors many_readers shutdown \
 	stop_and_delete stream)
 PIP := pip install --quiet --disable-pip-version-check
 

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import statistics
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks import full_file
 from tests.crash import campaign
 from tests.support.process import RelayProcess, process
 from tests.support.readers import Transcript
@@ -203,6 +205,15 @@ async def test_times_grow_though_the_clock_has_run_backwards_between_two_lives(
 
 
 # The file
+
+
+async def test_a_thousand_conversations_are_there_in_a_moment_and_a_change_waits_for_the_disk_alone(
+    file: Path,
+) -> None:
+    """Generous: `python -m benchmarks.full_file` measures."""
+    full_file.fill(file, part=0.1)
+    assert full_file.reading(file) < 5
+    assert statistics.median(await full_file.commits(file)) < 50
 
 
 async def test_only_its_owner_may_read_the_file_and_its_log(file: Path, upstream: ScriptedUpstream) -> None:
