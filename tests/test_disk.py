@@ -51,28 +51,33 @@ async def everything(relay: Relay) -> list[bytes]:
 
 
 async def test_an_end_in_order_and_a_start_change_nothing(file: Path, upstream: ScriptedUpstream) -> None:
-    upstream.queue(answer(UNUSUAL * 9, reasoning=UNUSUAL), interleaved, half)
+    free = answer("For nothing.", usage={"cost": 0, "total_tokens": 10**40})
+    upstream.queue(answer(UNUSUAL * 9, reasoning=UNUSUAL), interleaved, half, free)
     turns = [{"role": role, "content": f"{UNUSUAL} {number}"} for number, role in enumerate(["user", "assistant"] * 50)]
     async with life(file, upstream) as relay:
-        for number in range(3):
-            made = await relay.conversation(title=f"{number}{UNUSUAL}", system_prompt=UNUSUAL, default_model="a/b")
-            await relay.say(made["id"], UNUSUAL, model="c/d", id=f"own-{number}")
+        for number in range(4):
+            fields = {"system_prompt": UNUSUAL, "default_model": "a/b", "options": {"temperature": 1e-7, "x": UNUSUAL}}
+            made = await relay.conversation(title=f"{number}{UNUSUAL}", **fields)
+            await relay.say(made["id"], UNUSUAL, model="c/d", id=f"own-{number}", options={"seed": 2**70})
             await relay.read(made["id"])
         await relay.conversation(messages=turns)
         await relay.conversation(id="empty")
         before = await everything(relay)
+        assert b"example.org" in b"".join(before) and b'"cost":0.0' in b"".join(before)
         relay.terminate()
         assert await relay.exit() == 0
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     async with life(file, upstream) as relay:
         assert await everything(relay) == before
-    assert len(upstream.requests) == 3
+    assert len(upstream.requests) == 4
 
 
 async def interleaved(_: UpstreamRequest, wire: Wire) -> None:
     """Reasoning and content in turns."""
     for number in range(9):
         await (wire.reasoning if number % 2 else wire.delta)(f"{number}{UNUSUAL}")
+    cited = {"url": "https://example.org/é", "title": UNUSUAL, "start_index": 0, "end_index": 1}
+    await wire.event(wire.chunk({"annotations": [{"type": "url_citation", "url_citation": cited}]}))
     await wire.finish("length")
     await wire.done()
 
