@@ -3,16 +3,22 @@
 import asyncio
 import contextlib
 import json
+import os
+import random
+import signal
 import sqlite3
 import statistics
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks import full_file
+from stores.file import File
 from tests.crash import campaign
-from tests.support.process import RelayProcess, process
+from tests.support.process import ROOT, RelayProcess, process
 from tests.support.readers import Transcript
 from tests.support.relay import Relay
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
@@ -187,6 +193,42 @@ async def test_what_was_killed_before_it_had_told_the_file_how_replies_ended_end
             message = (await relay.messages(conversation_id))[-1]
             assert (message["status"], message["content"]) == ("failed", "One ")
     assert len(upstream.requests) == 1
+
+
+FOLDING = """
+import sys
+from pathlib import Path
+from benchmarks.full_file import imports
+from stores.file import File
+
+file = File(Path(sys.argv[1]))
+file.open(0)
+file._execute("PRAGMA wal_autocheckpoint = 1")
+for change in imports(100_000):
+    file.write([change], [])
+    print(change.conversation_id, flush=True)
+"""
+
+
+async def test_what_is_killed_while_it_folds_its_log_in_has_what_it_told(file: Path) -> None:
+    chance = random.Random(5)
+    told: list[str] = []
+    for _ in range(12):
+        command = [sys.executable, "-c", FOLDING, str(file)]
+        child = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE)
+        assert child.stdout
+        for _ in range(chance.randrange(1, 60)):
+            told.append((await child.stdout.readline()).decode().strip())
+        await asyncio.sleep(chance.uniform(0, 0.01))
+        os.kill(child.pid, signal.SIGKILL)
+        told += (await child.stdout.read()).decode().split()
+        await child.wait()
+        stored = File(file)
+        threads = {thread.conversation.id: thread for thread in stored.open(5)}
+        stored.close()
+        assert threads.keys() >= set(told) and len(threads) <= len(told) + 1
+        assert {len(thread.messages) for thread in threads.values()} == {10}
+        told = list(threads)
 
 
 # The clock
