@@ -10,8 +10,8 @@ CONTAINER := .venv/container.stamp
 CLIENTS := .venv/clients.stamp
 LIBRARIES := tests/clients/node_modules/.package-lock.json
 DOCKER ?= docker
-ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once asking errors many_readers metrics shutdown \
-	stop_and_delete stream)
+ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once asking bad_clients errors \
+	many_readers metrics shutdown stop_and_delete stream)
 PIP := pip install --quiet --disable-pip-version-check
 
 help:  ## this list

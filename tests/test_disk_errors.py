@@ -22,6 +22,9 @@ from tests.support.stores import some_turns
 from tests.support.upstream import Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
 
+SQLITE_FULL_SYNC = 2
+"""https://www.sqlite.org/pragma.html#pragma_synchronous"""
+
 BEYOND = 300 * 1024
 """Characters of a reply that the file is waited for."""
 
@@ -50,6 +53,7 @@ class Fragile(File):
         self.held = threading.Event()
         self.held.set()
         self.arrived = 0  # that have come to be written
+        self.flushed: list[tuple[bool, bool]] = []  # of each that was: whether it had changes, and was flushed
 
     def write(self, changes: Sequence[Change], pieces: Sequence[Piece]) -> None:
         """As long as it isn't held up."""
@@ -60,6 +64,7 @@ class Fragile(File):
         if self.breaks_by_chance and self.breaks_by_chance.random() < 0.3:
             raise self.breaks_by_chance.choice([FULL, BROKEN])
         super().write(changes, pieces)
+        self.flushed.append((bool(changes), self._figure("PRAGMA synchronous") >= SQLITE_FULL_SYNC))
 
     def count(self, table: str) -> int:
         """Rows in the file."""
@@ -244,6 +249,16 @@ def limit_pages(file: File, more: int) -> None:
     """SQLite says that the disk is full when the file has grown by so many pages."""
     pages = file._figure("PRAGMA page_count")
     file._execute(f"PRAGMA max_page_count = {pages + more}").close()
+
+
+async def test_what_has_changes_is_flushed_to_the_disk_and_text_alone_is_not(pair: tuple[Store, Fragile]) -> None:
+    store, file = pair
+    conversation_id, reply_id = await begun(store)
+    for text in ("One ", "two "):
+        await store.extend_reply(reply_id, "content", text)
+        await store.settle_reply(reply_id)
+    await store.finish_reply(conversation_id, reply_id, Ending("complete"))
+    assert file.flushed == [(True, True)] * 3 + [(False, False)] * 2 + [(True, True)]
 
 
 # Text
