@@ -33,6 +33,7 @@ from store import (
 )
 
 PATIENCE = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
+LAST_PATIENCE = 0.5  # seconds, where the service is on its way out
 TRY_AGAIN = 0.3  # seconds between two offers
 
 _Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
@@ -360,16 +361,17 @@ class Replies:
         """The message as it has ended; failed where the store hasn't all of its text, or can't take its end."""
         ids = running.conversation_id, running.message.id
         refusal = await self._store.settle_reply(running.message.id)
-        patience_ends = time.monotonic() + PATIENCE
+        began = time.monotonic()
         while refusal is None:
             try:
                 return await self._store.finish_reply(*ids, ending)
             except StoreFull as error:
                 refusal = error
             except StoreUnavailable as error:
-                if time.monotonic() > patience_ends:
+                if time.monotonic() - began > (LAST_PATIENCE if self._is_cut else PATIENCE):
                     refusal = error
-                await asyncio.sleep(TRY_AGAIN)
+                else:
+                    await asyncio.sleep(TRY_AGAIN)
         refused = _refused(refusal)
         failed = replace(ending, status=refused.status, finish_reason=None, error=refused.error)
         return await self._store.abandon_reply(*ids, failed)

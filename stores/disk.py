@@ -35,7 +35,7 @@ class _Taken:
     """A reply's text that was taken and isn't in the file yet."""
 
     conversation_id: str
-    length: int  # characters that were taken in all
+    has_begun: bool = False
     texts: list[tuple[Kind, str]] = field(default_factory=list)  # for the next tick
     size: int = 0  # bytes, those on their way included
     refusal: StoreError | None = None
@@ -43,12 +43,12 @@ class _Taken:
 
     def pieces(self, message_id: str) -> list[Piece]:
         """The texts, neighbours of one kind as one."""
-        position = self.length - sum(len(text) for _, text in self.texts)
-        found = []
-        for kind, run in groupby(self.texts, itemgetter(0)):
-            found.append(Piece(message_id, position, kind, text := "".join(map(itemgetter(1), run))))
-            position += len(text)
-        return found
+        if len(self.texts) == 1:  # as nearly always
+            return [Piece(message_id, *self.texts[0])]
+        return [
+            Piece(message_id, kind, "".join(map(itemgetter(1), run)))
+            for kind, run in groupby(self.texts, itemgetter(0))
+        ]
 
     async def change(self) -> None:
         """Some of it is in the file, or refused."""
@@ -156,11 +156,11 @@ class Disk(Memory):
         if taken.refusal:
             raise taken.refusal
         taken.texts.append((kind, text))
-        taken.length += len(text)
         taken.size += (size := byte_size(text))
         self.sums.text += size
         self._gathered[message_id] = taken
-        if taken.length == len(text):
+        if not taken.has_begun:
+            taken.has_begun = True
             self._gather()  # a first text waits for nobody
         elif self._tick is None:
             self._tick = self._loop.call_at(self._gathered_at + TICK, self._gather)
@@ -184,7 +184,7 @@ class Disk(Memory):
 
     def _start(self, conversation_id: str, reply: Message) -> None:
         super()._start(conversation_id, reply)
-        self._taken[reply.id] = _Taken(conversation_id, reply.transcript.length)
+        self._taken[reply.id] = _Taken(conversation_id)
 
     def _stop(self, message_id: str) -> None:
         super()._stop(message_id)

@@ -23,6 +23,7 @@ from stores.records import Conversation, Kind, Message
 from stores.threads import Thread
 
 APPLICATION_ID = 0x43525359  # by which the relay knows its files
+MAX_NUMBER = 2**63 - 1
 LOOK_AGAIN = 0.1  # seconds, for a file that another process has locked
 
 _SCHEMA = """
@@ -47,6 +48,12 @@ MIGRATIONS = [
         WHERE conversation = conversations.id
     )
     """,
+    """
+    CREATE TABLE log (number INTEGER PRIMARY KEY, message TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
+    INSERT INTO log (message, kind, text) SELECT message, kind, text FROM pieces ORDER BY message, position;
+    DROP TABLE pieces;
+    ALTER TABLE log RENAME TO pieces
+    """,
 ]
 """From version 1 on, each from one version to the next."""
 
@@ -55,10 +62,9 @@ VERSION = 1 + len(MIGRATIONS)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of a reply in progress; `position` is where it begins, in characters."""
+    """Text of a reply in progress, which goes on where the one before it ended."""
 
     message_id: str
-    position: int
     kind: Kind
     text: str
 
@@ -69,6 +75,8 @@ class File:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._is_synchronous = False
+        self._firsts: dict[str, int] = {}  # the number of the first piece, by reply in progress
+        self._next = 1  # the number of the next piece
         self.given_up = threading.Event()  # nobody waits for it to open any more
 
     def open(self, patience: float) -> list[Thread]:
@@ -103,12 +111,14 @@ class File:
         with self._transaction():
             if not (changes or pieces):
                 self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?)",
-                [(piece.message_id, piece.position, piece.kind, piece.text) for piece in pieces],
-            )
+            firsts = self._append(pieces)
             for change in changes:
                 self._write(change)
+            if ended := [change.ended.id for change in changes if change.ended]:
+                firsts = {reply: number for reply, number in firsts.items() if reply not in ended}
+                self._execute("DELETE FROM pieces WHERE number < ?", (min(firsts.values(), default=MAX_NUMBER),))
+        self._firsts = firsts
+        self._next += len(pieces)
 
     def make_room(self) -> None:
         """Fold the log into the file, so that its space can be used again. A full disk may refuse that, too."""
@@ -178,27 +188,43 @@ class File:
         pieces = {
             message_id: list(rows)
             for message_id, rows in groupby(
-                self._execute("SELECT message, kind, text FROM pieces ORDER BY message, position"), itemgetter(0)
+                self._execute("SELECT message, kind, text FROM pieces ORDER BY message, number"), itemgetter(0)
             )
         }
+        firsts = dict(self._execute("SELECT message, min(number) FROM pieces GROUP BY message"))
+        self._next = self._figure("SELECT coalesce(max(number), 0) + 1 FROM pieces")
         found: dict[str, dict[str, Message]] = {}
         for conversation_id, head, text in self._execute(
             "SELECT conversation, head, text FROM messages ORDER BY conversation, place"
         ):
             message = decode(head, text)
-            for _, kind, piece in pieces.pop(message.id, ()) if message.status == "streaming" else ():
-                message.transcript.append(kind, piece)
+            if message.status == "streaming" and message.id in pieces:
+                self._firsts[message.id] = firsts[message.id]
+                for _, kind, piece in pieces[message.id]:
+                    message.transcript.append(kind, piece)
             found.setdefault(conversation_id, {})[message.id] = message
         return found
 
     # Writing
 
+    def _append(self, pieces: Sequence[Piece]) -> dict[str, int]:
+        """Add them to the log of pieces; the first one of each reply in it.
+
+        A log, for its end is one page: with a place for each reply, each of them would write a page in each tick.
+        """
+        firsts = dict(self._firsts)
+        for number, piece in enumerate(pieces, start=self._next):
+            firsts.setdefault(piece.message_id, number)
+        self._connection.executemany(
+            "INSERT INTO pieces VALUES (?, ?, ?, ?)",
+            [(number, piece.message_id, piece.kind, piece.text) for number, piece in enumerate(pieces, self._next)],
+        )
+        return firsts
+
     def _write(self, change: Change) -> None:
         conversation_id = change.conversation_id
         if change.removed or change.after is None:
             self._execute("DELETE FROM messages WHERE conversation = ? AND place >= ?", (conversation_id, change.kept))
-        if ended := change.ended:
-            self._execute("DELETE FROM pieces WHERE message = ?", (ended.id,))
         if change.after is None:
             self._execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
             return
