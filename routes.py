@@ -219,7 +219,7 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
     length = reply.message.transcript.length
     if position > length and reply.message.status == "failed":
         position = length  # a power cut has taken what the reader had
-    if position > length:
+    if not reply.may_reach(position):
         raise Rejected(400, "`Last-Event-ID` can't be right: the reply has fewer characters than it says.")
     return _reply_response(request, reply, position)
 

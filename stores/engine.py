@@ -6,9 +6,10 @@ A reply's text is kept before it is shown: only what is kept is added to the tra
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
 
 from stores.changes import Change, Sums
-from stores.records import Conversation, Kind, StoreError
+from stores.records import Conversation, Kind, Message, StoreError
 from stores.threads import Thread
 
 
@@ -20,6 +21,9 @@ class Engine(ABC):
 
     forgets: bool
     """Whether all is gone with the process."""
+
+    is_shared = False
+    """Whether other relays have the same conversations, and make replies in them."""
 
     sums: Sums
     """What it holds, with the changes that are on their way."""
@@ -77,6 +81,20 @@ class Engine(ABC):
     @abstractmethod
     async def settle(self, message_id: str) -> StoreError | None:
         """Wait until all text that was taken is kept; the error if some of it can't be."""
+
+    def identify(self, message_id: str, generation_id: str) -> None:  # noqa: B027
+        """Tell other relays, if there are any, what upstream calls a reply that is made here."""
+
+    async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
+        """Add to a reply what its relay makes of it: True when it has ended, False once it isn't wanted any more."""
+        raise AssertionError("every reply is made here")
+
+    def leave(self, message_id: str) -> None:  # noqa: B027
+        """A reply isn't made any more, and its end couldn't be told: it is among the `orphans` when it can be."""
+
+    def orphans(self) -> AsyncIterator[tuple[str, str]]:
+        """Replies in progress that nobody makes, (conversation, message) each, told again until they have ended."""
+        raise AssertionError("every reply is made here")
 
     @abstractmethod
     async def abandon(self, change: Change) -> Change | None:

@@ -24,6 +24,10 @@ settings.load_profile("relay")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, metavar="N", help="fuzz the contract with N examples an operation, at random")
     parser.addoption("--store", choices=ENGINES, default="memory", help="what keeps the conversations of services")
+    parser.addoption(
+        "--rounds", type=int, default=50, metavar="N", help="how often two relays race in test_replicas.py"
+    )
+    parser.addoption("--server", choices=("redis", "valkey"), default="redis", help="the server of `--store valkey`")
     parser.addoption("--uvloop", action="store_true", help="run the async tests on uvloop")
 
 
@@ -63,7 +67,7 @@ def _bounded(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[.
 @pytest.fixture(autouse=True, scope="session")
 def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """Services and stores are on the engine that `--store` names, unless a test says otherwise."""
-    with engine(request.config.getoption("--store")):
+    with engine(request.config.getoption("--store"), request.config.getoption("--server")):
         yield
 
 

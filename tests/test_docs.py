@@ -218,7 +218,7 @@ def test_the_fields_are_those_of_the_contract(name: str) -> None:
 
 def test_the_table_of_modules_is_that_of_the_tree() -> None:
     told = {name for row in rows("docs/design.md", "How it works") for name in re.findall(r"`([\w/]+\.py)`", row[0])}
-    folders = ("", "api/", "serving/", "upstream/", "stores/")
+    folders = ("", "api/", "serving/", "upstream/", "stores/", "stores/shared/")
     there = {f"{folder}{file.name}" for folder in folders for file in (ROOT / folder).glob("*.py")}
     assert told == {name for name in there if not name.endswith("__init__.py")}
 
