@@ -272,6 +272,8 @@ async def _within_patience(work: Awaitable[T]) -> T:
             return await work
     except TimeoutError:
         raise StoreUnavailable("The store doesn't answer: try again in a moment.") from None
+    except StoreUnavailable as error:
+        raise StoreUnavailable(str(error)) from None  # what else it is matters here alone
 
 
 def _stored_size(messages: Sequence[Message]) -> int:

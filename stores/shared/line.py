@@ -46,6 +46,7 @@ class Line:
     def ask(self, *command: Argument) -> asyncio.Future[Any]:
         """The answer; `StoreFull` where the server's memory is, else `StoreUnavailable`."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_retrieve)
         self._asked.append((command, answer))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_all())
@@ -118,6 +119,12 @@ async def _answer_of(connection: Connection) -> Any:
         )
     except ResponseError as error:
         return _Moved(_AWAY) if _code(error) in _ELSEWHERE else StoreUnavailable(_AWAY)
+
+
+def _retrieve(answer: asyncio.Future[Any]) -> None:
+    """Nobody has to want it."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _code(error: ResponseError) -> str:
