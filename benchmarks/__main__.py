@@ -89,7 +89,7 @@ def _write(results: Results, sizes: Sizes, folder: Path) -> None:
 
 def _put(text: str, page: Path) -> None:
     if not report.put(text, page):
-        print(f"{page} has no {report.OPENING} and {report.CLOSING}: it stays as it is", file=sys.stderr)
+        print(f"{page} has no markers named {report.NAME}: it stays as it is", file=sys.stderr)
 
 
 def _end_cleanly_on_sigterm() -> None:

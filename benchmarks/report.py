@@ -20,7 +20,7 @@ SIGNS = {
     "~": f"over {WAITED:.0%} of the time it waited for its core, which others or its own threads had",
 }
 TITLES = {NAIVE: "naive", NGINX: "nginx", PORTKEY: "Portkey", SERVICE: "the relay"}
-OPENING, CLOSING = "<!-- benchmark -->", "<!-- /benchmark -->"
+NAME = "benchmark"
 
 
 def whole(results: Results, sizes: Sizes) -> str:
@@ -40,17 +40,22 @@ def headlines(results: Results, sizes: Sizes) -> str:
         if figures[0] in results.samples
     ]
     table = "\n".join(_table(["figure", *TITLES.values()], rows))
-    caption = f"Medians of {sizes.rounds} interleaved rounds on {_today()}; {_machine(results)}."
+    caption = f"Medians of {sizes.rounds} interleaved rounds on {measured_on(results)}."
     return " ".join([caption, *_legend(table)]) + f"\n\n{table}"
 
 
-def put(text: str, page: Path) -> bool:
-    """Replace what stands between a page's markers; False if it has none."""
-    before, opening, rest = page.read_text().partition(OPENING)
-    _, closing, after = rest.partition(CLOSING)
+def put(text: str, page: Path, name: str = NAME) -> bool:
+    """Replace what stands between a page's markers of this name; False if it has none."""
+    before, opening, rest = page.read_text().partition(f"<!-- {name} -->")
+    _, closing, after = rest.partition(f"<!-- /{name} -->")
     if closing:
         page.write_text(f"{before}{opening}\n\n{text}\n\n{closing}{after}")
     return bool(closing)
+
+
+def measured_on(results: Results) -> str:
+    """The day, the machine, and the relays' Python."""
+    return f"{_today()}; {_machine(results)}"
 
 
 def as_json(results: Results, sizes: Sizes) -> str:
@@ -93,7 +98,7 @@ def _verdict(row: Row, results: Results) -> str:
 def _notes(results: Results, sizes: Sizes) -> list[str]:
     fewer = f", {sizes.slow_rounds} of the slow rows" if sizes.slow_rounds < sizes.rounds else ""
     medians = f"Medians of {sizes.rounds} interleaved rounds{fewer}"
-    notes = [f"{_today()}; {_machine(results)}. {medians}. The full store: {sizes.stored:,} conversations."]
+    notes = [f"{measured_on(results)}. {medians}. The full store: {sizes.stored:,} conversations."]
     notes += [f"Left out: {subject}: {reason}." for subject, reason in results.missing.items()]
     notes += [f"Not measured: {what} of {subject}: {reason}" for (subject, what), reason in results.failures.items()]
     return notes

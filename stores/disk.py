@@ -1,7 +1,7 @@
 """The engine of one process that must not forget: dicts, written through to a SQLite file.
 
 Changes that come together are one transaction, and are made in memory once it is on the disk. Text of replies in
-progress is written every `TICK`, a reply's first at once, and shown once it is written.
+progress is written every `TICK`, the first at once, and shown once it is written.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from stores.file import File, Piece
 from stores.memory import Memory, over
 from stores.records import Kind, Message, StoreError, StoreFull, StoreUnavailable, byte_size
 
-TICK = 0.016  # seconds in which text is gathered
+TICK = 0.016  # seconds between two writes of text
 MOST_WAITING = 256 * 1024  # bytes of a reply that wait for the file before its generation does
 LATER = 1.0  # seconds until an ending that couldn't be written is tried again
 
@@ -84,6 +84,7 @@ class Disk(Memory):
         self._taken: dict[str, _Taken] = {}  # by reply
         self._gathered: dict[str, _Taken] = {}  # those with text for the next tick
         self._tick: asyncio.TimerHandle | None = None
+        self._gathered_at = 0.0  # by the loop's clock
         self._pieces: list[Piece] = []  # for the next transaction
         self._writes: list[_Write] = []  # for the next transaction
         self._unwritten: list[Change] = []  # that were made all the same
@@ -162,7 +163,7 @@ class Disk(Memory):
         if taken.length == len(text):
             self._gather()  # a first text waits for nobody
         elif self._tick is None:
-            self._tick = self._loop.call_later(TICK, self._gather)
+            self._tick = self._loop.call_at(self._gathered_at + TICK, self._gather)
         while taken.size > MOST_WAITING:
             await taken.change()
 
@@ -201,6 +202,7 @@ class Disk(Memory):
                 self._pieces += taken.pieces(message_id)
                 taken.texts.clear()
             self._gathered.clear()
+            self._gathered_at = self._loop.time()
             self._write_soon()
 
     def _write_soon(self) -> None:

@@ -28,9 +28,10 @@ def test_a_token_is_there_when_the_end_of_its_event_has_come(body: bytes, size: 
 
 def test_a_table_goes_between_the_markers_and_nowhere_else(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{report.OPENING}\nold\n{report.CLOSING}\nafter\n")
+    page.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
     assert report.put("new", page)
-    assert page.read_text() == f"before\n{report.OPENING}\n\nnew\n\n{report.CLOSING}\nafter\n"
+    assert page.read_text() == "before\n<!-- benchmark -->\n\nnew\n\n<!-- /benchmark -->\nafter\n"
+    assert not report.put("other", page, "storage")
 
     page.write_text("no markers")
     assert not report.put("new", page)

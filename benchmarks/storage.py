@@ -1,0 +1,97 @@
+"""`python -m benchmarks.storage`: what it costs to keep conversations, dicts beside a SQLite file.
+
+Writes the table into benchmarks/README.md in the full form. `--beside PATH` measures another copy of the relay, too.
+"""
+
+import argparse
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tempfile import mkdtemp
+
+import uvloop
+
+from benchmarks import install, report, rounds
+from benchmarks.bench import FULL, QUICK, Bench, Sizes, cores
+from benchmarks.processes import Command, pin
+from benchmarks.results import Results
+from benchmarks.rounds import Measurement
+from benchmarks.subjects import SERVICE, Subject, available
+from benchmarks.upstream import Upstream
+
+DICTS, SQLITE, BESIDE = "dicts", "SQLite", "beside"
+ROWS = (
+    ("crowds", "cpu_100", "CPU a token, 100 streams × 25 tokens/s, µs", "{:.1f}"),
+    ("crowds", "added_100", "added to each token, median, ms", "{:.2f}"),
+    ("crowds", "p99_100", "added to each token, p99, ms", "{:.2f}"),
+    ("large-crowds", "cpu_300", "CPU a token, 300 streams × 10 tokens/s, µs", "{:.1f}"),
+    ("light-load", "first_light", "added to the first token, light load, ms", "{:.2f}"),
+    ("long-history", "first_history", "1,000 messages: more to the first token, ms", "{:.2f}"),
+)
+
+
+def main() -> None:
+    """Measure, print, and in the full form write."""
+    parser = argparse.ArgumentParser("python -m benchmarks.storage", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="longer windows, and the table into benchmarks/README.md")
+    parser.add_argument("--beside", type=Path, metavar="PATH", help="a copy of the relay, measured with dicts")
+    options = parser.parse_args()
+    sizes = FULL if options.full else replace(QUICK, window=3.0, probes=20, slow_rounds=3)
+    results = uvloop.run(_run(sizes, options.beside))
+    table = _table(results, [DICTS, SQLITE, *([BESIDE] if options.beside else [])])
+    print(table)
+    if options.full and not options.beside:
+        report.put(table, install.HERE / "README.md", "storage")
+
+
+async def _run(sizes: Sizes, beside: Path | None) -> Results:
+    python = Path(sys.executable)
+    [service], _ = available([SERVICE], python)
+    subjects = [replace(service, name=DICTS), _on_sqlite(service)]
+    if beside:
+        subjects.append(_elsewhere(service, beside))
+    relay_core, our_core = cores()
+    pin(our_core)
+    upstream, results = Upstream(), Results(install.version(python), {})
+    bench = Bench(upstream, await upstream.listen(), sizes, relay_core)
+    names = {row[0] for row in ROWS}
+    measured = [Measurement(m.name, m.run) for m in rounds.MEASUREMENTS if m.name in names]
+    try:
+        await rounds.run(bench, subjects, measured, results)
+    finally:
+        upstream.close()
+        shutil.rmtree(install.CACHE / "stores", ignore_errors=True)
+    return results
+
+
+def _on_sqlite(service: Subject) -> Subject:
+    def command(port: int, url: str) -> Command:
+        (install.CACHE / "stores").mkdir(parents=True, exist_ok=True)
+        store_url = f"sqlite:///{mkdtemp(dir=install.CACHE / 'stores')}/chat.db"
+        on_dicts = service.command(port, url)
+        return replace(on_dicts, environment={**on_dicts.environment, "STORE_URL": store_url})
+
+    return replace(service, name=SQLITE, command=command)
+
+
+def _elsewhere(service: Subject, root: Path) -> Subject:
+    def command(port: int, url: str) -> Command:
+        here = service.command(port, url)
+        return replace(here, arguments=(here.arguments[0], str(root / "server.py")))
+
+    return replace(service, name=BESIDE, command=command)
+
+
+def _table(results: Results, subjects: list[str]) -> str:
+    lines = [f"| figure | {' | '.join(subjects)} | {SQLITE} of {DICTS} |", "| --- |" + " --- |" * (len(subjects) + 1)]
+    for _, figure, title, shown in ROWS:
+        values = [value for name in subjects if (value := results.median(figure, name)) is not None]
+        ratio = results.ratio(figure, SQLITE, DICTS)
+        if len(values) == len(subjects) and ratio is not None:
+            lines.append(f"| {title} | {' | '.join(map(shown.format, values))} | {ratio:.2f} |")
+    return "\n".join([*lines, "", f"Medians of 3 interleaved rounds on {report.measured_on(results)}."])
+
+
+if __name__ == "__main__":
+    main()
