@@ -18,7 +18,7 @@ from stores.shared.line import Line
 from stores.shared.scripts import APPEND, FENCE, Keys
 
 LEASE = 10.0  # seconds of silence after which a relay, or the server, counts as gone
-TICK = 0.016  # seconds in which text is gathered
+TICK = 0.016  # seconds behind a call, in which text is gathered for the next one
 TRY_AGAIN = 0.1  # seconds until what couldn't be stored is tried again
 MOST_WAITING = 256 * 1024  # bytes of a reply that wait for the server before its generation does
 FENCED = 2.0  # seconds in which whoever has fenced a reply off ends it
@@ -103,6 +103,7 @@ class Appending:
         self._tick: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_urgent = False
+        self._free_at = 0.0  # when the tick of the last call is over
         self._failing_since: float | None = None
 
     def start(self, conversation_id: str, message: Message) -> None:
@@ -140,7 +141,7 @@ class Appending:
         making.taken += size
         self._count(size)
         self._waiting.add(making)
-        self._append_soon(at_once=not making.stored and len(making.waiting) == 1)
+        self._append_soon()
         while making.size > MOST_WAITING:
             await making.change()
 
@@ -168,18 +169,22 @@ class Appending:
         self._sums.text += size
 
     def _append_soon(self, *, at_once: bool = False) -> None:
-        if at_once and self._task is None:
-            self._append_now()
+        if self._task:
+            self._is_urgent |= at_once
         elif at_once:
-            self._is_urgent = True
-        elif self._tick is None and self._task is None:
-            self._tick = asyncio.get_running_loop().call_later(TICK, self._append_now)
+            self._append_now()
+        elif self._tick is None:
+            is_free = self._free_at <= self._line.loop.time()
+            self._tick = None if is_free else self._line.loop.call_at(self._free_at, self._append_now)
+            if is_free:
+                self._append_now()
 
     def _append_now(self) -> None:
         if self._tick:
             self._tick.cancel()
             self._tick = None
         if self._waiting and self._task is None:
+            self._free_at = self._line.loop.time() + TICK
             self._task = asyncio.create_task(self._append())
             self._task.add_done_callback(self._appended)
 

@@ -29,6 +29,7 @@ class Line:
     """A connection that is made when it is needed, and again when it has broken."""
 
     def __init__(self, place: Place, answering: float = ANSWERING) -> None:
+        self.loop = asyncio.get_running_loop()
         self._place = place
         self._answering = answering
         self._connection: Connection | None = None
@@ -45,7 +46,7 @@ class Line:
 
     def ask(self, *command: Argument) -> asyncio.Future[Any]:
         """The answer; `StoreFull` where the server's memory is, else `StoreUnavailable`."""
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = self.loop.create_future()
         answer.add_done_callback(_retrieve)
         self._asked.append((command, answer))
         if self._asking is None:

@@ -43,19 +43,19 @@ class Place:
         try:
             return cls._of(url)
         except (ValueError, OSError, IndexError) as error:
-            raise SettingsError(f"STORE_URL can't be used: {_reason(error)}.") from None
+            raise SettingsError(f"STORE_URL must {_reason(error)}.") from None
 
     @classmethod
     def _of(cls, url: str) -> "Place":
         parts = urlsplit(url)
         scheme = re.fullmatch(r"(valkey|redis)(s?)(?:\+(sentinel|cluster))?", parts.scheme)
         if not scheme:
-            raise _Wrong(f"it must begin with {_KINDS}")
+            raise _Wrong(f"begin with {_KINDS}")
         account, _, hosts = parts.netloc.rpartition("@")
         user, _, password = account.partition(":")
         options = parse_qs(parts.query, strict_parsing=bool(parts.query))
-        if wrong := options.keys() - {"prefix", "ssl_ca_certs"}:
-            raise _Wrong(f"it has options that aren't known: {', '.join(sorted(wrong))}")
+        if options.keys() - {"prefix", "ssl_ca_certs"}:
+            raise _Wrong("have no options but prefix and ssl_ca_certs")
         place = cls(
             kind=scheme[3] or "",
             hosts=tuple(_host(host, 26379 if scheme[3] == "sentinel" else 6379) for host in hosts.split(",")),
@@ -70,13 +70,13 @@ class Place:
     def _with_path(self, path: list[str]) -> "Place":
         service = path.pop(0) if self.kind == "sentinel" and path else ""
         if self.kind == "sentinel" and not service:
-            raise _Wrong("it lacks the name of the service that the Sentinels know, behind the hosts and a slash")
+            raise _Wrong("have the name of the service that the Sentinels know, behind the hosts and a slash")
         if self.kind != "sentinel" and len(self.hosts) > 1:
-            raise _Wrong("it names several hosts, which only +sentinel takes")
+            raise _Wrong("name one host; several are for +sentinel")
         if len(path) > 1 or not all(re.fullmatch("[0-9]{1,4}", part) for part in path):
-            raise _Wrong("what is behind the slash must be the number of a database")
+            raise _Wrong("have the number of a database, or nothing, behind the slash")
         if not re.fullmatch("[A-Za-z0-9_.:-]{1,64}", self.prefix):
-            raise _Wrong("`prefix` must be 1 to 64 letters, digits or _ . : -")
+            raise _Wrong("have a prefix of 1 to 64 letters, digits or _ . : -")
         if self.ca_certs:
             ssl.create_default_context(cafile=self.ca_certs)
         fields = vars(self) | {"service": service, "database": int(path[0]) if path else 0}
@@ -86,16 +86,25 @@ class Place:
         """A connection to the primary. Raises valkey's errors and `OSError`; bounded by whoever calls."""
         host, port = await self._primary() if self.kind == "sentinel" else self.hosts[0]
         connection = await self._connected(host, port)
+        try:
+            moved = await self._moved(connection)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        if moved is None:
+            return connection
+        await connection.disconnect(nowait=True)
+        return await self._connected(*moved)
+
+    async def _moved(self, connection: Connection) -> tuple[str, int] | None:
+        """Where to go instead, None if this is the right server."""
         if self.kind == "cluster":
-            if moved := await _moved(connection, self.prefix):
-                await connection.disconnect(nowait=True)
-                return await self._connected(*moved)
-        elif self.kind == "sentinel":
+            return await _moved(connection, self.prefix)
+        if self.kind == "sentinel":
             await connection.send_command("ROLE")
             if (await connection.read_response())[0] != b"master":
-                await connection.disconnect(nowait=True)
                 raise Refused("not the primary any more")
-        return connection
+        return None
 
     async def _primary(self) -> tuple[str, int]:
         sentinel = Sentinel(self.hosts, socket_timeout=CONNECTING, socket_connect_timeout=CONNECTING)
@@ -112,7 +121,11 @@ class Place:
         if self.has_tls:
             options |= {"ssl_ca_certs": self.ca_certs, "ssl_check_hostname": True}
         connection = (SSLConnection if self.has_tls else Connection)(host=host, port=port, **options)
-        await connection.connect()
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
         return connection
 
 
@@ -123,13 +136,13 @@ class _Wrong(ValueError):
 def _reason(error: Exception) -> str:
     if isinstance(error, _Wrong):
         return str(error)
-    return "the file of ssl_ca_certs can't be read" if isinstance(error, OSError) else "it is no URL"
+    return "name a file with certificates in ssl_ca_certs" if isinstance(error, OSError) else "be a URL"
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
     parts = urlsplit(f"//{text}")
     if not parts.hostname:
-        raise _Wrong("it lacks a host")
+        raise _Wrong("name a host")
     return parts.hostname, port if parts.port is None else parts.port
 
 

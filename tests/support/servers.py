@@ -82,14 +82,22 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(name: str, *options: str, port: int | None = None) -> Iterator[Server]:
-    """`redis` or `valkey`, with options as on its command line, killed at the end with all that it has kept."""
+def server(name: str, *options: str, config: str | None = None) -> Iterator[Server]:
+    """`redis` or `valkey`, with options as on its command line, killed at the end with all that it has kept.
+
+    With a `config`, that is its file, and it keeps nothing.
+    """
     found = program(name)
     assert found, f"{name} isn't installed: `make test` does it"
-    port = port or free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        kept = ["--dir", folder, "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
-        argv = [found, "--port", str(port), "--bind", "127.0.0.1", *kept, *options]
+        argv = [found, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
+        if config is None:
+            argv += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
+        else:
+            (file := Path(folder, "server.conf")).write_text(config)
+            argv.insert(1, str(file))
+        argv += options
         running = Server(argv, port, Path(folder, "log"))
         try:
             running.start()
