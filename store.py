@@ -13,6 +13,7 @@ from typing import Any
 from serving.logs import outline
 from serving.settings import Settings
 from stores.changes import Change, iso
+from stores.engine import Slices
 from stores.engines import engine_for
 from stores.records import (
     Conversation,
@@ -35,7 +36,17 @@ from stores.rules import Rules
 from stores.threads import Thread
 
 __all__ = ["Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed", "OwedReply"]
-__all__ += ["Question", "Repeated", "ReplyInProgress", "Store", "StoreError", "StoreFull", "StoreUnavailable", "ended"]
+__all__ += [
+    "Question",
+    "Repeated",
+    "ReplyInProgress",
+    "Slices",
+    "Store",
+    "StoreError",
+    "StoreFull",
+    "StoreUnavailable",
+    "ended",
+]
 
 PAGE = 200  # conversations that are looked at in one go
 ROUNDS = 100  # of loading, asking and committing, before a conversation counts as too busy
@@ -168,6 +179,15 @@ class Store:
     async def messages(self, conversation_id: str) -> list[Message]:
         """All messages, oldest first. Raises `NotFound`."""
         return list((await self._thread(conversation_id)).messages.values())
+
+    async def slices(self, conversation_id: str) -> Slices:
+        """All messages, oldest first, some at a time, with whether these were the last. Raises `NotFound`."""
+        is_there = False
+        async for messages, is_last in self._engine.slices(conversation_id):
+            is_there = True
+            yield messages, is_last
+        if not is_there:
+            raise self._no_conversation()
 
     async def message(self, conversation_id: str, message_id: str) -> Message | None:
         """One message, None if it isn't there. Raises `NotFound` for the conversation."""
@@ -324,9 +344,12 @@ class Store:
     async def _thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread:
         thread = await self._engine.thread(conversation_id, whole=whole, since=since)
         if thread is None:
-            what_if = " They are kept in memory: a restart forgets them." if self._engine.forgets else ""
-            raise NotFound(f"There is no conversation with this id.{what_if}")
+            raise self._no_conversation()
         return thread
+
+    def _no_conversation(self) -> NotFound:
+        what_if = " They are kept in memory: a restart forgets them." if self._engine.forgets else ""
+        return NotFound(f"There is no conversation with this id.{what_if}")
 
     async def _change(
         self, conversation_id: str, rule: _Rule, *, whole: bool = True, since: str | None = None

@@ -6,11 +6,13 @@ A reply's text is kept before it is shown: only what is kept is added to the tra
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from stores.changes import Change, Sums
 from stores.records import Conversation, Kind, Message, StoreError
 from stores.threads import Thread
+
+Slices = AsyncGenerator[tuple[list[Message], bool], None]
 
 
 class Engine(ABC):
@@ -59,6 +61,14 @@ class Engine(ABC):
         An engine that has to fetch them may leave some out if not all are wanted. It always has the last one, and all
         from the message with the id `since` on, if there is one.
         """
+
+    async def slices(self, conversation_id: str) -> Slices:
+        """The messages, oldest first, as many at a time as are at hand, and whether these are all that were left.
+
+        At least one slice of a conversation that is there. What is changed meanwhile may be seen in a later one.
+        """
+        if thread := await self.thread(conversation_id):
+            yield list(thread.messages.values()), True
 
     @abstractmethod
     async def commit(self, change: Change) -> Change | None:

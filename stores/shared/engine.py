@@ -14,19 +14,20 @@ from typing import TypeVar
 from uuid import uuid4
 
 from stores.changes import Change, Sums, head_size, iso, moment
-from stores.engine import Engine
+from stores.engine import Engine, Slices
 from stores.records import Conversation, Kind, Message, StoreError, StoreUnavailable
 from stores.shared import starting
 from stores.shared.appending import Appending, over
 from stores.shared.following import BLOCK, Following, fill
-from stores.shared.hashes import element_of, head_of, pairs, thread_of
+from stores.shared.hashes import element_of, head_of, message_of, pairs, thread_of
 from stores.shared.line import ANSWERING, Argument, Line, Unheard
 from stores.shared.place import Place
 from stores.shared.presence import Presence
-from stores.shared.scripts import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, LOAD, Keys
+from stores.shared.scripts import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, LOAD, SLICE, Keys
 from stores.threads import Thread
 
-SLICE = 64  # messages that are read in one go
+SLICE_BYTES = 256 * 1024  # of messages, and the last one more, that are read in one go for a list
+SLICE_MESSAGES = 64  # that are read in one go for a whole conversation
 ROUNDS = 20  # of reading a long conversation that changes meanwhile
 LEAVING = 1.0  # seconds to say goodbye
 
@@ -100,7 +101,7 @@ class Shared(Engine):
     async def _thread(self, conversation_id: str, whole: bool, since: str) -> Thread | None:
         keys = self._keys_of(conversation_id)
         for _ in range(ROUNDS):
-            loaded = await self._line.run(LOAD, keys, since, SLICE if whole else 1)
+            loaded = await self._line.run(LOAD, keys, since, SLICE_MESSAGES if whole else 1)
             if loaded is None:
                 return None
             head, elements = loaded
@@ -114,22 +115,34 @@ class Shared(Engine):
     async def _slices(self, keys: Sequence[str], count: int, version: bytes) -> list[bytes] | None:
         """The first messages; None if the conversation has changed meanwhile."""
         found: list[bytes] = []
-        for start in range(0, count, SLICE):
-            found += await self._line.ask("LRANGE", keys[1], start, min(start + SLICE, count) - 1)
+        for start in range(0, count, SLICE_MESSAGES):
+            found += await self._line.ask("LRANGE", keys[1], start, min(start + SLICE_MESSAGES, count) - 1)
         return found if await self._line.ask("HGET", keys[0], "version") == version else None
+
+    async def slices(self, conversation_id: str) -> Slices:
+        keys, start, is_last = self._keys_of(conversation_id)[:2], 0, False
+        while not is_last and (found := await _within_patience(self._line.run(SLICE, keys, start, SLICE_BYTES))):
+            length, elements = found
+            start += len(elements)
+            is_last = not elements or start >= length
+            messages = [message_of(element) for element in elements]
+            messages[-1:] = [await _within_patience(self._with_text(reply)) for reply in messages[-1:]]
+            yield messages, is_last
 
     async def _with_reply(self, thread: Thread) -> Thread:
         """With the text of the reply in progress, which grows if it is made here."""
         self._clock = max(self._clock, moment(thread.conversation.updated_at))
-        reply = thread.in_progress
-        if reply is None:
+        if (reply := thread.in_progress) is None:
             return thread
-        if making := self._appending.makes.get(reply.id):
-            known = making.message
-        else:
-            generation_id = fill(reply, await self._line.ask("XRANGE", self._keys.of(f"r:{reply.id}"), "-", "+"))
-            known = replace(reply, generation_id=generation_id)
-        return replace(thread, messages=thread.messages | {reply.id: known})
+        return replace(thread, messages=thread.messages | {reply.id: await self._with_text(reply)})
+
+    async def _with_text(self, message: Message) -> Message:
+        if message.status != "streaming":
+            return message
+        if making := self._appending.makes.get(message.id):
+            return making.message
+        generation_id = fill(message, await self._line.ask("XRANGE", self._keys.of(f"r:{message.id}"), "-", "+"))
+        return replace(message, generation_id=generation_id)
 
     async def commit(self, change: Change) -> Change | None:
         committing = asyncio.create_task(self._commit(change))

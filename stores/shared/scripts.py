@@ -125,6 +125,23 @@ if place then from = math.min(tonumber(place), math.max(0, redis.call('LLEN', m)
 return {{head, redis.call('LRANGE', m, from, -1)}}
 """
 
+SLICE = f"""{_READING}
+local c, m = unpack(KEYS)
+local start, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+local found, size = {{}}, 0
+if redis.call('EXISTS', c) == 0 then return false end
+while size < most do
+  local some = redis.call('LRANGE', m, start + #found, start + #found + 7)
+  if #some == 0 then break end
+  for _, element in ipairs(some) do
+    if size >= most then break end
+    found[#found + 1] = element
+    size = size + #element
+  end
+end
+return {{redis.call('LLEN', m), found}}
+"""
+
 APPEND = f"""{_IF_ROOM}{_POSITION}
 local answers = {{}}
 for i, stream in ipairs(KEYS) do

@@ -41,7 +41,7 @@ class Server:
     def start(self) -> None:
         """Return when it takes connections; `AssertionError` with its log if it doesn't."""
         with self._log.open("ab") as log:
-            self._child = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._child = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={})
         ends = time.monotonic() + STARTING
         while not self._answers():
             assert self._child.poll() is None and time.monotonic() < ends, self._log.read_text()
