@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import uvicorn
@@ -113,20 +113,22 @@ def entry(model: str, script: Callable[[Question], Script]) -> dict[str, object]
 async def complete(request: Request) -> Response:
     if not re.match(r"(?i)bearer +\S", request.headers.get("Authorization", "")):
         raise Fault(401, "Missing Authentication header")
-    model, messages, streamed = checked(await request.body())
+    fields = checked(await request.body())
+    model, messages = fields.pop("model"), fields.pop("messages")
     asked = hash((model, repr(messages)))
     request.app.state.attempts[asked] += 1
-    question = Question(model, messages, request.app.state.attempts[asked])
+    streamed, _ = fields.pop("stream", None) is True, fields.pop("stream_options", None)
+    question = Question(model, messages, request.app.state.attempts[asked], fields)
     generation = Generation(question, MODELS[model](question), request.app.state.pace)
     body, kind = (generation.stream(), "text/event-stream") if streamed else (generation.whole(), "application/json")
     headers = {"X-Generation-Id": generation.id, "Cache-Control": "no-cache"}
     return StreamingResponse(body, headers=headers, media_type=kind)
 
 
-def checked(body: bytes) -> tuple[str, list[dict[str, Any]], bool]:
-    """The model's id, the messages, and whether to stream; a `Fault` says what is wrong, in OpenRouter's words."""
+def checked(body: bytes) -> dict[str, Any]:
+    """The request, of a model and messages; a `Fault` says what is wrong, in OpenRouter's words."""
     try:
-        fields = json.loads(body)
+        fields: Any = json.loads(body)
     except ValueError:
         raise Fault(400, "Invalid JSON in request body") from None
     messages = fields.get("messages") if isinstance(fields, dict) else None
@@ -136,7 +138,8 @@ def checked(body: bytes) -> tuple[str, list[dict[str, Any]], bool]:
         raise Fault(400, "No models provided")
     if str(fields["model"]) not in MODELS:
         raise Fault(400, f"{fields['model']} is not a valid model ID")
-    return fields["model"], messages, fields.get("stream") is True
+    asked: dict[str, Any] = fields
+    return asked
 
 
 async def refuse(request: Request, fault: Exception) -> Response:
@@ -166,8 +169,11 @@ class Fault(Exception):
 class Question:
     """The last user message, cut to a length that can be quoted, and what came with it."""
 
-    def __init__(self, model: str, messages: list[dict[str, Any]], attempt: int) -> None:
-        self.model, self.messages, self.attempt = model, len(messages), attempt
+    def __init__(
+        self, model: str, messages: list[dict[str, Any]], attempt: int = 1, options: dict[str, Any] | None = None
+    ) -> None:
+        self.model, self.served, self.messages, self.attempt = model, model, len(messages), attempt
+        self.options = options or {}
         self.tokens = sum(len(str(message.get("content"))) // 4 + 1 for message in messages)
         asked = [str(message.get("content")) for message in messages if message["role"] == "user"]
         self.text = shortened(asked[-1] if asked else "nothing", 2000)
@@ -181,23 +187,27 @@ def shortened(text: str, limit: int) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """`after` seconds at pace 1: a piece of the answer or of the reasoning, the end, or, if none of them, a comment."""
+    """`after` seconds at pace 1: a piece of the answer or of the reasoning, other fields of a delta, the end.
+
+    If none of them, a comment.
+    """
 
     after: float
     content: str = ""
     reasoning: str = ""
     finish_reason: str | None = None
+    other: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_comment(self) -> bool:
-        return not (self.content or self.reasoning or self.finish_reason)
+        return not (self.content or self.reasoning or self.finish_reason or self.other)
 
     def choice(self) -> dict[str, object]:
         delta: dict[str, object] = {"content": self.content, "role": "assistant"}
         if self.reasoning:
             detail = {"type": "reasoning.text", "text": self.reasoning, "format": "unknown", "index": 0}
             delta |= {"reasoning": self.reasoning, "reasoning_details": [detail]}
-        return {"index": 0, "delta": delta} | ended(self)
+        return {"index": 0, "delta": delta | self.other} | ended(self)
 
 
 def ended(step: Step) -> dict[str, str | None]:
@@ -242,7 +252,9 @@ class Generation:
 
     def message(self) -> dict[str, object]:
         content, reasoning = "".join(s.content for s in self.sent), "".join(s.reasoning for s in self.sent)
-        message = {"role": "assistant", "content": content, "reasoning": reasoning or None, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": content, "reasoning": reasoning or None}
+        for step in self.sent:
+            message |= step.other
         return {"index": 0, "message": message} | ended(self.sent[-1])
 
     def steps(self) -> Script:
@@ -261,12 +273,12 @@ class Generation:
         return b"data: " + encoded(self.head("chat.completion.chunk") | fields) + b"\n\n"
 
     def head(self, kind: str) -> dict[str, object]:
-        model = f"{self.question.model}-20260901"
+        model = f"{self.question.served}-20260901"
         return {"id": self.id, "object": kind, "created": self.created, "model": model, "provider": "Demo"}
 
     def usage(self) -> dict[str, object]:
         asked, reasoned = self.question.tokens, sum(bool(step.reasoning) for step in self.sent)
-        answered = reasoned + sum(bool(step.content) for step in self.sent)
+        answered = reasoned + sum(bool(step.content or step.other) for step in self.sent)
         cost = round(asked * float(PRICES["prompt"]) + answered * float(PRICES["completion"]), 10)
         counts = {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
         return counts | {
@@ -404,6 +416,58 @@ def length(question: Question) -> Script:
     yield Step(0, finish_reason="length")
 
 
+def search(question: Question) -> Script:
+    """Answers from two web pages and cites them."""
+    told = f"About “{question.topic}”, one page tells of events [1] and another of their source [2]."
+    yield from typed(told)
+    pages = {"[1]": "Using_server-sent_events", "[2]": "EventSource"}
+    places = [(told.index(mark), f"https://developer.mozilla.org/docs/Web/API/{page}") for mark, page in pages.items()]
+    cited = [
+        {"url": url, "title": url.rpartition("/")[2], "start_index": at, "end_index": at + 3} for at, url in places
+    ]
+    yield Step(0, other={"annotations": [{"type": "url_citation", "url_citation": one} for one in cited]})
+
+
+def fallback(question: Question) -> Script:
+    """Is never free: another model answers in its place, as with openrouter/auto."""
+    question.served = "demo/echo"
+    return typed(f"You asked {question.model} about “{question.topic}”, and {question.served} answers.")
+
+
+def options(question: Question) -> Script:
+    """Answers with the options that came with your question."""
+    return typed(f"```json\n{json.dumps(question.options, indent=2, ensure_ascii=False)}\n```")
+
+
+def refusal(question: Question) -> Script:
+    """Declines to answer; what it says is a refusal on the wire."""
+    pieces = typed(f"I'm sorry, but I can't help with “{question.topic}”.")
+    return (Step(step.after, other={"content": None, "refusal": step.content}) for step in pieces)
+
+
+def tool_call(question: Question) -> Script:
+    """Calls a tool in place of an answer, which no chat can do anything with."""
+    call = {"name": "search", "arguments": json.dumps({"query": question.topic})}
+    yield Step(0.5, other={"content": None, "tool_calls": [{"index": 0, "id": "call_1", "function": call}]})
+    yield Step(0, finish_reason="tool_calls")
+
+
+def image(question: Question) -> Script:
+    """Answers with an image and without a word."""
+    yield Step(0.5, other={"images": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DOT}"}}]})
+
+
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+
+
+def too_long(question: Question) -> Script:
+    """Refuses with 400: the conversation is too long for it, unless you choose the plugin context-compression."""
+    if {"id": "context-compression"} in question.options.get("plugins", []):
+        return typed(f"With a compressed context I can answer about “{question.topic}”.")
+    message = "This endpoint's maximum context length is 131072 tokens. However, you requested about 200000 tokens."
+    raise Fault(400, message, {"error_type": "context_length_exceeded", "provider_name": "Demo"})
+
+
 def silent(question: Question) -> Script:
     """Accepts your question and says nothing for ever: stop it."""
     return itertools.repeat(Step(1))
@@ -432,7 +496,14 @@ MODELS: dict[str, Callable[[Question], Script]] = {
     "demo/long": long,
     "demo/slow": slow,
     "demo/unicode": unicode,
+    "demo/search": search,
+    "demo/options": options,
+    "demo/fallback": fallback,
     "demo/length": length,
+    "demo/refusal": refusal,
+    "demo/tool-call": tool_call,
+    "demo/image": image,
+    "demo/too-long": too_long,
     "demo/empty": empty,
     "demo/silent": silent,
     "demo/busy": busy,

@@ -6,7 +6,7 @@ protocol that is used here; `upstream/` has its errors, its events and the HTTP 
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import httpx
@@ -28,16 +28,16 @@ from upstream.redaction import redacted
 from upstream.refusals import decoded, refusal, retry_after_seconds
 from upstream.request import encode_request
 from upstream.timers import Timers
-from upstream.values import Delta, Finish, Generation
+from upstream.values import Delta, Finish, Prompt, Report, Retry
 
-__all__ = ["Delta", "Finish", "Generation", "Models", "OpenRouter", "Timers", "UpstreamError", "Values"]
+__all__ = ["Delta", "Finish", "Models", "OpenRouter", "Prompt", "Report", "Retry", "Timers", "UpstreamError", "Values"]
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024
 
 _ENCODINGS = {"identity", "gzip", "x-gzip", "deflate", ""}  # that httpx decodes without another package
 
-Values = AsyncGenerator[Generation | Delta | Finish, None]
+Values = AsyncGenerator[Report | Retry | Delta | Finish, None]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class OpenRouter:
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport, timers: Timers) -> None:
         self._api_key = settings.openrouter_api_key
+        self._max_tokens = settings.max_tokens
         self._base_url = httpx.URL(settings.openrouter_base_url.rstrip("/"))
         self._transport = transport
         self._timers = timers
@@ -76,6 +77,10 @@ class OpenRouter:
         """The models list, fetched once however many ask. Raises `UpstreamError` if there is none at all."""
         return await self._models.models()
 
+    def lists(self, model: str) -> bool:
+        """Whether the models list, as it was last fetched, has this model."""
+        return model in self._models.ids
+
     def stop_fetching(self) -> None:
         """Tell whoever waits for the models list to come back later."""
         self._models.stop()
@@ -85,20 +90,20 @@ class OpenRouter:
         self._models.stop()
         await self._transport.aclose()
 
-    async def stream(self, model: str, turns: Sequence[tuple[str, str]], traceparent: str | None = None) -> Values:
-        """The answer to `turns` (role, content), ended by a `Finish`. Raises `UpstreamError`.
+    async def stream(self, prompt: Prompt) -> Values:
+        """The answer, ended by a `Finish`. Raises `UpstreamError`.
 
         A failed try is repeated, but never after the first delta, nor where upstream may have generated an answer.
         """
         if not self._api_key:
             raise NotConfigured
-        body = await encode_request(model, turns)
-        del turns  # a history may be long, and the answer, too
+        headers, body = self._headers(prompt), await encode_request(prompt, self._max_tokens)
+        del prompt  # its history may be long, and the answer, too
         for number, pause in enumerate((*self._timers.retries, None), start=1):
             completion = Completion(self._api_key)
             cause = None
             try:
-                async with self._asked(body, traceparent, completion) as (exchange, read):
+                async with self._asked(headers, body, completion) as (exchange, read):
                     for value in completion.feed(b""):  # what the response's head says
                         yield value
                     patience_ends = exchange.deadline
@@ -124,16 +129,19 @@ class OpenRouter:
                 raise error
             pause = max(pause, error.retry_after or 0)
             logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
+            yield Retry()
             await asyncio.sleep(pause)
+
+    def _headers(self, prompt: Prompt) -> list[tuple[bytes, bytes]]:
+        told = {b"x-session-id": prompt.session_id, b"traceparent": prompt.traceparent}
+        return self._completion_headers + [(name, value.encode()) for name, value in told.items() if value]
 
     @asynccontextmanager
     async def _asked(
-        self, body: bytes, traceparent: str | None, completion: Completion
+        self, headers: list[tuple[bytes, bytes]], body: bytes, completion: Completion
     ) -> AsyncIterator[tuple[Exchange, Callable[[], Awaitable[bytes]]]]:
         """The response's exchange, and what reads its body; given up at the end, unless `[DONE]` was read."""
-        headers = [*self._completion_headers, (b"Content-Length", b"%d" % len(body))]
-        if traceparent:
-            headers.append((b"traceparent", traceparent.encode()))
+        headers = [*headers, (b"Content-Length", b"%d" % len(body))]
         response = await self._response("POST", self._completions_url, headers, body)
         del body  # it is the whole history
         exchange = response.stream

@@ -10,12 +10,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from openrouter import Delta, Generation, OpenRouter, UpstreamError, Values
+from openrouter import Delta, OpenRouter, Prompt, Report, Retry, UpstreamError, Values
 from serving.logs import outline
+from serving.metrics import Metrics, Outcome
 from serving.settings import Settings
 from store import (
     Ending,
@@ -97,9 +98,11 @@ class _Running(Reply):
         message.transcript.on_growth = self.wake
         self.conversation_id = conversation_id
         self.task: asyncio.Task[Ending] | None = None
-        self.generation_id: str | None = None
+        self.report = Report()
         self.ending: Ending | None = None  # why it was interrupted
+        self.retries = 0
         self.started = time.monotonic()
+        self.first_token = 0.0  # when it came; 0 before
 
     def interrupt(self, ending: Ending) -> None:
         """End it early, in this way."""
@@ -142,10 +145,11 @@ class _Mirror(Reply):
 class Replies:
     """All replies in progress, at most one in a conversation."""
 
-    def __init__(self, store: Store, openrouter: OpenRouter, settings: Settings) -> None:
+    def __init__(self, store: Store, openrouter: OpenRouter, settings: Settings, metrics: Metrics) -> None:
         self._store = store
         self._openrouter = openrouter
         self._settings = settings
+        self._metrics = metrics
         self._running: dict[str, _Running] = {}  # by message
         self._mirrors: dict[str, _Mirror] = {}  # by message, those that are followed
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
@@ -169,14 +173,15 @@ class Replies:
         if self._draining_for is not None:
             raise Unavailable("The service is restarting: try again in a moment.", max(1, self._draining_for))
 
-    async def ask(self, conversation_id: str, question: Question, traceparent: str | None) -> Reply:
+    async def ask(self, conversation_id: str, question: Question) -> Reply:
         """Add a question and start its reply, both or neither; the reply to it, if it was asked before.
 
         Raises what `Store.ask` raises but `Repeated`, and `Unavailable`.
         """
         while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
-        return await self._started(conversation_id, partial(self._asked, conversation_id, question), traceparent)
+        asked = partial(self._asked, conversation_id, question)
+        return await self._started(conversation_id, asked, question.traceparent)
 
     async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
         """The reply in progress or, if there is none, the one that is owed; requests that come together share it.
@@ -357,7 +362,8 @@ class Replies:
     def _run(self, conversation_id: str, owed: OwedReply, traceparent: str | None) -> Reply:
         message = owed.message
         running = self._running[message.id] = _Running(conversation_id, message)
-        values = self._openrouter.stream(message.model or "", owed.turns or [], traceparent)
+        prompt = Prompt(message.model or "", owed.turns or [], owed.options, conversation_id, traceparent)
+        values = self._openrouter.stream(prompt)
         running.task = self._own(self._generate(running, values))
         running.task.add_done_callback(partial(self._on_generated, running))
         if owed.interruption:
@@ -377,17 +383,21 @@ class Replies:
                     if isinstance(value, Delta):
                         text = value.text if len(value.text) <= room else value.text[:room]
                         await extend(message.id, value.kind, text)
+                        running.first_token = running.first_token or time.monotonic()
                         room -= len(value.text)
                         if room < 0:
                             most = self._settings.max_reply_chars
                             return _failed(
                                 502, f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
                             )
-                    elif isinstance(value, Generation):
-                        running.generation_id = value.id
-                        self._store.identify_reply(message.id, value.id)
+                    elif isinstance(value, Report):
+                        if value.generation_id and value.generation_id != running.report.generation_id:
+                            self._store.identify_reply(message.id, value.generation_id)
+                        running.report = value
+                    elif isinstance(value, Retry):
+                        running.retries += 1
                     else:
-                        return Ending("complete", value.finish_reason, value.usage)
+                        return Ending("complete", value.finish_reason)
         finally:
             expiry.cancel()
         raise AssertionError("a stream of values ends with Finish or an exception")
@@ -409,14 +419,14 @@ class Replies:
                 return task.result()
             case UpstreamError():
                 failure = Failure(error.code, error.message, error.retryable, error.retry_after)
-                return Ending("failed", usage=error.usage, error=failure)
+                return Ending("failed", error=failure)
             case StoreError():
                 return _refused(error)
         logger.error("reply %s crashed\n%s", running.message.id, outline(error))
         return _failed(500, "The service failed; its log says where.")
 
     async def _finish(self, running: _Running, ending: Ending) -> None:
-        ending = replace(ending, generation_id=running.generation_id)
+        ending = replace(ending, **{entry.name: getattr(running.report, entry.name) for entry in fields(Report)})
         message = None
         try:
             message = await self._stored(running, ending)
@@ -425,6 +435,20 @@ class Replies:
         del self._running[running.message.id]
         running.end(message or ended(running.message, ending))
         _log_end(running)
+        self._metrics.count_reply(self._outcome(running))
+
+    def _outcome(self, running: _Running) -> Outcome:
+        message, model = running.message, running.message.model or ""
+        return Outcome(
+            model=model,
+            is_listed=self._openrouter.lists(model),
+            status=message.status,
+            code=message.error.code if message.error else None,
+            usage=running.report.usage,
+            retries=running.retries,
+            first_token=running.first_token - running.started if running.first_token else None,
+            end=time.monotonic() - running.started,
+        )
 
     async def _stored(self, running: _Running, ending: Ending) -> Message | None:
         """The message as it has ended; failed where the store hasn't all of its text, or can't take its end."""
@@ -440,7 +464,8 @@ class Replies:
                 if time.monotonic() > patience_ends:
                     refusal = error
                 await asyncio.sleep(TRY_AGAIN)
-        failed = replace(_refused(refusal), usage=ending.usage, generation_id=ending.generation_id)
+        refused = _refused(refusal)
+        failed = replace(ending, status=refused.status, finish_reason=None, error=refused.error)
         try:
             return await self._store.abandon_reply(*ids, failed)
         except StoreUnavailable:

@@ -21,11 +21,13 @@ from api.bodies import Rejected, read_fields, unprocessable
 from api.event_ids import place_of
 from api.events import STREAM_HEADERS, reply_response
 from api.fields import MODEL, OPTIONAL_MODEL, TITLE, Rule, Text, Turns, identifier, reference
+from api.options import Options
 from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
 from api.shapes import conversation_fields, message_fields
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Reply, Unavailable
+from serving.metrics import MEDIA_TYPE, Metrics
 from serving.settings import Settings
 from store import (
     IdTaken,
@@ -57,6 +59,7 @@ class State(TypedDict):
     store: Store
     replies: Replies
     openrouter: OpenRouter
+    metrics: Metrics
 
 
 Request = StarletteRequest[State]
@@ -86,6 +89,20 @@ async def health(request: Request) -> Response:
     return JSONResponse(body)
 
 
+async def show_metrics(request: Request) -> Response:
+    store, replies = request.state["store"], request.state["replies"]
+    conversations, messages = await store.counts()
+    gauges = {
+        "conversations": conversations,
+        "messages": messages,
+        "store_bytes": await store.text_size(),
+        "store_limit_bytes": request.state["settings"].max_store_bytes,
+        "replies_in_progress": replies.in_progress,
+        "draining": int(replies.draining),
+    }
+    return Response(request.state["metrics"].text(gauges), media_type=MEDIA_TYPE)
+
+
 async def list_models(request: Request) -> Response:
     models = await request.state["openrouter"].models()
     headers = {"ETag": models.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
@@ -105,6 +122,7 @@ async def create_conversation(request: Request) -> Response:
         "default_model": OPTIONAL_MODEL,
         "title": TITLE,
         "system_prompt": _text_rule(request, nullable=True),
+        "options": Options(settings.max_tokens),
         "messages": Turns(settings.max_messages, text),
     }
     fields = await read_fields(request, settings.max_body_bytes, rules, optional=True)
@@ -132,9 +150,14 @@ async def get_conversation(request: Request) -> Response:
 
 async def update_conversation(request: Request) -> Response:
     await request.state["store"].conversation(_id(request))
-    prompt = _text_rule(request, nullable=True)
-    rules: dict[str, Rule] = {"default_model": MODEL, "title": TITLE, "system_prompt": prompt}
-    fields = await read_fields(request, request.state["settings"].max_body_bytes, rules)
+    settings = request.state["settings"]
+    rules: dict[str, Rule] = {
+        "default_model": MODEL,
+        "title": TITLE,
+        "system_prompt": _text_rule(request, nullable=True),
+        "options": Options(settings.max_tokens),
+    }
+    fields = await read_fields(request, settings.max_body_bytes, rules)
     return JSONResponse(conversation_fields(await request.state["store"].update_conversation(_id(request), fields)))
 
 
@@ -148,16 +171,18 @@ async def add_message(request: Request) -> Response:
     await store.conversation(_id(request))
     if last_event_id := _last_event_id(request):  # some clients come back with the request that they began with
         return await _resumed(request, last_event_id)
+    settings = request.state["settings"]
     rules: dict[str, Rule] = {
         "content": _text_rule(request, nullable=False),
         "model": OPTIONAL_MODEL,
+        "options": Options(settings.max_tokens),
         "id": identifier,
         "after": reference,
     }
-    most = request.state["settings"].max_body_bytes
-    question = Question(**await read_fields(request, most, rules, required=("content",)))
+    fields = await read_fields(request, settings.max_body_bytes, rules, required=("content",))
+    question = Question(**fields, traceparent=_traceparent(request))
     if wants_events(request.headers.get("accept", "")):
-        return reply_response(await replies.ask(_id(request), question, _traceparent(request)))
+        return reply_response(await replies.ask(_id(request), question))
     try:
         await store.check_is_new(_id(request), question)
         replies.check_open()
@@ -170,7 +195,7 @@ async def add_message(request: Request) -> Response:
 async def list_messages(request: Request) -> Response:
     slices = request.state["store"].slices(_id(request))
     messages, is_all = await anext(slices)
-    if not is_all or sum(message.transcript.size for message in messages) > LONG_LIST:
+    if not is_all or sum(message.size for message in messages) > LONG_LIST:
         return StreamingResponse(_one_by_one(messages, slices), media_type="application/json")
     return JSONResponse({"messages": [message_fields(message) for message in messages]})
 
@@ -250,6 +275,7 @@ async def stop_reply(request: Request) -> Response:
 routes = [
     Route("/", index),
     Route("/health", health),
+    Route("/metrics", show_metrics),
     Route("/models", list_models),
     Route("/conversations", create_conversation, methods=["POST"]),
     Route("/conversations", list_conversations),

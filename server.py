@@ -25,12 +25,13 @@ from uvicorn.server import HANDLED_SIGNALS
 import demo
 from openrouter import OpenRouter, Timers
 from replies import Replies
-from routes import State, exception_handlers, routes
+from routes import VERSION, State, exception_handlers, routes
 from serving import logs
 from serving.access import Access, Origins, is_loopback
 from serving.connections import MAX_CONNECTIONS, ClientConnection
 from serving.hint import demo_hint
 from serving.listening import BACKLOG, listen
+from serving.metrics import Metrics
 from serving.middleware import Boundary, Cors, Envelope
 from serving.settings import Settings, SettingsError
 from serving.shutdown import Server
@@ -50,6 +51,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
     """
     logs.configure(settings.log_level.upper(), settings.log_format.lower())
     transport = _transport(settings)
+    metrics = Metrics(VERSION, settings.model_name)
     store = Store(settings)
 
     @contextlib.asynccontextmanager
@@ -57,12 +59,12 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
         AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
         asyncio.get_running_loop().set_exception_handler(_log_uncaught)
         openrouter = OpenRouter(settings, transport, timers or Timers())
-        replies = Replies(store, openrouter, settings)
+        replies = Replies(store, openrouter, settings, metrics)
         _warn(settings)
         await store.open()
         try:
             async with expiring(store.delete_expired, settings.conversation_ttl):
-                yield State(settings=settings, store=store, replies=replies, openrouter=openrouter)
+                yield State(settings=settings, store=store, replies=replies, openrouter=openrouter, metrics=metrics)
         finally:
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()
@@ -70,7 +72,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
 
     origins = Origins(settings.cors_origins, all_of_loopback=is_demo)
     layers = [
-        Middleware(Envelope),
+        Middleware(Envelope, metrics=metrics),
         Middleware(Cors, origins=origins),
         Middleware(Boundary),
         Middleware(Access, hosts=settings.allowed_hosts, origins=origins, token=settings.auth_token),

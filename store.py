@@ -7,7 +7,7 @@ engine's business. Several may change one conversation at a time: a change is ma
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serving.logs import outline
@@ -62,13 +62,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OwedReply:
-    """A reply, and if it was begun just now, what it answers: (role, content) of each turn.
+    """A reply, and if it was begun just now, what it answers, (role, content) of each turn, and with which options.
 
     `interruption` is done, then, when it can't go on: others ended it, or its text can't be kept.
     """
 
     message: Message
     turns: list[tuple[str, str]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     interruption: asyncio.Future[StoreError] | None = None
 
 
@@ -117,6 +118,10 @@ class Store:
         """How many conversations and messages there are."""
         return self._engine.sums.conversations, self._engine.sums.messages
 
+    async def text_size(self) -> int:
+        """Bytes of text in all of them."""
+        return self._engine.sums.text
+
     async def create_conversation(
         self,
         *,
@@ -124,6 +129,7 @@ class Store:
         default_model: str | None = None,
         title: str | None = None,
         system_prompt: str | None = None,
+        options: Mapping[str, Any] | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Conversation:
         """A new conversation; `messages` (role, content, perhaps model) are an import, oldest first.
@@ -135,7 +141,12 @@ class Store:
             if id and (thread := await self._engine.thread(id, whole=False)):
                 raise Repeated(thread.conversation)
             return self._rules().created(
-                id=id, default_model=default_model, title=title, system_prompt=system_prompt, messages=messages or ()
+                id=id,
+                default_model=default_model,
+                title=title,
+                system_prompt=system_prompt,
+                options=options,
+                messages=messages or (),
             )
 
         change = await self._committed(created, self._engine.commit)
@@ -153,7 +164,7 @@ class Store:
         return (await self._thread(conversation_id, whole=False)).conversation
 
     async def update_conversation(self, conversation_id: str, changes: Mapping[str, Any]) -> Conversation:
-        """Set any of `default_model`, `title`, `system_prompt`; a title of None is taken from the first question.
+        """Set any of `default_model`, `title`, `system_prompt`, `options`; without a title it has an automatic one.
 
         Raises `NotFound`, `StoreFull`.
         """
@@ -339,7 +350,8 @@ class Store:
         except Repeated as repeated:
             return OwedReply(repeated.found)
         assert change.began and change.after
-        return OwedReply(change.began, change.after.turns(), self._engine.interruption(change.began.id))
+        interruption = self._engine.interruption(change.began.id)
+        return OwedReply(change.began, change.after.turns(), change.after.options(), interruption)
 
     async def _thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread:
         thread = await self._engine.thread(conversation_id, whole=whole, since=since)

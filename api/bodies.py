@@ -85,7 +85,7 @@ def _parse(body: bytes) -> Any:
 
 
 def _integer(digits: str) -> float:
-    return int(digits) if len(digits) < 20 else float(digits)  # Python refuses to read 5,000 digits; no field wants one
+    return int(digits) if len(digits) < 20 else float(digits)  # as JavaScript does; Python refuses 5,000 digits
 
 
 def _no_constant(name: str) -> None:

@@ -27,20 +27,29 @@ def reply_response(reply: Reply, position: int = 0, *, as_text: bool = False) ->
     """The reply from `position` (in characters) on, live: as events, or as bare text."""
     headers = {**STREAM_HEADERS, "X-Message-Id": reply.message.id, "X-Model": reply.message.model or ""}
     if as_text:
-        return StreamingResponse(_parts(reply, position, _Text()), headers=headers, media_type="text/plain")
+        return _TextStream(_parts(reply, position, _Text()), headers=headers, media_type="text/plain")
     parts = _parts(reply, position, _Events(reply.message))
     return _EventStream(parts, headers=headers, ping=KEEP_ALIVE, ping_message_factory=_ping)
 
 
+class _TextStream(StreamingResponse):
+    """Counts as a reader while it is sent."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with scope["state"]["metrics"].reading():
+            await super().__call__(scope, receive, send)
+
+
 class _EventStream(EventSourceResponse):
-    """Sends its body straight to the server: the wrappers of `send` care for the head alone.
+    """Sends its body straight to the server: the wrappers of `send` care for the head alone. Counts as a reader.
 
     `_send_with_timeout` opens a cancel scope for each event, for a time-out that isn't set.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._straight_send: Send = scope["straight_send"]
-        await super().__call__(scope, receive, send)
+        with scope["state"]["metrics"].reading():
+            await super().__call__(scope, receive, send)
 
     def _send_with_timeout(self, send: Send, message: ASGIMessage) -> Awaitable[None]:  # type: ignore[override]
         return self._straight_send(message)

@@ -8,7 +8,8 @@ from store import Conversation, Failure, Message
 
 
 def conversation_fields(conversation: Conversation) -> dict[str, Any]:
-    return {name: getattr(conversation, name) for name in Conversation.__slots__}
+    fields = {name: getattr(conversation, name) for name in Conversation.__slots__}
+    return fields | {"options": _value(conversation.options)}
 
 
 def message_fields(message: Message) -> dict[str, Any]:
@@ -17,13 +18,17 @@ def message_fields(message: Message) -> dict[str, Any]:
         "role": message.role,
         "content": message.transcript.content,
         "model": message.model,
+        "options": _value(message.options),
         "timestamp": message.timestamp,
         "status": message.status,
         "finish_reason": message.finish_reason,
         "reasoning": message.transcript.reasoning or None,
-        "usage": _usage(message),
+        "usage": _value(message.usage),
         "error": failure_fields(message.error) if message.error else None,
         "generation_id": message.generation_id,
+        "served_model": message.served_model,
+        "provider": message.provider,
+        "annotations": _value(message.annotations),
         "last_event_id": event_id(message.id, message.transcript.length) if message.status == "streaming" else None,
     }
 
@@ -38,12 +43,16 @@ def last_event_fields(message: Message) -> dict[str, Any]:
         "model": message.model,
         "status": message.status,
         "finish_reason": message.finish_reason,
-        "usage": _usage(message),
+        "usage": _value(message.usage),
+        "served_model": message.served_model,
+        "provider": message.provider,
+        "annotations": _value(message.annotations),
     }
 
 
-def _usage(message: Message) -> Any:
-    return json.loads(message.usage) if message.usage else None
+def _value(text: str | None) -> Any:
+    """Of what is kept as JSON."""
+    return json.loads(text) if text else None
 
 
 def failure_fields(failure: Failure) -> dict[str, Any]:

@@ -64,12 +64,14 @@ class Access:
     def _refusal(self, scope: Scope) -> Response | None:
         path, headers = scope["path"].removeprefix(scope.get("root_path", "")), Headers(scope=scope)
         is_probe = path == "/health"  # a kubelet sends the pod's address, and no token
+        has_token = self._is_token_right(headers.get("authorization", ""))
+        is_scrape = path == "/metrics" and bool(self.token) and has_token  # Prometheus sends the pod's address, too
         is_page_allowed = self._is_page_allowed(path, headers)
-        if not is_probe and not self._is_host_allowed(headers.getlist("host")):
+        if not (is_probe or is_scrape or self._is_host_allowed(headers.getlist("host"))):
             return problem(403, "The `Host` isn't allowed: it must be a loopback name or stand in ALLOWED_HOSTS.")
         if not is_page_allowed:
             return problem(403, "Pages of this origin aren't allowed: CORS_ORIGINS must list it.")
-        if not is_probe and not self._is_token_right(headers.get("authorization", "")):
+        if not (is_probe or has_token):
             detail = "The token is missing or wrong: send the value of AUTH_TOKEN as `Authorization: Bearer <token>`."
             return problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
         return None

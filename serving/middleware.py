@@ -14,11 +14,13 @@ from contextlib import suppress
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import problem
 from serving.access import Origins
 from serving.logs import outline, request_id
+from serving.metrics import METHODS, Metrics
 
 GONE_SECONDS = 1.0  # in which an aborted connection is gone
 
@@ -26,14 +28,15 @@ logger = logging.getLogger("server")
 
 
 class Envelope:
-    """Adds what every response carries, and drops the connection of one that breaks off.
+    """Adds what every response carries, counts it, and drops the connection of one that breaks off.
 
     The scope's `straight_send` leads to the server past the wrappers of `send`, which care for a response's start
     alone; its `has_started` says whether the response has.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,6 +57,7 @@ class Envelope:
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
                 headers.setdefault("Cache-Control", "no-store")
                 taken = (time.perf_counter() - started_at) * 1000
+                self.metrics.count_request(scope["method"], _route(scope), message["status"])
                 logger.debug("%s %r %d %.1f ms", scope["method"], scope["path"], message["status"], taken)
             await send(message)
 
@@ -67,6 +71,12 @@ class Envelope:
                 async with asyncio.timeout(GONE_SECONDS):
                     while (await receive())["type"] != "http.disconnect":
                         pass
+
+
+def _route(scope: Scope) -> str | None:
+    """The template of the route that the request takes, or would take if it weren't refused before."""
+    routes: list[Route] = [scope["route"]] if "route" in scope else scope["app"].routes
+    return next((route.path for route in routes if route.matches(scope)[0] is not Match.NONE), None)
 
 
 def _abort(receive: Receive) -> bool:
@@ -84,7 +94,7 @@ class Cors(CORSMiddleware):
         super().__init__(
             app,
             allow_origins=("*",) if origins.are_all else (),
-            allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
+            allow_methods=METHODS,
             allow_headers=("*",),
             allow_private_network=True,
             expose_headers=("Allow", "ETag", "Location", "Retry-After", "X-Message-Id", "X-Model", "X-Request-ID"),

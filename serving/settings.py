@@ -36,6 +36,7 @@ class Settings:
     log_format: str = "text"
     store_url: str = field(default="", repr=False)  # it may have a password
     conversation_ttl: float = 0.0  # seconds; 0: for ever
+    max_tokens: int = 0  # of a reply; 0: as many as upstream likes
     reply_timeout: float = 900.0  # seconds
     shutdown_grace: float = 20.0  # seconds
     max_body_bytes: int = 1024 * 1024
@@ -113,6 +114,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "log_level": (lambda v: v.upper() in _LEVELS, "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
+    "max_tokens": (lambda v: v >= 0, "a whole number, 0 for none"),
     "shutdown_grace": _SECONDS,
     "conversation_ttl": _SECONDS,
 }

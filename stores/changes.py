@@ -22,7 +22,7 @@ class Sums:
 
     conversations: int = 0
     messages: int = 0
-    text: int = 0  # bytes of UTF-8: messages, prompts and titles that were set
+    text: int = 0  # bytes of UTF-8: messages with their options and sources, prompts, titles and options that were set
 
     def add(self, more: "Sums", times: int = 1) -> None:
         """Add another's figures, or with `times` of -1 take them away."""
@@ -114,12 +114,12 @@ def moment(text: str) -> int:
 
 def text_size(messages: Sequence[Message]) -> int:
     """Bytes of their text."""
-    return sum(message.transcript.size for message in messages)
+    return sum(message.size for message in messages)
 
 
 def head_size(conversation: Conversation, own_title: str | None) -> int:
     """Bytes of the text that a conversation has beside its messages."""
-    return byte_size(own_title) + byte_size(conversation.system_prompt)
+    return byte_size(own_title) + byte_size(conversation.system_prompt) + byte_size(conversation.options)
 
 
 def _first_line(messages: Iterable[Message]) -> str | None:

@@ -22,7 +22,7 @@ from stores.records import Conversation, Kind, Message
 from stores.threads import Thread
 
 APPLICATION_ID = 0x43525359  # by which the relay knows its files
-VERSION = 1
+VERSION = 2
 LOOK_AGAIN = 0.1  # seconds, for a file that another process has locked
 
 _SCHEMA = """
@@ -38,7 +38,17 @@ CREATE TABLE pieces (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: list[str] = []  # from version 1 on, each from one version to the next
+MIGRATIONS = [
+    """
+    ALTER TABLE conversations ADD COLUMN options TEXT;
+    ALTER TABLE conversations ADD COLUMN cost REAL;
+    UPDATE conversations SET cost = (
+        SELECT sum(json_extract(json_extract(head, '$.usage'), '$.cost')) FROM messages
+        WHERE conversation = conversations.id
+    )
+    """,
+]
+"""From version 1 on, each from one version to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,15 +220,18 @@ class File:
         return self._connection.execute(statement, values)
 
 
-_COLUMNS = ("id", "own_title", "first_line", "system_prompt", "default_model", "created_at", "updated_at")
+_COLUMNS = (
+    *("id", "own_title", "first_line", "system_prompt", "default_model", "created_at", "updated_at"),
+    *("options", "cost"),  # since version 2
+)
 
 
-def _row(thread: Thread) -> list[str | None]:
+def _row(thread: Thread) -> list[object]:
     of_thread, conversation = ("own_title", "first_line"), thread.conversation
     return [getattr(thread if name in of_thread else conversation, name) for name in _COLUMNS]
 
 
-def _thread(row: Sequence[str | None], messages: dict[str, Message]) -> Thread:
+def _thread(row: Sequence[Any], messages: dict[str, Message]) -> Thread:
     fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     own_title, first_line = fields.pop("own_title"), fields.pop("first_line")
     conversation = Conversation(title=own_title or first_line, message_count=len(messages), **fields)

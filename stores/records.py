@@ -179,23 +179,38 @@ class Ending:
     usage: Mapping[str, Any] | None = None
     error: Failure | None = None
     generation_id: str | None = None
+    served_model: str | None = None
+    provider: str | None = None
+    annotations: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn. `transcript` grows while `status` is `streaming`; the rest is of the moment it was read."""
+    """One turn. `transcript` grows while `status` is `streaming`; the rest is of the moment it was read.
+
+    Objects are kept as JSON, which takes a fraction of their memory.
+    """
 
     id: str
     role: Role
     transcript: Transcript
     model: str | None = None
+    options: str | None = None  # of a question, as JSON
     timestamp: str
     status: Status = "complete"
     finish_reason: str | None = None
-    usage: str | None = None  # as JSON, which takes a fraction of an object's memory
+    usage: str | None = None  # as JSON
     error: Failure | None = None
     generation_id: str | None = None
+    served_model: str | None = None
+    provider: str | None = None
+    annotations: str | None = None  # as JSON
     question_id: str | None = None  # of a reply: the message that it answers
+
+    @property
+    def size(self) -> int:
+        """Bytes of its text, and of what may be as long."""
+        return self.transcript.size + byte_size(self.options) + byte_size(self.annotations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +221,8 @@ class Conversation:
     title: str | None
     system_prompt: str | None
     default_model: str
+    options: str | None = None  # as JSON
+    cost: float | None = None  # US dollars that its replies have reported
     created_at: str
     updated_at: str
     message_count: int = 0
@@ -217,8 +234,10 @@ class Question:
 
     content: str
     model: str | None = None
+    options: Mapping[str, Any] | None = None
     id: str | None = None
     after: After = ...
+    traceparent: str | None = None  # what it is a part of, as its request says
 
 
 def ended(message: Message, ending: Ending) -> Message:
@@ -227,10 +246,18 @@ def ended(message: Message, ending: Ending) -> Message:
         message,
         status=ending.status,
         finish_reason=ending.finish_reason,
-        usage=None if ending.usage is None else json.dumps(ending.usage),
+        usage=as_json(ending.usage),
         error=ending.error,
         generation_id=ending.generation_id,
+        served_model=ending.served_model,
+        provider=ending.provider,
+        annotations=as_json(ending.annotations),
     )
+
+
+def as_json(value: object) -> str | None:
+    """As it is kept; None for None."""
+    return None if value is None else json.dumps(value)
 
 
 def byte_size(text: str | None) -> int:

@@ -18,6 +18,7 @@ from stores.records import (
     Repeated,
     StoreFull,
     Transcript,
+    as_json,
     byte_size,
     ended,
 )
@@ -44,6 +45,7 @@ class Rules:
         default_model: str | None,
         title: str | None,
         system_prompt: str | None,
+        options: Mapping[str, Any] | None,
         messages: Sequence[Mapping[str, Any]],
     ) -> Change:
         """A new conversation, with the turns of an import (role, content, perhaps model). Raises `StoreFull`."""
@@ -54,6 +56,7 @@ class Rules:
             title=title,
             system_prompt=system_prompt,
             default_model=default_model or self.settings.model_name,
+            options=as_json(options),
             created_at=iso(self.now),
             updated_at=iso(self.now),
         )
@@ -65,10 +68,12 @@ class Rules:
         return replace(filled, before=None, sums=sums)
 
     def updated(self, thread: Thread, changes: Mapping[str, Any]) -> Change:
-        """With any of `default_model`, `title`, `system_prompt` set; without a title it has an automatic one.
+        """With any of `default_model`, `title`, `system_prompt`, `options` set; a title of None is an automatic one.
 
         Raises `StoreFull`.
         """
+        if "options" in changes:
+            changes = {**changes, "options": as_json(changes["options"])}
         own_title = changes.get("title", thread.own_title)
         conversation = replace(thread.conversation, **changes)
         more = head_size(conversation, own_title) - head_size(thread.conversation, thread.own_title)
@@ -103,6 +108,7 @@ class Rules:
             role="user",
             transcript=Transcript(question.content),
             model=question.model,
+            options=as_json(question.options),
             timestamp=iso(self.now),
         )
         change = spliced(thread, self.now, removed=removed, added=[message])
@@ -153,7 +159,11 @@ class Rules:
         message = thread.in_progress
         if message is None or message.id != message_id:
             return None
-        return spliced(thread, self.now, removed=[message], added=[ended(message, ending)])
+        cost = _sum(thread.conversation.cost, ending.usage)
+        change = spliced(thread, self.now, removed=[message], added=[ended(message, ending)])
+        assert change.after is not None
+        conversation = replace(change.after.conversation, cost=cost)
+        return replace(change, after=replace(change.after, conversation=conversation))
 
     def fitting(self, text: str) -> str:
         """As much of a reply's text as there is room for."""
@@ -182,6 +192,14 @@ class Rules:
             f"{what} ({limit.upper()} is {getattr(self.settings, limit)}): "
             f"delete {to_delete}, or raise {limit.upper()}."
         )
+
+
+def _sum(cost: float | None, usage: Mapping[str, Any] | None) -> float | None:
+    """With what one more reply has cost; as it was where upstream doesn't say."""
+    more = usage.get("cost") if usage else None
+    if not isinstance(more, (int, float)) or isinstance(more, bool):
+        return cost
+    return (cost or 0) + more
 
 
 def _turn(turn: Mapping[str, Any], at: int) -> Message:

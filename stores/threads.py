@@ -3,8 +3,11 @@
 Knows nothing of limits, clocks or engines.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import dropwhile
+from typing import Any
 
 from stores.records import (
     Conversation,
@@ -51,7 +54,7 @@ class Thread:
         found = self.messages.get(question.id) if question.id else None
         if found is None:
             return
-        if found.role == "user" and (found.transcript.content, found.model) == (question.content, question.model):
+        if found.role == "user" and _asked(found) == (question.content, question.model, _plain(question.options)):
             raise Repeated(found)
         raise IdTaken(
             "The `id` is that of another message of this conversation: a new question needs a new one, or none."
@@ -102,3 +105,20 @@ class Thread:
         turns: list[tuple[str, str]] = [("system", prompt)] if prompt is not None else []
         answered = (message for message in self.messages.values() if message.status != "failed")
         return turns + [(message.role, content) for message in answered if (content := message.transcript.content)]
+
+    def options(self) -> dict[str, Any]:
+        """What upstream is asked with: the conversation's, and the last question's over it; null takes a name away."""
+        question = self.last_question
+        layers = (self.conversation.options, question.options if question else None)
+        merged = {name: value for layer in layers if layer for name, value in json.loads(layer).items()}
+        return {name: value for name, value in merged.items() if value is not None}
+
+
+def _asked(question: Message) -> tuple[str, str | None, str]:
+    options = json.loads(question.options) if question.options else None
+    return question.transcript.content, question.model, _plain(options)
+
+
+def _plain(options: Mapping[str, Any] | None) -> str:
+    """The same for the same options, however their names are ordered."""
+    return json.dumps(options, sort_keys=True)

@@ -234,6 +234,8 @@ async def test_a_new_conversation_has_these_fields_and_is_where_location_says(re
         "title": None,
         "system_prompt": None,
         "default_model": "openrouter/auto",
+        "options": None,
+        "cost": None,
         "created_at": body["created_at"],
         "updated_at": body["created_at"],
         "message_count": 0,
@@ -475,6 +477,7 @@ async def test_a_question_has_all_fields_of_a_message(relay: Relay) -> None:
             "role": "user",
             "content": " Hi\n",
             "model": model,
+            "options": None,
             "timestamp": body["timestamp"],
             "status": "complete",
             "finish_reason": None,
@@ -482,6 +485,9 @@ async def test_a_question_has_all_fields_of_a_message(relay: Relay) -> None:
             "usage": None,
             "error": None,
             "generation_id": None,
+            "served_model": None,
+            "provider": None,
+            "annotations": None,
             "last_event_id": None,
         }
         assert is_uuid4(body["id"]) and TIME.fullmatch(body["timestamp"])
@@ -499,6 +505,7 @@ async def test_a_reply_has_all_fields_of_a_message(upstream: ScriptedUpstream, r
         "role": "assistant",
         "content": "The answer.",
         "model": "test/asked",
+        "options": None,
         "timestamp": reply["timestamp"],
         "status": "complete",
         "finish_reason": "stop",
@@ -506,6 +513,9 @@ async def test_a_reply_has_all_fields_of_a_message(upstream: ScriptedUpstream, r
         "usage": USAGE,
         "error": None,
         "generation_id": (await upstream.called()).generation_id,
+        "served_model": "test/asked-20260224",
+        "provider": "DeepInfra",
+        "annotations": None,
         "last_event_id": None,
     }
     assert is_uuid4(reply["id"]) and TIME.fullmatch(reply["timestamp"])

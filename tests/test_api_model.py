@@ -5,6 +5,7 @@ what the service must answer; after every rule all that can be read must be what
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from tests.support.sse import Block
 from tests.support.upstream import USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire
 from tests.support.waiting import eventually
 
-ENDS = ["complete", "too long", "error", "cut off", "refused"]
+ENDS = ["complete", "cited", "too long", "error", "cut off", "refused"]
 LIMITS: dict[str, int] = {
     "max_conversations": 2,
     "max_messages": 2_000,
@@ -42,7 +43,11 @@ LIMITS: dict[str, int] = {
 NARROW = LIMITS | {"max_messages": 4, "max_replies": 1}
 EVENTS = {"Accept": "text/event-stream"}
 
+CITED = {"url": "https://example.com/é", "title": "A page", "start_index": 0, "end_index": 3}
+SOURCES = [{"type": "url_citation", **CITED}]
+
 Pieces = list[tuple[str, str]]
+Options = dict[str, Any] | None
 
 
 @dataclass(eq=False)
@@ -54,12 +59,15 @@ class Turn:
     content: str = ""
     reasoning: str = ""
     model: str | None = None
+    options: Options = None
     question_id: str | None = None
     status: str = "complete"
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     code: int | None = None
     generation_ids: tuple[str | None, ...] = (None,)  # one of these
+    is_served: bool = False  # upstream has said by whom
+    annotations: list[dict[str, Any]] | None = None
     coming: Pieces = field(default_factory=list)
     end: str = ""
     gate: Gate = field(default_factory=Gate)
@@ -71,6 +79,7 @@ class Turn:
             self.content += text
         else:
             self.reasoning += text
+        self.is_served = True
         self.generation_ids = self.generation_ids[-1:]
 
     def finish(self) -> None:
@@ -78,9 +87,20 @@ class Turn:
         codes = {"error": 503, "cut off": 502, "refused": 400}
         self.code = codes.get(self.end)
         self.status = "failed" if self.code else "complete"
-        self.finish_reason = {"complete": "stop", "too long": "length"}.get(self.end)
-        self.usage = USAGE if self.end == "complete" else None
+        self.finish_reason = {"complete": "stop", "cited": "stop", "too long": "length"}.get(self.end)
+        self.usage = USAGE if self.finish_reason == "stop" else None
+        self.annotations = SOURCES if self.end == "cited" else None
+        self.is_served = self.is_served or self.end not in ("cut off", "refused")
         self.generation_ids = self.generation_ids[-1:]
+
+    @property
+    def served(self) -> dict[str, str | None]:
+        """What is told of who made it."""
+        is_told = self.is_served and self.status != "streaming"
+        return {
+            "served_model": f"{self.model}-20260224" if is_told else None,
+            "provider": "DeepInfra" if is_told else None,
+        }
 
 
 @dataclass
@@ -89,13 +109,14 @@ class Question:
 
     content: str
     model: str | None = None
+    options: Options = None
     id: str | None = None
     after: str | EllipsisType | None = ...
 
     @property
     def body(self) -> dict[str, Any]:
         after = {} if self.after is ... else {"after": self.after}
-        return {"content": self.content, "model": self.model, "id": self.id} | after
+        return {"content": self.content, "model": self.model, "options": self.options, "id": self.id} | after
 
 
 @dataclass
@@ -116,6 +137,8 @@ class Chat:
     default_model: str
     title: str | None
     system_prompt: str | None
+    options: Options = None
+    cost: float | None = None
     turns: list[Turn] = field(default_factory=list)
 
     @property
@@ -138,7 +161,13 @@ class Chat:
     @property
     def bytes(self) -> int:
         texts = [self.title, self.system_prompt, *(turn.content + turn.reasoning for turn in self.turns)]
+        values = [self.options, *(value for turn in self.turns for value in (turn.options, turn.annotations))]
+        texts += [json.dumps(value) for value in values if value is not None]
         return sum(len((text or "").encode()) for text in texts)
+
+    @property
+    def last_question(self) -> Turn:
+        return next(turn for turn in reversed(self.turns) if turn.role == "user")
 
     def find(self, id: str | EllipsisType | None) -> Turn | None:
         return next((turn for turn in self.turns if turn.id == id), None)
@@ -178,7 +207,9 @@ def script_of(turn: Turn, pieces: Pieces) -> Script:
             await turn.gate.passage()
             await (wire.delta(text) if kind == "content" else wire.reasoning(text))
         await turn.gate.passage()
-        if turn.end == "complete":
+        if turn.end == "cited":
+            await wire.event(wire.chunk({"annotations": [{"type": "url_citation", "url_citation": CITED}]}))
+        if turn.end in ("complete", "cited"):
             await wire.finish()
             await wire.done()
         elif turn.end == "too long":
@@ -243,7 +274,13 @@ def assert_last_event(block: Block, turn: Turn) -> None:
         assert block.json.keys() == {"error", "message_id"} and block.json["message_id"] == turn.id
         assert_failure(block.json["error"], turn)
         return
-    fields = {"model": turn.model, "status": turn.status, "finish_reason": turn.finish_reason, "usage": turn.usage}
+    fields: dict[str, Any] = {
+        "model": turn.model,
+        "status": turn.status,
+        "finish_reason": turn.finish_reason,
+        "usage": turn.usage,
+    }
+    fields |= {"annotations": turn.annotations, **turn.served}
     assert block.json == {"done": True, "message_id": turn.id, **fields}
 
 
@@ -269,10 +306,13 @@ def assert_message(message: dict[str, Any], turn: Turn) -> None:
         "role": turn.role,
         "content": turn.content,
         "model": turn.model,
+        "options": turn.options,
         "status": turn.status,
         "finish_reason": turn.finish_reason,
         "reasoning": turn.reasoning or None,
         "usage": turn.usage,
+        "annotations": turn.annotations,
+        **turn.served,
     }
 
 
@@ -282,8 +322,17 @@ MODELS = st.none() | st.sampled_from(["a/one", "b/two:free"])
 TEXTS = st.text(st.sampled_from("ab é😀\u2028\n"), min_size=1, max_size=12).filter(str.strip)
 KINDS = st.sampled_from(["content", "reasoning"])
 PIECES = st.lists(st.tuples(KINDS, st.text("ab é😀\u2028\n\r", min_size=1, max_size=5)), max_size=5)
+OPTIONS = st.none() | st.fixed_dictionaries(
+    {}, optional={"seed": st.none() | st.integers(0, 3), "stop": st.none() | st.just(["é"]), "max_tokens": st.just(9)}
+)
 CHANGES = st.fixed_dictionaries(
-    {}, optional={"default_model": st.just("c/three"), "title": st.none() | TEXTS, "system_prompt": st.none() | TEXTS}
+    {},
+    optional={
+        "default_model": st.just("c/three"),
+        "title": st.none() | TEXTS,
+        "system_prompt": st.none() | TEXTS,
+        "options": OPTIONS,
+    },
 )
 
 
@@ -375,6 +424,7 @@ class Api(RuleBasedStateMachine):
         assert made["id"] == (body["id"] or made["id"])
         default_model = body.get("default_model", "openrouter/auto")
         chat = Chat(made["id"], made["created_at"], default_model, body.get("title"), body.get("system_prompt"))
+        chat.options = body.get("options")
         messages = await self.relay.messages(chat.id)
         for turn, message in zip(body["messages"], messages, strict=True):
             chat.turns.append(Turn(message["id"], **turn))
@@ -414,11 +464,11 @@ class Api(RuleBasedStateMachine):
     # Messages
 
     @precondition(has_conversations)
-    @rule(which=CHOICES, content=TEXTS, model=MODELS, id=IDS, plan=PLANS | st.none())
-    def ask(self, which: int, content: str, model: str | None, id: Any, plan: Plan | None) -> None:
+    @rule(which=CHOICES, content=TEXTS, model=MODELS, options=OPTIONS, id=IDS, plan=PLANS | st.none())
+    def ask(self, which: int, content: str, model: str | None, options: Options, id: Any, plan: Plan | None) -> None:
         """At the end; with a plan its reply is begun with it."""
         chat = self._pick(which)
-        self._ask(chat, Question(content, model, self._id_in(chat, id)), plan)
+        self._ask(chat, Question(content, model, options, self._id_in(chat, id)), plan)
 
     @precondition(has_conversations)
     @rule(which=CHOICES, content=TEXTS, id=NEW_IDS, after=PLACES)
@@ -435,16 +485,23 @@ class Api(RuleBasedStateMachine):
     def _edit(self, which: int, content: str, id: str | None, after: Any, plan: Plan | None) -> None:
         chats = [chat for chat in self.chats if chat.is_streaming] or self.chats
         chat = chats[which % len(chats)]
-        self._ask(chat, Question(content, None, id, self._id_in(chat, after)), plan)
+        self._ask(chat, Question(content, None, None, id, self._id_in(chat, after)), plan)
 
     @precondition(has_questions)
-    @rule(which=CHOICES, model=st.just(...) | MODELS, after=st.just(...) | PLACES, plan=PLANS | st.none())
-    def ask_again(self, which: int, model: Any, after: Any, plan: Plan | None) -> None:
+    @rule(
+        which=CHOICES,
+        model=st.just(...) | MODELS,
+        options=st.just(...) | st.just(...) | OPTIONS,
+        after=st.just(...) | PLACES,
+        plan=PLANS | st.none(),
+    )
+    def ask_again(self, which: int, model: Any, options: Any, after: Any, plan: Plan | None) -> None:
         """Whatever has become of it: never a second message, never a second reply, and nothing is removed."""
         asked = [(chat, turn) for chat in self.chats for turn in chat.turns if turn.role == "user"]
         chat, turn = asked[which % len(asked)]
         model = turn.model if model is ... else model
-        self._ask(chat, Question(turn.content, model, turn.id, self._id_in(chat, after)), plan)
+        options = turn.options if options is ... else options
+        self._ask(chat, Question(turn.content, model, options, turn.id, self._id_in(chat, after)), plan)
 
     def _ask(self, chat: Chat, question: Question, plan: Plan | None) -> None:
         known = chat.find(question.id)
@@ -462,11 +519,8 @@ class Api(RuleBasedStateMachine):
     def _refusal(self, chat: Chat, question: Question, plan: Plan | None) -> int | None:
         """With which status it is refused."""
         known, place = chat.find(question.id), chat.find(question.after)
-        is_repeated = known is not None and (known.role, known.content, known.model) == (
-            "user",
-            question.content,
-            question.model,
-        )
+        asked = ("user", question.content, question.model, question.options)
+        is_repeated = known is not None and (known.role, known.content, known.model, known.options) == asked
         if known and not is_repeated:
             return 409
         if known and (plan is None or chat.reply_to(known)):
@@ -487,7 +541,7 @@ class Api(RuleBasedStateMachine):
 
     def _add(self, chat: Chat, question: Question, plan: Plan | None) -> None:
         turns = chat.kept_by(question)
-        asked = Turn(question.id or "", "user", question.content, model=question.model)
+        asked = Turn(question.id or "", "user", question.content, model=question.model, options=question.options)
         if plan:
             chat.turns = [*turns, asked]
             self.run(self._begin(chat, plan, self._asking(chat, question)))
@@ -525,7 +579,7 @@ class Api(RuleBasedStateMachine):
                 assert_problem(self._post(chat, question, form, 507), 507, "MAX_STORE_BYTES")
             for turn in [turn for turn in chat.turns if turn.role == "user"][-1:]:
                 if form is None or chat.reply_to(turn):
-                    self._ask(chat, Question(turn.content, turn.model, turn.id, None), form)
+                    self._ask(chat, Question(turn.content, turn.model, turn.options, turn.id, None), form)
         self._change(chat, {"system_prompt": before})
 
     # Replies
@@ -549,7 +603,7 @@ class Api(RuleBasedStateMachine):
     async def _begin(
         self, chat: Chat, plan: Plan, opening: AbstractAsyncContextManager[Reader], model: str | None = None
     ) -> None:
-        question = next(turn for turn in reversed(chat.turns) if turn.role == "user")
+        question = chat.last_question
         turn = Turn("", "assistant", model=model or question.model or chat.default_model, status="streaming")
         turn.end, turn.coming = plan.end, [] if plan.end == "refused" else list(plan.pieces)
         self.upstream.queue(script_of(turn, list(turn.coming)))
@@ -565,10 +619,12 @@ class Api(RuleBasedStateMachine):
             await turn.gate.reached()
             turn.generation_ids = (None,) if turn.end == "refused" else (None, request.generation_id)
             if plan.stays:
-                self._open_the_rest(turn)
+                self._open_the_rest(chat, turn)
                 await follower.end()
-        assert request.body["model"] == turn.model
-        assert joined(request.body["messages"]) == upstream_sees(chat)
+        assert request.headers["x-session-id"] == chat.id
+        assert joined(request.body.pop("messages")) == upstream_sees(chat)
+        own = {"model": turn.model, "stream": True, "stream_options": {"include_usage": True}}
+        assert request.body == {**own, **options_of(chat)}
         chat.turns.append(turn)
         self._touch(chat)
 
@@ -606,17 +662,19 @@ class Api(RuleBasedStateMachine):
             headers["Last-Event-ID"] = (await self.relay.messages(chat.id))[-1]["last_event_id"]
         async with self._following(place, headers=headers) as follower:
             await follower.catch_up()
-            self._open_the_rest(turn)
+            self._open_the_rest(chat, turn)
             await follower.end()
 
     async def _end_unread(self, chat: Chat, turn: Turn) -> None:
-        self._open_the_rest(turn)
+        self._open_the_rest(chat, turn)
         await self._until_shown(chat, turn)
 
-    def _open_the_rest(self, turn: Turn) -> None:
+    def _open_the_rest(self, chat: Chat, turn: Turn) -> None:
         while turn.coming:
             turn.grow()
         turn.finish()
+        if turn.usage:
+            chat.cost = (chat.cost or 0) + turn.usage["cost"]
         turn.gate.open_wide()
 
     @precondition(has_conversations)
@@ -749,6 +807,12 @@ def upstream_sees(chat: Chat) -> list[dict[str, str]]:
     return joined(prompt + [{"role": turn.role, "content": turn.content} for turn in turns])
 
 
+def options_of(chat: Chat) -> dict[str, Any]:
+    """The conversation's, with the last question's over them, less those that are null."""
+    merged = {**(chat.options or {}), **(chat.last_question.options or {})}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
 def joined(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     """Neighbours of one role as one."""
     groups = groupby(turns, key=lambda turn: turn["role"])
@@ -764,6 +828,8 @@ def assert_conversation(conversation: dict[str, Any], chat: Chat) -> None:
         "title": chat.shown_title,
         "system_prompt": chat.system_prompt,
         "default_model": chat.default_model,
+        "options": chat.options,
+        "cost": chat.cost,
         "created_at": chat.created_at,
         "message_count": len(chat.turns),
     }

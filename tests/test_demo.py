@@ -220,6 +220,56 @@ def test_length_stops_in_the_middle_of_a_sentence(client: httpx.Client) -> None:
     assert text(received).endswith(" at its")
 
 
+def deltas(received: list[dict[str, Any]], name: str) -> list[Any]:
+    """What the deltas have under that name."""
+    found = [choice["delta"].get(name) for chunk in received for choice in chunk["choices"]]
+    return [part for part in found if part]
+
+
+def test_search_cites_two_pages_where_its_text_names_them(client: httpx.Client) -> None:
+    received = chunks(ask(client, "demo/search").content)
+    [cited] = deltas(received, "annotations")
+    spans = [(one["url_citation"]["start_index"], one["url_citation"]["end_index"]) for one in cited]
+    assert [text(received)[start:end] for start, end in spans] == ["[1]", "[2]"]
+    assert {one["type"] for one in cited} == {"url_citation"}
+    assert all(one["url_citation"]["url"].startswith("https://developer.mozilla.org/") for one in cited)
+
+
+def test_fallback_is_answered_by_another_model(client: httpx.Client) -> None:
+    received = chunks(ask(client, "demo/fallback").content)
+    assert {chunk["model"] for chunk in received} == {"demo/echo-20260901"}
+    assert "You asked demo/fallback" in text(received)
+
+
+def test_options_are_told_as_they_came_but_for_what_is_always_sent(client: httpx.Client) -> None:
+    sent: dict[str, Any] = {"temperature": 0.5, "reasoning": {"effort": "low"}, "attempt": 7}
+    answer = text(chunks(ask(client, "demo/options", stream_options={"include_usage": True}, **sent).content))
+    assert json.loads(answer.removeprefix("```json\n").removesuffix("\n```")) == sent
+
+
+def test_a_refusal_has_a_field_of_its_own_and_is_counted(client: httpx.Client) -> None:
+    received = chunks(ask(client, "demo/refusal").content)
+    assert (text(received), finish_reasons(received)) == ("", ["stop", "stop"])
+    assert "".join(deltas(received, "refusal")) == f"I'm sorry, but I can't help with “{QUESTION}”."
+    assert received[-1]["usage"]["completion_tokens"] > 5
+
+
+def test_a_tool_call_and_an_image_come_without_a_word(client: httpx.Client) -> None:
+    called, shown = (chunks(ask(client, f"demo/{name}").content) for name in ("tool-call", "image"))
+    assert (text(called), text(shown)) == ("", "")
+    assert finish_reasons(called) == ["tool_calls", "tool_calls"]
+    assert deltas(called, "tool_calls")[0][0]["function"]["name"] == "search"
+    assert deltas(shown, "images")[0][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert ask(client, "demo/image", stream=False).json()["choices"][0]["message"]["images"]
+
+
+def test_too_long_answers_only_with_a_compressed_context(client: httpx.Client) -> None:
+    error = refusal(ask(client, "demo/too-long"), 400)
+    assert error["metadata"]["error_type"] == "context_length_exceeded"
+    answered = ask(client, "demo/too-long", plugins=[{"id": "context-compression"}])
+    assert QUESTION in text(chunks(answered.content))
+
+
 def test_empty_finishes_without_a_word(client: httpx.Client) -> None:
     received = chunks(ask(client, "demo/empty").content)
     assert (text(received), finish_reasons(received)) == ("", ["stop", "stop"])

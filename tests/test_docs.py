@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from routes import routes
+from serving.metrics import GAUGES, Metrics
 from serving.settings import Settings
 from tests.clients.libraries import LIBRARIES
 from tests.support.process import ROOT, process
@@ -31,12 +32,14 @@ TAKEN = {
     ("README.md", "powershell"): 1,
     ("README.md", "console"): 1,
     ("README.md", "text"): 1,
+    ("docs/api.md", "sh"): 1,
     ("docs/clients.md", "sh"): 4,
     ("docs/clients.md", "python"): 1,
     ("docs/clients.md", "js"): 2,  # one runs in tests/browser/origins.spec.ts
     ("docs/clients.md", "powershell"): 1,
     ("docs/clients.md", "console"): 1,
     ("docs/deploy.md", "console"): 2,  # tests/container does the same through its own engine
+    ("docs/deploy.md", "text"): 1,  # tests/test_shared_start.py
     ("docs/design.md", "sh"): 1,
     ("docs/design.md", "text"): 1,
     ("examples/react/README.md", "sh"): 1,
@@ -164,6 +167,15 @@ async def test_the_curl_transcript_goes_from_nothing_to_a_resumed_stream(tmp_pat
     assert "You asked: And now?\n" in printed
 
 
+async def test_the_lines_about_options_show_them_and_what_comes_back(tmp_path: Path) -> None:
+    printed = await demo_output(["bash"], "set -e\n" + shell("docs/api.md", "Options"), tmp_path)
+    _, options, _ = re.split("```(?:json)?", printed)
+    assert json.loads(options) == {"tools": [{"type": "openrouter:web_search"}], "max_tokens": 500}
+    [done] = map(json.loads, re.findall(r"^data: (.*)$", printed, re.MULTILINE))
+    assert (done["served_model"], done["provider"], len(done["annotations"])) == ("demo/search-20260901", "Demo", 2)
+    assert json.loads(printed.splitlines()[-1])["cost"] > 0
+
+
 async def test_the_python_example_prints_the_answer(tmp_path: Path) -> None:
     [code] = blocks("docs/clients.md", "python")
     assert "You asked: Why is the sky blue?" in await demo_output([sys.executable, "-"], code, tmp_path)
@@ -249,6 +261,12 @@ def written(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(value) or "none"
     return f"{value:g}" if isinstance(value, float) else f"{value}" or "none"
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    told = {name for row in rows("docs/deploy.md", "Metrics") for name in re.findall(r"`(chat_relay_\w+)`", row[0])}
+    gauges = dict.fromkeys(GAUGES, 0)
+    assert told == set(re.findall(r"^# TYPE (\w+)", Metrics("1", "m").text(gauges), re.MULTILINE))
 
 
 def test_the_tests_that_the_promises_name_exist() -> None:

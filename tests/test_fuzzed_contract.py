@@ -33,6 +33,6 @@ async def test_no_request_that_a_fuzzer_makes_gets_an_answer_that_the_contract_d
         output, _ = await fuzzer.communicate()
         told = "\n".join(line[:300] for line in output.decode().splitlines()[-200:])
         assert fuzzer.returncode == 0, told
-        assert "Operations:       16 selected / 16 total" in told
+        assert "Operations:       17 selected / 17 total" in told
         assert "Traceback" not in relay.output
         assert "crashed" not in relay.output

@@ -24,6 +24,7 @@ ID = "3f333df6-90a4-4fda-8dd3-9485d27cee36"
 CALLS = [
     ("GET", "/"),
     ("GET", "/models"),
+    ("GET", "/metrics"),
     ("POST", "/conversations"),
     ("GET", "/conversations"),
     ("GET", f"/conversations/{ID}"),

@@ -12,6 +12,7 @@ import socket
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import groupby
@@ -20,7 +21,18 @@ from typing import Any
 import httpx
 import pytest
 
-from openrouter import Delta, Finish, Generation, Models, OpenRouter, Timers, UpstreamError, _as_upstream_error
+from openrouter import (
+    Delta,
+    Finish,
+    Models,
+    OpenRouter,
+    Prompt,
+    Report,
+    Retry,
+    Timers,
+    UpstreamError,
+    _as_upstream_error,
+)
 from serving.settings import Settings
 from tests.support.upstream import (
     ANSWER,
@@ -47,19 +59,24 @@ from upstream.errors import (
 )
 from upstream.transport import Transport
 
-Value = Generation | Delta | Finish
+Value = Report | Retry | Delta | Finish
 
 KEY = "sk-or-v1-0123456789abcdef"
 TITLE = "Plaudertasche é ☕"
+HELLO = Prompt("test/one", [("user", "Hi")])
 SECURE = "https://127.0.0.1:{port}/api/v1"
 
 
 @asynccontextmanager
-async def adapter(base_url: str, *, key: str = KEY, **timers: Any) -> AsyncIterator[OpenRouter]:
+async def adapter(base_url: str, *, key: str = KEY, max_tokens: int = 0, **timers: Any) -> AsyncIterator[OpenRouter]:
     """An adapter that doesn't try again unless told, closed at the end."""
     chosen = Timers(**{"retries": (), **timers})
     settings = Settings(
-        openrouter_base_url=base_url, openrouter_api_key=key, app_url="http://app.test", app_title=TITLE
+        openrouter_base_url=base_url,
+        openrouter_api_key=key,
+        app_url="http://app.test",
+        app_title=TITLE,
+        max_tokens=max_tokens,
     )
     openrouter = OpenRouter(settings, Transport.for_base_url(base_url), chosen)
     try:
@@ -90,8 +107,13 @@ class Outcome:
         return last
 
     @property
-    def generations(self) -> list[str]:
-        return [value.id for value in self.values if isinstance(value, Generation)]
+    def report(self) -> Report:
+        """The last one."""
+        return self.reports[-1] if self.reports else Report()
+
+    @property
+    def reports(self) -> list[Report]:
+        return [value for value in self.values if isinstance(value, Report)]
 
     def failed(self, kind: type[UpstreamError], code: int) -> UpstreamError:
         """The error, which must be of this kind."""
@@ -104,7 +126,7 @@ async def read(openrouter: OpenRouter, outcome: Outcome | None = None, *turns: t
     """A completion, read to its end."""
     outcome = outcome or Outcome()
     try:
-        async with aclosing(openrouter.stream("test/one", turns or [("user", "Hi")])) as values:
+        async with aclosing(openrouter.stream(Prompt("test/one", turns or [("user", "Hi")]))) as values:
             async for value in values:
                 outcome.values.append(value)
     except UpstreamError as error:
@@ -259,13 +281,61 @@ async def test_a_request_names_the_key_and_the_app(upstream: ScriptedUpstream) -
         assert headers[name].encode("latin-1").decode() == TITLE
     assert (headers["content-type"], headers["accept"]) == ("application/json", "text/event-stream")
     assert headers["accept-encoding"] == "identity"
-    assert "traceparent" not in headers
+    assert not {"traceparent", "x-session-id"} & headers.keys()
+
+
+async def sent(upstream: ScriptedUpstream, options: dict[str, Any], max_tokens: int = 0) -> dict[str, Any]:
+    """What of a request's body is neither the messages nor the relay's own."""
+    async with adapter(upstream.base_url, max_tokens=max_tokens) as openrouter:
+        assert [value async for value in openrouter.stream(replace(HELLO, options=options))]
+    body = upstream.requests[-1].body
+    assert (body.pop("model"), body.pop("messages")) == ("test/one", [{"role": "user", "content": "Hi"}])
+    assert (body.pop("stream"), body.pop("stream_options")) == (True, {"include_usage": True})
+    rest: dict[str, Any] = body
+    return rest
+
+
+async def test_options_are_sent_beside_the_standard_fields(upstream: ScriptedUpstream) -> None:
+    options = {"temperature": 0.1, "stop": ["é 😀 \u2028"], "reasoning": {"effort": "low"}, "seed": 0, "user": ""}
+    assert await sent(upstream, options) == options
+
+
+async def test_no_option_takes_the_place_of_a_standard_field(upstream: ScriptedUpstream) -> None:
+    assert await sent(upstream, {"model": "other", "stream": False, "stream_options": {}, "messages": []}) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "most", "capped"),
+    [
+        ({}, 0, {}),
+        ({}, 100, {"max_tokens": 100}),
+        ({"max_tokens": 5000}, 0, {"max_tokens": 5000}),
+        ({"max_tokens": 99}, 100, {"max_tokens": 99}),
+        ({"max_completion_tokens": 100}, 100, {"max_completion_tokens": 100}),
+        ({"max_completion_tokens": 101}, 100, {"max_completion_tokens": 100}),
+        ({"max_tokens": 7, "max_completion_tokens": 5000}, 100, {"max_tokens": 7, "max_completion_tokens": 100}),
+        ({"max_tokens": "many"}, 100, {"max_tokens": 100}),
+        ({"max_tokens": 0}, 100, {"max_tokens": 100}),
+    ],
+    ids=str,
+)
+async def test_max_tokens_bounds_an_answer_whatever_is_stored(
+    options: dict[str, Any], most: int, capped: dict[str, Any], upstream: ScriptedUpstream
+) -> None:
+    """Without any, OpenRouter's credit check assumes the model's maximum, and refuses small accounts."""
+    assert await sent(upstream, options | {"seed": 1}, most) == capped | {"seed": 1}
+
+
+async def test_a_session_is_named(upstream: ScriptedUpstream) -> None:
+    async with adapter(upstream.base_url) as openrouter:
+        assert [value async for value in openrouter.stream(replace(HELLO, session_id="c-1"))]
+    assert (await upstream.called()).headers["x-session-id"] == "c-1"
 
 
 async def test_a_traceparent_is_passed_on(upstream: ScriptedUpstream) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     async with adapter(upstream.base_url + "/") as openrouter:
-        assert [value async for value in openrouter.stream("m", [("user", "Hi")], trace)]
+        assert [value async for value in openrouter.stream(replace(HELLO, traceparent=trace))]
     request = await upstream.called()
     assert (request.path, request.headers["traceparent"]) == ("/api/v1/chat/completions", trace)
 
@@ -291,28 +361,34 @@ async def test_neighbours_of_one_role_are_sent_as_one_turn(upstream: ScriptedUps
 # The answer
 
 
-async def test_an_answer_is_its_generation_its_text_and_its_finish(upstream: ScriptedUpstream) -> None:
+async def test_an_answer_is_who_gives_it_its_text_its_usage_and_its_finish(upstream: ScriptedUpstream) -> None:
     upstream.play(answer("Hello", reasoning="Hm", pieces=2))
     async with adapter(upstream.base_url) as openrouter:
         outcome = await read(openrouter)
-    assert outcome.values[0] == Generation((await upstream.called()).generation_id)
-    assert outcome.generations == outcome.generations[:1]
+    generation_id = (await upstream.called()).generation_id
+    assert outcome.values[0] == Report(generation_id)
+    assert outcome.reports[1:] == [
+        Report(generation_id, "test/one-20260224", "DeepInfra"),
+        Report(generation_id, "test/one-20260224", "DeepInfra", USAGE),
+    ]
     assert outcome.texts == [("reasoning", "Hm"), ("content", "Hello")]
-    assert outcome.end == Finish("stop", USAGE)
+    assert outcome.end == Finish("stop")
 
 
 async def test_a_delta_is_there_before_the_next_one_is_sent(upstream: ScriptedUpstream) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one", "two"))
     async with adapter(upstream.base_url) as openrouter:
-        values = openrouter.stream("m", [("user", "Hi")])
-        assert isinstance(await bounded(anext(values)), Generation)
+        values = openrouter.stream(HELLO)
+        assert isinstance(await bounded(anext(values)), Report)
         for number, piece in enumerate(["one", "two"], 1):
             await gate.reached(number)
             gate.open()
+            if number == 1:
+                assert isinstance(await bounded(anext(values)), Report)
             assert await bounded(anext(values)) == Delta("content", piece)
         gate.open_wide()
-        assert [value async for value in values] == [Finish("stop", USAGE)]
+        assert [value async for value in values][-1] == Finish("stop")
 
 
 async def test_deltas_that_arrive_together_are_merged_and_never_reordered(upstream: ScriptedUpstream) -> None:
@@ -328,7 +404,7 @@ async def test_deltas_that_arrive_together_are_merged_and_never_reordered(upstre
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
         values = (await read(openrouter)).values
-    assert values[1:] == [Delta("content", "ab"), Delta("reasoning", "cd"), Delta("content", "e"), Finish(None, None)]
+    assert values[1:] == [Delta("content", "ab"), Delta("reasoning", "cd"), Delta("content", "e"), Finish(None)]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -344,7 +420,7 @@ async def test_an_answer_may_come_byte_by_byte_in_any_framing(upstream: Scripted
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
         outcome = await read(openrouter)
-    assert (outcome.texts, outcome.end) == ([("content", "😀 é")], Finish("stop", None))
+    assert (outcome.texts, outcome.end) == ([("content", "😀 é")], Finish("stop"))
 
 
 @pytest.mark.parametrize("end", [STOP, "[DONE]"], ids=["finish reason", "DONE"])
@@ -366,7 +442,7 @@ async def test_the_generation_id_comes_from_a_chunk_if_the_header_has_none(
 
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
-        assert (await read(openrouter)).generations == [(await upstream.called()).generation_id]
+        assert (await read(openrouter)).report.generation_id == (await upstream.called()).generation_id
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -391,7 +467,7 @@ async def test_an_answer_is_whole_if_upstream_said_so(upstream: ScriptedUpstream
     async with adapter(upstream.base_url) as openrouter:
         outcome = await bounded(read(openrouter))
         assert outcome.texts == [("content", "Hi")]
-        assert outcome.end.usage is None
+        assert outcome.end and outcome.report.usage is None
         await assert_nothing_left_open(openrouter, upstream)
 
 
@@ -564,10 +640,10 @@ async def test_a_passing_failure_before_the_first_delta_is_tried_again_twice(
         outcome = await bounded(read(openrouter))
         assert (outcome.texts, outcome.end, len(upstream.requests)) == (
             [("content", ANSWER)],
-            Finish("stop", USAGE),
+            Finish("stop"),
             3,
         )
-        assert outcome.generations[-1] == upstream.requests[-1].generation_id
+        assert outcome.report.generation_id == upstream.requests[-1].generation_id
         assert [request.body for request in upstream.requests] == [upstream.requests[0].body] * 3
         upstream.queue(script, script, script)
         outcome = await bounded(read(openrouter))
@@ -778,7 +854,8 @@ async def test_usage_is_waited_for_after_the_finish_reason(upstream: ScriptedUps
 
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
-        assert (await bounded(read(openrouter))).end == Finish("stop", USAGE)
+        outcome = await bounded(read(openrouter))
+        assert (outcome.end, outcome.report.usage) == (Finish("stop"), USAGE)
 
 
 @pytest.mark.parametrize("send", [lambda wire: wire.hang(), lambda wire: wire.comment()], ids=["silence", "comments"])
@@ -789,7 +866,7 @@ async def test_after_the_finish_reason_only_the_tail_is_waited_for(
     upstream.play(every(0.02, send, first="Hi", finish=True))
     async with adapter(upstream.base_url, tail=0.5) as openrouter:
         outcome = await bounded(read(openrouter))
-        assert (outcome.texts, outcome.end) == ([("content", "Hi")], Finish("stop", USAGE))
+        assert (outcome.texts, outcome.end) == ([("content", "Hi")], Finish("stop"))
         await assert_nothing_left(openrouter, upstream)
 
 
@@ -963,7 +1040,7 @@ async def test_cancelling_between_two_tries_makes_no_other(
 async def test_a_reader_that_stops_reading_closes_the_connection(upstream: ScriptedUpstream) -> None:
     upstream.play(saying(before="Hi", then="hang"))
     async with adapter(upstream.base_url) as openrouter:
-        async with aclosing(openrouter.stream("m", [("user", "Hi")])) as values:
+        async with aclosing(openrouter.stream(HELLO)) as values:
             async for value in values:
                 if isinstance(value, Delta):
                     break

@@ -37,8 +37,12 @@ TITLED = f"A title\n{QUESTION}"
 PROMPT = "MARKprompt"
 REFUSED = "MARKrefused body"
 
-TEXTS = (QUESTION, ANSWER, REASONING)
+OPTION = "MARKoption"
+SOURCE, PAGE = "MARKsource", "MARKpage"
+
+TEXTS = (QUESTION, ANSWER, REASONING, OPTION, SOURCE)
 """What messages and streams are there to carry, and nothing else is."""
+CITED = {"url": f"https://example.com/{SOURCE}", "title": SOURCE, "content": PAGE}
 MARK = re.compile(r"MARK\w+")
 
 COMMANDS = {
@@ -92,6 +96,7 @@ def sending(octets: bytes, *, after: str = "") -> Script:
 
 FAULTS: list[Script] = [
     answer(ANSWER, 1, REASONING),
+    erring({"choices": [{"delta": {"annotations": [{"type": "url_citation", "url_citation": CITED}]}}]}),
     *(status(code, {"error": error(echo), "user_id": USER_ID}) for echo in ECHOES for code in (401, 429)),
     *(erring({"choices": [], "error": error(echo)}) for echo in ECHOES),
     erring({"choices": [], "error": error(code=502)}, ANSWER),
@@ -168,7 +173,7 @@ async def ask_for_fault(relay: Relay, number: int) -> None:
     """A conversation that meets it: started, joined, resumed, read, and renamed."""
     conversation_id = (await relay.conversation(system_prompt=PROMPT))["id"]
     path = f"/conversations/{conversation_id}"
-    await relay.say(conversation_id, f"{TITLED} {number}")
+    await relay.say(conversation_id, f"{TITLED} {number}", options={"user": OPTION})
     await asyncio.gather(*(relay.client.get(f"{path}/stream") for _ in range(2)))
     message_id = (await relay.messages(conversation_id))[-1]["id"]
     await relay.client.get(f"{path}/stream", headers={"Last-Event-ID": f"{message_id}:0"})
@@ -179,8 +184,16 @@ async def ask_wrongly(relay: Relay) -> None:
     """What the service refuses, each with a mark in it."""
     conversation_id = await relay.ask(TITLED)
     path = f"/conversations/{conversation_id}/messages"
+    bad = json.dumps({"content": "Hi", "options": {REFUSED: 1, "n": REFUSED, "tools": [{"type": "function"}]}})
     too_long = json.dumps({"content": REFUSED + "x" * 300_000})
-    for body in (REFUSED, f'{{"content": "{REFUSED}', json.dumps({"content": [REFUSED]}), f'["{REFUSED}"]', too_long):
+    for body in (
+        REFUSED,
+        f'{{"content": "{REFUSED}',
+        json.dumps({"content": [REFUSED]}),
+        f'["{REFUSED}"]',
+        too_long,
+        bad,
+    ):
         assert (await relay.client.post(path, content=body)).status_code == 415
         headers = {"Content-Type": "application/json"}
         assert (await relay.client.post(path, content=body, headers=headers)).status_code in (400, 413, 422)
@@ -216,7 +229,7 @@ async def test_no_secret_and_no_text_reaches_a_log_or_a_wrong_response(
         for models in (status(500, {"error": error(), "user_id": USER_ID}), sending(f"{THROWN}\r\n\r\n".encode())):
             upstream.models = models
             assert (await relay.client.get("/models")).status_code == 502
-        for path in ("/", "/health", "/conversations", "/openapi.json", "/docs", "/nowhere"):
+        for path in ("/", "/health", "/conversations", "/openapi.json", "/docs", "/metrics", "/nowhere"):
             await relay.client.get(path)
         await leave_in_the_middle(relay, upstream)
         assert set(MARK.findall(relay.output)) == set()
@@ -269,7 +282,7 @@ def mistake(*_, **__):
         raise RuntimeError(WORDS) from error
 
 
-async def stream(self, model, turns, traceparent=None):
+async def stream(self, prompt):
     mistake()
     yield
 

@@ -161,6 +161,7 @@ WRONG = {
     "CONVERSATION_TTL": ["-1", "soon", "nan", "inf"],
     "REPLY_TIMEOUT": ["0", "-1", "soon", "nan", "inf", "1 s"],
     "SHUTDOWN_GRACE": ["-1", "soon", "nan", "inf"],
+    "MAX_TOKENS": ["-1", "1.5", "many", "1" * 5000],
 } | {
     f"MAX_{what}": ["0", "-1", "1.5", "many", "1e3", "inf", "1" * 5000]
     for what in ("BODY_BYTES", "MESSAGE_CHARS", "MESSAGES", "CONVERSATIONS", "STORE_BYTES", "REPLIES", "REPLY_CHARS")

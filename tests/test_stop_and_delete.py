@@ -38,9 +38,11 @@ async def delete(relay: Relay, conversation_id: str, message_id: str | None = No
     assert (await bounded(relay.client.delete(path))).status_code == 204
 
 
-def stopped(start: dict[str, Any]) -> dict[str, Any]:
-    """The last event of a stream that began so and was stopped."""
-    told = {name: start[name] for name in ("message_id", "model")}
+def stopped(start: dict[str, Any], *, is_served: bool = True) -> dict[str, Any]:
+    """The last event of a stream that began so and was stopped, before upstream had said who serves it or after."""
+    told = {name: start[name] for name in ("message_id", "model")} | {"annotations": None}
+    served = {"served_model": f"{told['model']}-20260224", "provider": "DeepInfra"}
+    told |= served if is_served else dict.fromkeys(served)
     return {"done": True, **told, "status": "stopped", "finish_reason": None, "usage": None}
 
 
@@ -60,7 +62,7 @@ async def test_a_stop_before_the_first_token_ends_the_reply_without_text(
     assert (response.status_code, response.json()) == (200, (await relay.messages(conversation_id))[1])
     assert (response.json()["id"], response.json()["status"]) == (start["message_id"], "stopped")
     assert (response.json()["content"], response.json()["error"]) == ("", None)
-    assert (transcript.content, transcript.last) == ("", stopped(start))
+    assert (transcript.content, transcript.last) == ("", stopped(start, is_served=False))
     await bounded(request.gone.wait())
 
 
@@ -221,7 +223,7 @@ async def test_a_delete_works_though_upstream_has_not_even_sent_headers(
         start = (await reader.next()).json
         await upstream.called()
         await delete(relay, conversation_id, start["message_id"] if what == "message" else None)
-        assert (await reader.whole()).last == stopped(start)
+        assert (await reader.whole()).last == stopped(start, is_served=False)
     await bounded(upstream.requests[0].gone.wait())
 
 

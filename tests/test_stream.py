@@ -29,6 +29,7 @@ from tests.support.upstream import (
 from tests.support.waiting import bounded, eventually
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
+WHO_AND_WHENCE = {"served_model", "provider", "annotations"}
 
 
 def interleaved(*pieces: str) -> Script:
@@ -110,6 +111,9 @@ async def test_a_stream_is_start_then_text_then_done(upstream: ScriptedUpstream,
         "status": "complete",
         "finish_reason": "stop",
         "usage": USAGE,
+        "served_model": "openrouter/auto-20260224",
+        "provider": "DeepInfra",
+        "annotations": None,
     }
     assert [fields(block) for block in transcript.blocks] == [
         ("start", f"{id}:0", 1000, {"message_id": id, "model": "openrouter/auto", "question_id": question_id}),
@@ -127,7 +131,7 @@ async def test_reasoning_comes_in_events_of_its_own_name(upstream: ScriptedUpstr
         ("start", {"message_id", "model", "question_id"}),
         ("reasoning", {"reasoning"}),
         ("message", {"content"}),
-        ("message", {"done", "message_id", "model", "status", "finish_reason", "usage"}),
+        ("message", {"done", "message_id", "model", "status", "finish_reason", "usage", *WHO_AND_WHENCE}),
     ]
 
 

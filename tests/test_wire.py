@@ -7,6 +7,7 @@ and of other OpenAI-compatible servers.
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
@@ -23,7 +24,7 @@ from upstream.events import EventParser
 from upstream.redaction import encodable, plain_usage, redacted
 from upstream.refusals import parsed as parsed_json
 from upstream.refusals import refusal, retry_after_seconds
-from upstream.values import Delta, Finish, Generation
+from upstream.values import Delta, Finish, Report
 
 KEY = "sk-or-v1-0123456789abcdef"
 GENERATION = "gen-1778452651-woYjQ50l"
@@ -182,7 +183,7 @@ def raw(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def take(completion: Completion, event: bytes) -> list[Generation | Delta]:
+def take(completion: Completion, event: bytes) -> list[Report | Delta]:
     """The values in one event; raises the error in it."""
     values = completion.feed(b"data: %b\n\n" % event)
     if completion.error:
@@ -197,6 +198,11 @@ class Taken:
         self.completion = Completion(KEY)
         self.values = [value for event in events for value in take(self.completion, event)]
         self.deltas = [(value.kind, value.text) for value in self.values if isinstance(value, Delta)]
+
+    @property
+    def report(self) -> Report:
+        """The last one."""
+        return next((value for value in reversed(self.values) if isinstance(value, Report)), Report())
 
     def text(self, kind: Kind) -> str:
         return "".join(text for of, text in self.deltas if of == kind)
@@ -231,13 +237,15 @@ RECORDED = [
 
 
 @given(st.lists(st.integers(0, 5000), max_size=30))
-def test_a_recorded_stream_is_a_generation_its_thought_its_answer_and_its_usage(cuts: list[int]) -> None:
+def test_a_recorded_stream_is_who_answers_the_thought_the_answer_and_the_usage(cuts: list[int]) -> None:
     comment = b": OPENROUTER PROCESSING\n\n"
     stream = comment + b"".join(b"data: %b\n\n%b" % (raw(entry), comment) for entry in RECORDED) + b"data: [DONE]\n\n"
     taken = Taken(*parsed(pieces_of(stream, cuts)))
-    assert taken.values == [Generation(GENERATION), Delta("reasoning", "Thinking"), Delta("content", "Hello")]
+    report = Report(GENERATION, "qwen/qwen3.5-35b-a3b-20260224", "DeepInfra")
+    deltas = [Delta("reasoning", "Thinking"), Delta("content", "Hello")]
+    assert taken.values == [report, *deltas, replace(report, usage=USAGE)]
     assert taken.completion.is_done
-    assert taken.completion.finish() == [Finish("stop", USAGE)]
+    assert taken.completion.finish() == [Finish("stop")]
 
 
 NOTHING = [
@@ -286,14 +294,44 @@ def test_reasoning_comes_before_the_content_of_the_same_chunk() -> None:
 
 
 def test_the_generation_id_is_told_once_and_the_first_one_counts() -> None:
-    taken = Taken(chunk({"content": "a"}), chunk({"content": "b"}, id="gen-2"))
-    assert taken.values[0] == Generation(GENERATION) and len(taken.values) == 3
+    taken = Taken(chunk({"content": "a"}), chunk({"content": "b"}, id="gen-2", usage=USAGE))
+    assert taken.values[0] == Report(GENERATION)
+    assert taken.report == Report(GENERATION, usage=USAGE)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [chunk({"content": "a"}, model="m-20260801", provider="Demo")],
+        [chunk({"role": "assistant"}), chunk({"content": "a"}, model="m-20260801", provider="Demo")],
+        [raw({"model": "", "provider": None, "choices": []}), chunk(model="m-20260801", provider="Demo")],
+        [chunk({"content": "a"}, model="m-20260801"), chunk({}, "stop", provider="Demo", model="no", usage=USAGE)],
+        [chunk({"content": "a"}, model=["m"]), chunk({}, "stop", provider="Demo", model="m-20260801", usage=USAGE)],
+        [raw({"model": "m-20260801", "provider": "Demo", "error": "Because"})],
+    ],
+    ids=["with the text", "in the first text's chunk", "not yet", "half with the usage", "no name", "with an error"],
+)
+def test_who_answered_is_told_before_the_text_or_with_the_usage(events: list[bytes]) -> None:
+    completion = Completion(KEY)
+    values = [value for event in events for value in completion.feed(b"data: %b\n\n" % event)]
+    report = [value for value in values if isinstance(value, Report)][-1]
+    assert (report.served_model, report.provider) == ("m-20260801", "Demo")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\ud800", 7, None, {}], ids=repr)
+def test_a_name_that_cannot_be_shown_is_none(name: object) -> None:
+    assert Taken(chunk({"content": "a"}, model=name, provider=name)).report == Report(GENERATION)
+
+
+def test_a_long_name_is_cut() -> None:
+    report = Taken(chunk({"content": "a"}, model="é" * 300, provider="x" * 300)).report
+    assert (report.served_model, report.provider) == ("é" * 200, "x" * 200)
 
 
 def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
     taken = Taken(chunk({}, "length"), chunk({"content": "more"}, "stop"))
     assert taken.deltas == [("content", "more")]
-    assert taken.completion.finish() == [Finish("length", None)]
+    assert taken.completion.finish() == [Finish("length")]
 
 
 @pytest.mark.parametrize(
@@ -307,31 +345,33 @@ def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
     ids=["with the finish reason", "without choices", "alone", "null around it"],
 )
 def test_usage_is_found_wherever_it_comes(events: list[bytes]) -> None:
-    assert Taken(*events).completion.finish() == [Finish("stop", USAGE)]
+    taken = Taken(*events)
+    assert (taken.report.usage, taken.completion.finish()) == (USAGE, [Finish("stop")])
 
 
 def test_usage_that_is_repeated_is_not_added_up() -> None:
     events = [chunk({"content": "a"}, usage={"total_tokens": n}) for n in (1, 2, 3)]
-    assert Taken(*events, chunk({}, "stop")).completion.finish() == [Finish("stop", {"total_tokens": 3})]
+    assert Taken(*events, chunk({}, "stop")).report.usage == {"total_tokens": 3}
 
 
 @pytest.mark.parametrize("end", [b"[DONE]", b" [DONE] ", b"[DONE]\n"])
 def test_done_without_a_finish_reason_makes_the_answer_whole(end: bytes) -> None:
-    assert Taken(chunk({"content": "a"}), end).completion.finish() == [Finish(None, None)]
+    assert Taken(chunk({"content": "a"}), end).completion.finish() == [Finish(None)]
 
 
 def test_nothing_after_done_counts() -> None:
     after = [chunk({"content": "b"}, "stop", usage=USAGE), raw({"error": "late"}), b"no JSON", b"[DONE]"]
     taken = Taken(chunk({"content": "a"}), b"[DONE]", *after)
     assert taken.deltas == [("content", "a")]
-    assert taken.completion.finish() == [Finish(None, None)]
+    assert taken.completion.finish() == [Finish(None)]
 
 
 def test_an_answer_that_nobody_called_complete_is_broken() -> None:
-    completion = Taken(chunk({"content": "a"}, usage=USAGE), chunk({"content": "b"})).completion
-    assert completion.finish() == []
+    taken = Taken(chunk({"content": "a"}, usage=USAGE), chunk({"content": "b"}))
+    completion = taken.completion
+    assert (completion.finish(), taken.report.usage) == ([], USAGE)
     assert isinstance(completion.error, UpstreamBroken) and "middle of the answer" in completion.error.message
-    assert (completion.error.code, completion.error.retryable, completion.error.usage) == (502, True, USAGE)
+    assert (completion.error.code, completion.error.retryable) == (502, True)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +496,7 @@ def test_text_that_comes_in_the_chunk_of_the_error_has_arrived() -> None:
     error = chunk({"content": "last words"}, "error", error={"code": 502, "message": "m"})
     values = completion.feed(b"data: %b\n\n" % error)
     assert isinstance(completion.error, UpstreamRefused)
-    assert values == [Generation(GENERATION), Delta("content", "last words")]
+    assert values == [Report(GENERATION), Delta("content", "last words")]
 
 
 def test_a_chunk_without_an_error_has_none() -> None:
@@ -504,6 +544,21 @@ def test_a_402_is_retryable_only_for_a_budget_in_flight() -> None:
     in_flight = refusal(402, said("openrouter_in_flight_budget"), 3.0, KEY)
     assert (in_flight.retryable, in_flight.retry_after) == (True, 3.0)
     assert not refusal(402, said("key_limit"), None, KEY).retryable
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "MAX_TOKENS"])
+def test_a_402_for_the_longest_answer_says_how_to_ask_for_less(name: str) -> None:
+    """Without `max_tokens` OpenRouter reserves the model's whole output."""
+    words = f"This request requires more credits, or fewer {name}. You requested up to 65536, but can only afford 40."
+    error = refusal(402, {"error": {"code": 402, "message": words}}, None, KEY)
+    assert "set MAX_TOKENS" in error.message and words in error.message and not error.retryable
+    assert "MAX_TOKENS" not in refusal(402, {"error": {"message": "Insufficient credits"}}, None, KEY).message
+
+
+def test_where_the_context_is_too_long_three_ways_out_are_told() -> None:
+    said = {"error": {"code": 400, "message": "m", "metadata": {"error_type": "context_length_exceeded"}}}
+    message = refusal(400, said, None, KEY).message
+    assert all(way in message for way in ("a shorter one", "a model that reads more", '"context-compression"'))
 
 
 def test_the_status_of_the_response_counts_more_than_the_code_in_its_body() -> None:
@@ -682,9 +737,14 @@ def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 CODES = st.integers(0, 700) | st.sampled_from([*WORDS]) | st.integers(0, 700).map(str)
 METADATA = some(raw=TEXTS, flagged_input=TEXTS, error_type=CODES, limit_source=TEXTS)
 ERRORS = some(code=CODES, message=TEXTS, type=CODES, metadata=METADATA, user_id=TEXTS)
-DELTAS = some(content=TEXTS, reasoning=TEXTS, reasoning_content=TEXTS)
-CHOICES = st.lists(some(delta=DELTAS, finish_reason=TEXTS | st.just("error"), error=ERRORS), max_size=2)
-CHUNKS = some(id=TEXTS, choices=CHOICES, usage=some(total_tokens=JSON, details=some(cost=JSON)), user_id=TEXTS)
+LINKS = st.sampled_from(["https://a.example/é", "http://b.example", "javascript:alert(1)"])
+SOURCES = some(url=LINKS, title=TEXTS, start_index=st.integers(), end_index=st.integers(), content=TEXTS)
+CITED = st.lists(some(type=st.just("url_citation"), url_citation=SOURCES), max_size=3)
+DELTAS = some(content=TEXTS, reasoning=TEXTS, reasoning_content=TEXTS, annotations=CITED)
+CHOICE = some(delta=DELTAS, finish_reason=TEXTS | st.just("error"), error=ERRORS, annotations=CITED)
+CHOICES = st.lists(CHOICE, max_size=2)
+USAGES = some(total_tokens=JSON, details=some(cost=JSON))
+CHUNKS = some(id=TEXTS, model=TEXTS, provider=TEXTS, choices=CHOICES, usage=USAGES, user_id=TEXTS)
 BAD_CHUNKS = some(id=TEXTS, choices=CHOICES, error=ERRORS, user_id=TEXTS)
 
 
@@ -694,13 +754,12 @@ def assert_bears(events: Iterable[bytes]) -> None:
     try:
         for event in events:
             for value in take(completion, event):
-                assert (value.text if isinstance(value, Delta) else value.id).encode()
+                assert json.dumps(astuple(value), allow_nan=False, ensure_ascii=False).encode()
         values = completion.finish()
         if completion.error:
             raise completion.error
-        end = values[-1]
-        assert isinstance(end, Finish)
-        assert json.dumps([end.finish_reason, end.usage], allow_nan=False, ensure_ascii=False).encode()
+        assert json.dumps([astuple(value) for value in values], allow_nan=False, ensure_ascii=False).encode()
+        assert isinstance(values[-1], Finish)
     except UpstreamError as error:
         assert error.message.encode() and 400 <= error.code <= 599
         assert KEY not in error.message
@@ -722,5 +781,5 @@ def test_no_bytes_raise_anything_but_an_upstream_error(stream: bytes, cuts: list
 
 def test_a_usage_report_that_is_too_long_is_left_out() -> None:
     short, long = {"a": "x" * 64}, {f"{n}": "x" * 64 for n in range(64)}
-    assert Taken(raw({"usage": short}), b"[DONE]").completion.finish() == [Finish(None, short)]
-    assert Taken(raw({"usage": short}), raw({"usage": long}), b"[DONE]").completion.finish() == [Finish(None, None)]
+    assert Taken(raw({"usage": short})).report.usage == short
+    assert Taken(raw({"usage": short}), raw({"usage": long})).report.usage is None

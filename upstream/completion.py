@@ -7,9 +7,12 @@ https://openrouter.ai/docs/api-reference/streaming
 """
 
 import json
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from upstream.annotations import Citations
 from upstream.errors import (
     NO_STREAM,
     UpstreamBroken,
@@ -23,9 +26,10 @@ from upstream.events import ErrorData, EventParser
 from upstream.redaction import encodable, plain_usage
 from upstream.refusals import BLANK, decode, decoded, is_error, refusal, said
 from upstream.texts import CONTENT, THINKING, content_in, other_than_text, reasoning_beside, reasoning_in
-from upstream.values import Delta, Finish, Generation, Kind
+from upstream.values import Delta, Finish, Kind, Report
 
 MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300
+MAX_NAME_CHARS = 200  # of a model, a provider, an id
 
 _NOT_JSON = "Upstream sent something that isn't JSON."
 _CUT_OFF = "The connection to upstream ended in the middle of the answer."
@@ -39,13 +43,13 @@ class Completion:
     def __init__(self, api_key: str) -> None:
         self._api_key = api_key
         self._parser = EventParser()
-        self._values: list[Generation | Delta] = []  # of the chunk that is being read
+        self._values: list[Report | Delta] = []  # of the chunk that is being read
         self._texts: list[str] = []  # of the delta that is being merged
         self._kind: Kind = "content"  # of that delta
         self._lone: dict[Kind, str] = {}  # the first half of a surrogate pair, until the next delta of its kind
         self._finish_reason: str | None = None
-        self._usage: Mapping[str, Any] | None = None
-        self._generation_id: str | None = None
+        self._report = self._told = Report()  # what is known beside the text, and what of it was given on
+        self._citations = Citations()
         self._in_deltas: set[Kind] = set()  # what has come in deltas: messages beside them repeat it
         self._in_messages: dict[Kind, str] = {"content": "", "reasoning": ""}  # what has come in messages alone
         self._has_named_reasoning = False  # so that what repeats it isn't shown
@@ -59,7 +63,7 @@ class Completion:
         self.is_done = False  # `[DONE]` was read: nothing after it counts
         self.error: UpstreamError | None = None  # that came behind the values
 
-    def feed(self, chunk: bytes) -> list[Generation | Delta]:
+    def feed(self, chunk: bytes) -> list[Report | Delta]:
         """The values in all events that end in `chunk`, neighbouring deltas merged; `error` is set if one is behind."""
         try:
             events = self._parser.feed(chunk)
@@ -70,10 +74,12 @@ class Completion:
         except UpstreamError as error:
             self.error = error
         self._flush()
+        if self._report is not self._told:
+            self._tell()
         values, self._values = self._values, []
         return values
 
-    def finish(self, cause: UpstreamError | None = None) -> list[Generation | Delta | Finish]:
+    def finish(self, cause: UpstreamError | None = None) -> list[Report | Delta | Finish]:
         """The values of a last event that wasn't ended, and the end; `error` is set if it isn't one.
 
         `cause` is what kept more from coming; None if the response ended in order.
@@ -87,19 +93,13 @@ class Completion:
             late = UpstreamUnreadable(_CUT_OFF) if error.message == _NOT_JSON else error
         self._add_lone()
         self._flush()
+        self._tell()
         self.error = self._failure(late if isinstance(late, UpstreamRefused) else cause or late)
-        if self.error is None:
-            return [*self._values, Finish(self._finish_reason, self._usage)]
-        self.error.usage = self._usage
-        return [*self._values]
+        return [*self._values, Finish(self._finish_reason)] if self.error is None else [*self._values]
 
     def begin(self, generation_id: object) -> None:
-        """Note upstream's id, as a header or a chunk gives it; the first one counts."""
-        if self._generation_id is not None or not isinstance(generation_id, str) or not generation_id:
-            return
-        if generation_id.isascii() and generation_id.isprintable():
-            self._generation_id = generation_id[:200]
-            self._values.append(Generation(self._generation_id))
+        """Note upstream's id, as the response's head gives it."""
+        self._introduce({"id": generation_id})
 
     def _failure(self, error: UpstreamError | None) -> UpstreamError | None:
         """What keeps this from being an answer; `error` is what came last."""
@@ -140,8 +140,8 @@ class Completion:
             raise UpstreamUnreadable(_NOT_JSON, said(words, self._api_key))
 
     def _take_chunk(self, chunk: dict[str, Any]) -> None:
-        if self._generation_id is None:
-            self.begin(chunk.get("id"))
+        if not self.is_generated:
+            self._introduce(chunk)
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
@@ -163,7 +163,10 @@ class Completion:
         else:
             self._take_choice(choice, delta)
         if usage := chunk.get("usage") or choice.get("usage"):
+            self._introduce(chunk)
             self._take_usage(usage)
+        if annotations := choice.get("annotations"):
+            self._take_annotations(annotations)
         reason = choice.get("finish_reason")
         if (error := chunk.get("error") or choice.get("error")) or reason == "error":
             raise refusal(None, {**chunk, "error": error or {}}, self.retry_after, self._api_key)
@@ -185,6 +188,7 @@ class Completion:
         if not isinstance(message, dict):
             message = {"content": message}
         for part in (fields, message):
+            self._take_annotations(part.get("annotations"))
             self._other = self._other or other_than_text(part)
             self.is_generated = self.is_generated or any(part[name] for name in part if name != "role")
         self._take_piece("reasoning", thought)
@@ -224,8 +228,24 @@ class Completion:
     def _take_usage(self, usage: object) -> None:
         if isinstance(usage, dict):
             figures = plain_usage(usage)
-            self._usage = figures if len(json.dumps(figures)) <= MAX_USAGE_BYTES else None
+            kept = figures if len(json.dumps(figures)) <= MAX_USAGE_BYTES else None
+            self._report = replace(self._report, usage=kept)
             self.is_generated = self.is_generated or bool(usage.get("completion_tokens"))
+
+    def _take_annotations(self, annotations: object) -> None:
+        if annotations:
+            self.is_generated = True  # a search is billed
+            self._report = replace(self._report, annotations=self._citations.take(annotations))
+
+    def _introduce(self, chunk: Mapping[str, Any]) -> None:
+        """Note who answers, before the text and with the usage; of each the first one counts."""
+        known = self._report
+        self._report = replace(
+            known,
+            generation_id=known.generation_id or _name(chunk.get("id"), in_ascii=True),
+            served_model=known.served_model or _name(chunk.get("model")),
+            provider=known.provider or _name(chunk.get("provider")),
+        )
 
     def _add(self, kind: Kind, text: str) -> None:
         if self._lone or not text.isascii():
@@ -245,6 +265,12 @@ class Completion:
             del self._lone[kind]
             self._add(kind, "\ufffd")
 
+    def _tell(self) -> None:
+        """Give on what is known beside the text, before the text that came with it."""
+        if self._report != self._told:
+            self._values.insert(0, self._report)
+        self._told = self._report
+
     def _flush(self) -> None:
         if self._texts and (text := "".join(self._texts)):
             self._values.append(Delta(self._kind, text))
@@ -252,3 +278,10 @@ class Completion:
             if not self._has_content and self._kind == "content":
                 self._has_content = not text.isspace()
         self._texts.clear()
+
+
+def _name(value: object, *, in_ascii: bool = False) -> str | None:
+    """A name as it may be kept, None for what isn't one."""
+    if not isinstance(value, str) or not value.isprintable() or (in_ascii and not value.isascii()):
+        return None
+    return sys.intern(value[:MAX_NAME_CHARS].strip()) or None  # many messages keep the same one

@@ -15,17 +15,12 @@ Knows no I/O.
 
 import socket
 import ssl
-from collections.abc import Mapping
-from typing import Any
 
 NO_STREAM = "Upstream answered with something other than an event stream: check OPENROUTER_BASE_URL."
 
 
 class UpstreamError(Exception):
     """Upstream gave no whole answer. `message` is for a person; nothing of an account stands in it."""
-
-    usage: Mapping[str, Any] | None = None
-    """What upstream reported before it failed, or with its error."""
 
     def __init__(self, code: int, message: str, *, retryable: bool, retry_after: float | None = None) -> None:
         super().__init__(message)

@@ -41,6 +41,8 @@ class ModelsCache:
         self._timers = timers
         self._cached: _Cached | None = None
         self._is_used = False
+        self.ids: frozenset[str] = frozenset()
+        """Of the models in the list, as it was last fetched."""
         self._refreshing: asyncio.Task[Models] | None = None
 
     async def models(self) -> Models:
@@ -66,7 +68,7 @@ class ModelsCache:
         started = time.monotonic()
         try:
             body = await self._fetch()
-            fetched, cached, stale = await asyncio.to_thread(_encode, body)
+            (fetched, cached, stale), ids = await asyncio.to_thread(_encode, body)
         except UpstreamError as error:
             logger.warning("models not fetched: %s, code %d", type(error).__name__, error.code)
             if self._cached is None:
@@ -76,12 +78,12 @@ class ModelsCache:
             return self._cached.stale
         logger.info("Models fetched: %d bytes in %.2f s", len(body), time.monotonic() - started)
         self._cached = _Cached(time.monotonic() + self._timers.models, cached, stale)
-        self._is_used = False
+        self._is_used, self.ids = False, ids
         return fetched
 
 
-def _encode(body: bytes) -> list[Models]:
-    """The response's bodies: as fetched just now, from the cache, stale."""
+def _encode(body: bytes) -> tuple[list[Models], frozenset[str]]:
+    """The response's bodies: as fetched just now, from the cache, stale; and the models' ids."""
     listing = parsed(body)
     models = listing.get("data") if isinstance(listing, dict) else listing  # Together's is bare
     try:
@@ -97,4 +99,5 @@ def _encode(body: bytes) -> list[Models]:
         state = json.dumps({"cached": cached, "stale": stale, "fetched_at": fetched_at})
         answer = b'{"models":' + encoded + b"," + state[1:].encode()
         answers.append(Models(answer, gzip.compress(answer, 6), etag))
-    return answers
+    ids = (model.get("id") for model in models if isinstance(model, dict))
+    return answers, frozenset(name for name in ids if isinstance(name, str))

@@ -1,11 +1,11 @@
 """What of upstream's words may go on to clients: no key, account or quoted input, nothing that UTF-8 can't carry."""
 
-import math
 import re
 import sys
 from collections.abc import Iterable
 from typing import Any
 
+LARGEST_FIGURE = 1e100  # that is kept: figures are summed up
 PRIVATE = ("user_id", "raw", "flagged_input")  # the fields that tell of an account, or quote
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -29,8 +29,7 @@ def plain_usage(value: Any, depth: int = 3) -> Any:
         return kept if depth else None
     if isinstance(value, str):
         return redacted(value[:64])
-    is_figure = isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
-    return value if is_figure else None
+    return value if isinstance(value, (int, float)) and abs(value) < LARGEST_FIGURE else None
 
 
 def encodable(text: str) -> str:

@@ -72,10 +72,18 @@ _SENTENCE_OF_STATUS = {
     529: "The model's provider is overloaded: try again in a moment.",
 }
 _NO_SUCH_PATH = "Upstream has no such path: check OPENROUTER_BASE_URL, which often ends in /v1."
-_TOO_LONG = "The conversation is too long for this model: start a shorter one, or choose a model that reads more."
+_TOO_LONG = (
+    "The conversation is too long for this model: start a shorter one, choose a model that reads more, or let "
+    'OpenRouter shorten it with the option `plugins: [{"id": "context-compression"}]`.'
+)
+_TOO_DEAR = (
+    "The upstream account's credit doesn't reach for the longest answer that might come: set MAX_TOKENS, or the option "
+    "`max_tokens`, to less, or add credit."
+)
 
 _PAGE = re.compile(r"\s*<(?:!doctype|\?xml|html|head|body|center)\b", re.IGNORECASE)
 _OF_MODELS = re.compile("model|endpoint|provider", re.IGNORECASE)
+_OF_MAX_TOKENS = re.compile("max_(?:completion_|output_)?tokens", re.IGNORECASE)
 _OF_CONTEXT = re.compile(
     r"exceed\w*context|context[\W_]?(?:length|window|size)|context (?:is|was) (?:too long|exceeded)|maximum context"
     r"|(?:prompt|input|conversation) is too long|too many (?:input )?tokens",
@@ -161,6 +169,8 @@ def _sentence(code: int, status: int | None, body: object, words: str, levels: S
     names = " ".join(str(level.get(name)) for level in levels for name in _TYPES)
     if code not in (401, 402, 403, 404, 429) and _OF_CONTEXT.search(f"{words[:2000]} {names}"):
         return _TOO_LONG
+    if code == 402 and _OF_MAX_TOKENS.search(words):
+        return _TOO_DEAR
     knows_models = _OF_MODELS.search(body if isinstance(body, str) else json.dumps(body))
     if status == 405 or (status == 404 and not knows_models):
         return _NO_SUCH_PATH

@@ -2,23 +2,40 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
+
+from upstream.values import Prompt
 
 BATCH_CHARS = 256 * 1024  # of a history that are encoded in one go
+LONGEST_ANSWER = ("max_tokens", "max_completion_tokens")  # the options that bound it, under their two names
 
 
-async def encode_request(model: str, turns: Sequence[tuple[str, str]]) -> bytes:
-    """JSON: standard fields alone, for some servers refuse others; neighbours of one role are joined."""
+async def encode_request(prompt: Prompt, max_tokens: int) -> bytes:
+    """JSON: what was asked for and standard fields alone, for some servers refuse others.
+
+    Neighbours of one role are joined. An answer has at most `max_tokens`; 0: as many as upstream likes.
+    """
     # `include_usage` is for local servers; OpenRouter reports usage anyway.
-    head = _encode({"model": model, "stream": True, "stream_options": {"include_usage": True}})
+    own = {"model": prompt.model, "stream": True, "stream_options": {"include_usage": True}}
+    head = _encode({**_capped(prompt.options, max_tokens), **own})
     messages: list[bytes] = []
-    for batch in _batches(turns):
+    for batch in _batches(prompt.turns):
         if messages:
             await asyncio.sleep(0)
         messages.append(_encode([{"role": role, "content": content} for role, content in batch])[1:-1])
     return b"".join((head[:-1], b',"messages":[', b",".join(messages), b"]}"))
+
+
+def _capped(options: Mapping[str, Any], most: int) -> Mapping[str, Any]:
+    """The options, less what would let the answer be longer; it may have been stored under another MAX_TOKENS."""
+    if not most:
+        return options
+    asked = {name: options[name] for name in LONGEST_ANSWER if name in options}
+    kept = {name: value if type(value) is int and 0 < value <= most else most for name, value in asked.items()}
+    return {**options, **(kept or {"max_tokens": most})}
 
 
 def _batches(turns: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

@@ -291,7 +291,7 @@ async def _within_patience(work: Awaitable[T]) -> T:
 
 def _stored_size(messages: Sequence[Message]) -> int:
     """Bytes of text that the server counts: not those of a reply in progress."""
-    return sum(message.transcript.size for message in messages if message.status != "streaming")
+    return sum(message.size for message in messages if message.status != "streaming")
 
 
 def _head_size(thread: Thread | None) -> int:

@@ -3,7 +3,9 @@ import { Answer, Question, Unanswered } from './Messages'
 import { Announcer } from './Announcer'
 import { Composer } from './Composer'
 import { ConversationList } from './ConversationList'
+import { dollars } from './format'
 import { Icon } from './Icon'
+import { Options } from './Options'
 import { useChat } from './useChat'
 import { useDraft } from './useDraft'
 import { usePinnedScroll } from './usePinnedScroll'
@@ -60,6 +62,8 @@ export function App() {
             <Icon name="menu" />
           </button>
           <h1>{title}</h1>
+          {conversation?.cost != null && <small title="What its answers have cost">{dollars(conversation.cost)}</small>}
+          {!gone && <Options conversation={conversation} model={chat.model} onSaved={chat.refresh} />}
         </header>
 
         <div className="notices" role="status">

@@ -8,6 +8,7 @@ const paths = {
   stop: 'M8 8h8v8H8z',
   copy: 'M9 9h10v11H9zM15 9V4H5v11h4',
   again: 'M20 11a8 8 0 1 0-2 6M20 5v6h-6',
+  sliders: 'M4 8h10M18 8h2M4 16h2M10 16h10M14 6v4M8 14v4',
   chevron: 'M8 14l4-4 4 4',
 }
 

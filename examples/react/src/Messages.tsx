@@ -1,7 +1,9 @@
 import { useEffect, useState } from 'react'
 import { CopyButton } from './CopyButton'
 import { Icon } from './Icon'
+import { dollars } from './format'
 import { Markdown } from './Markdown'
+import { Sources } from './Sources'
 import type { Message } from './relay'
 
 type QuestionProps = { message: Message; edited: boolean; onEdit?: () => void }
@@ -25,7 +27,7 @@ type AnswerProps = { message: Message; model?: string; writing: boolean; onRegen
 
 /** `model` is the one that would answer next; `onRegenerate` is there if this answer may be replaced. */
 export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
-  const { content, reasoning, error } = message
+  const { content, reasoning, error, annotations } = message
   return (
     <article
       className={writing ? 'answer writing' : 'answer'}
@@ -40,6 +42,7 @@ export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
         </details>
       )}
       {content && <Markdown text={content} />}
+      {annotations && <Sources annotations={annotations} />}
       {writing && !content && <Typing />}
       {error && <Failure error={error} other={model !== message.model ? model : undefined} onRetry={onRegenerate} />}
       {!writing && (
@@ -118,15 +121,21 @@ const endings: Record<string, string> = {
   content_filter: 'cut off by the provider’s content filter',
 }
 
-/** What is to say under an answer: how it ended if not well, the model, tokens, cost. */
-function facts({ status, content, model, finish_reason, usage }: Message): string[] {
+/** What is to say under an answer: how it ended if not well, the model, who answered in its place, tokens, cost. */
+function facts(message: Message): string[] {
+  const { status, content, model, finish_reason, usage } = message
   return [
     endings[status] ?? endings[finish_reason ?? ''],
     status === 'complete' && !content && 'no text',
     model,
+    served(message),
     usage && `${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out`,
-    usage?.cost != null && dollars.format(usage.cost),
+    usage?.cost != null && dollars(usage.cost),
   ].filter((fact) => typeof fact === 'string')
 }
 
-const dollars = new Intl.NumberFormat('en', { style: 'currency', currency: 'USD', maximumSignificantDigits: 2 })
+/** Who answered, where that isn't the model that was asked for, or a dated name of it. */
+function served({ model, served_model, provider }: Message): string | false {
+  if (!served_model || served_model.startsWith(model?.split(':')[0] ?? '')) return false
+  return `answered by ${served_model}${provider ? ` at ${provider}` : ''}`
+}

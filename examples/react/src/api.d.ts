@@ -79,7 +79,7 @@ export interface paths {
          * Add a question
          * @description Adds the user's message and answers with it; `GET` the conversation's stream for the reply. Where `Accept` names `text/event-stream` and doesn't want JSON more, the answer is the reply's stream itself, so that a question is one request.
          *
-         *     A question with an `id` is asked once, however often the request is repeated: the same `content` and `model` again give 200 with the message or its reply. With `Last-Event-ID` the request is one of a reader that comes back, as `GET /conversations/{id}/stream` with it; the body is not looked at.
+         *     A question with an `id` is asked once, however often the request is repeated: the same `content`, `model` and `options` again give 200 with the message or its reply. With `Last-Event-ID` the request is one of a reader that comes back, as `GET /conversations/{id}/stream` with it; the body is not looked at.
          */
         post: operations["createMessage"];
         delete?: never;
@@ -212,6 +212,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Counts for Prometheus
+         * @description Replies, tokens, cost, requests and times since the start, and the state of the store. With the token of `AUTH_TOKEN` it answers under any `Host`.
+         */
+        get: operations["getMetrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/openapi.json": {
         parameters: {
             query?: never;
@@ -298,6 +318,7 @@ export interface components {
             title?: string | null;
             /** @description Sent upstream before the messages, at most `MAX_MESSAGE_CHARS` characters. */
             system_prompt?: string | null;
+            options?: components["schemas"]["Options"];
             /** @description What was said before, oldest first, at most `MAX_MESSAGES`. If the last one is a user's, a reply is owed. */
             messages?: components["schemas"]["Turn"][] | null;
         };
@@ -318,6 +339,7 @@ export interface components {
             title?: string | null;
             /** @description Sent upstream before the messages, at most `MAX_MESSAGE_CHARS` characters. Null for none. */
             system_prompt?: string | null;
+            options?: components["schemas"]["Options"];
         };
         /** @description A question. */
         MessageCreate: {
@@ -325,11 +347,20 @@ export interface components {
             content: string;
             /** @description The model that answers it. Null means the same as leaving it out. */
             model?: string | null;
+            options?: components["schemas"]["Options"];
             /** @description An id of the client's own: the same question with it is asked once. Null means the same as leaving it out. */
             id?: string | null;
             /** @description The id of the message that the question follows, null for the beginning: everything behind it is removed first, in the same step, and a reply in progress there stopped. Without it the question is added at the end. */
             after?: string | null;
         };
+        /** @description Upstream's parameters, such as `temperature`, `max_tokens`, `reasoning`, `provider` or `plugins`, sent as they are: a conversation's, and a question's over them, name by name; null takes a name away. What they mean is upstream's business. At most 16 KiB as compact JSON, 10 levels deep, with finite numbers. Refused are the names that the service sends itself, and what would be paid for and lost here: only text is passed on. Where `MAX_TOKENS` is set, `max_tokens` and `max_completion_tokens` are whole numbers up to it, or null. */
+        Options: ({
+            modalities?: "text"[] | null;
+            /** @description OpenRouter's server tools, such as `openrouter:web_search`; none of type `function`. */
+            tools?: unknown;
+        } & {
+            [key: string]: unknown;
+        }) | null;
         /** @description A conversation, without its messages. */
         Conversation: {
             id: components["schemas"]["Id"];
@@ -339,6 +370,12 @@ export interface components {
             system_prompt: string | null;
             /** @description The model of replies for which none is named. */
             default_model: string;
+            /** @description The parameters that upstream gets with every question. */
+            options: {
+                [key: string]: unknown;
+            } | null;
+            /** @description US dollars that its replies have reported, deleted ones included; null if none did. A lower bound: a reply that is stopped or breaks off reports none. */
+            cost: number | null;
             created_at: components["schemas"]["Timestamp"];
             /** @description Moves with a change, a message, and a reply that starts or ends. */
             updated_at: components["schemas"]["Timestamp"];
@@ -359,6 +396,10 @@ export interface components {
             content: string;
             /** @description The model that was asked for; null in a question that names none. */
             model: string | null;
+            /** @description Of a question, what it was asked with; null in a reply. */
+            options: {
+                [key: string]: unknown;
+            } | null;
             /** @description When the message was created. */
             timestamp: components["schemas"]["Timestamp"];
             /**
@@ -375,8 +416,24 @@ export interface components {
             error: components["schemas"]["MessageError"] | null;
             /** @description Upstream's id of the generation, for looking a charge up. */
             generation_id: string | null;
+            /** @description The model that answered, as upstream says: with `openrouter/auto` not the one that was asked for. */
+            served_model: string | null;
+            /** @description Who ran it, as upstream says. */
+            provider: string | null;
+            /** @description The sources that the answer cites. */
+            annotations: components["schemas"]["Citation"][] | null;
             /** @description Of a reply in progress: what a reader that has this much of it comes back with, as `Last-Event-ID`. */
             last_event_id: string | null;
+        };
+        /** @description A source of an answer. The indexes are those of the text in `content` that it supports, both or neither. */
+        Citation: {
+            /** @constant */
+            type: "url_citation";
+            /** @description An http or https address. */
+            url: string;
+            title: string | null;
+            start_index: number | null;
+            end_index: number | null;
         };
         /** @description The messages of a conversation, oldest first. */
         MessageList: {
@@ -446,6 +503,16 @@ export interface components {
         Health: {
             /** @enum {string} */
             status: "ok" | "draining";
+            /**
+             * @description What keeps the conversations.
+             * @enum {string}
+             */
+            engine: "memory" | "sqlite";
+            /**
+             * @description Whether that can be reached and written.
+             * @enum {string}
+             */
+            store: "ok" | "unreachable";
             conversations: number;
             messages: number;
             replies_in_progress: number;
@@ -454,6 +521,11 @@ export interface components {
         Index: {
             name: string;
             version: string;
+            /**
+             * @description What keeps the conversations.
+             * @enum {string}
+             */
+            engine: "memory" | "sqlite";
             /** Format: uri-reference */
             docs: string;
             /** Format: uri-reference */
@@ -538,6 +610,9 @@ export interface components {
             status: "complete" | "stopped";
             finish_reason: string | null;
             usage: components["schemas"]["Usage"] | null;
+            served_model: string | null;
+            provider: string | null;
+            annotations: components["schemas"]["Citation"][] | null;
         };
         /** @description The last event of a reply that failed. The text before it is kept. */
         ErrorEvent: {
@@ -778,7 +853,7 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description The service is shutting down, or has as many replies in progress, or a reply as many readers, as it takes. */
+        /** @description The service is shutting down, has as many replies in progress as it takes, or its store can't be reached. */
         Busy: {
             headers: {
                 "Retry-After": components["headers"]["Retry-After"];
@@ -791,6 +866,27 @@ export interface components {
         };
         /** @description The store or the conversation is full. Reading, streaming what exists and deleting go on. */
         Full: {
+            headers: {
+                "X-Request-ID": components["headers"]["X-Request-ID"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description What keeps the conversations can't be reached or written. Nothing was changed. */
+        StoreUnavailable: {
+            headers: {
+                "Retry-After": components["headers"]["Retry-After"];
+                "X-Request-ID": components["headers"]["X-Request-ID"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description The disk that keeps the conversations is full. Nothing was changed. */
+        DiskFull: {
             headers: {
                 "X-Request-ID": components["headers"]["X-Request-ID"];
                 [name: string]: unknown;
@@ -871,6 +967,7 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             500: components["responses"]["InternalError"];
+            503: components["responses"]["StoreUnavailable"];
         };
     };
     createConversation: {
@@ -916,6 +1013,7 @@ export interface operations {
             415: components["responses"]["NotJson"];
             422: components["responses"]["InvalidBody"];
             500: components["responses"]["InternalError"];
+            503: components["responses"]["StoreUnavailable"];
             507: components["responses"]["StoreFull"];
         };
     };
@@ -945,6 +1043,7 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NoSuchConversation"];
             500: components["responses"]["InternalError"];
+            503: components["responses"]["StoreUnavailable"];
         };
     };
     deleteConversation: {
@@ -964,6 +1063,8 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NoSuchConversation"];
             500: components["responses"]["InternalError"];
+            503: components["responses"]["StoreUnavailable"];
+            507: components["responses"]["DiskFull"];
         };
     };
     updateConversation: {
@@ -1001,6 +1102,7 @@ export interface operations {
             415: components["responses"]["NotJson"];
             422: components["responses"]["InvalidBody"];
             500: components["responses"]["InternalError"];
+            503: components["responses"]["StoreUnavailable"];
             507: components["responses"]["StoreFull"];
         };
     };
@@ -1030,6 +1132,7 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NoSuchConversation"];
             500: components["responses"]["InternalError"];
+            503: components["responses"]["StoreUnavailable"];
         };
     };
     createMessage: {
@@ -1118,6 +1221,8 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NoSuchMessage"];
             500: components["responses"]["InternalError"];
+            503: components["responses"]["StoreUnavailable"];
+            507: components["responses"]["DiskFull"];
         };
     };
     streamReply: {
@@ -1168,7 +1273,7 @@ export interface operations {
              *     data: {"content": ", world!"}
              *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:24
              *
-             *     data: {"done": true, "message_id": "c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3", "model": "openai/gpt-5-mini", "status": "complete", "finish_reason": "stop", "usage": {"prompt_tokens": 9, "completion_tokens": 8, "total_tokens": 17, "cost": 0.0000182}}
+             *     data: {"done": true, "message_id": "c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3", "model": "openai/gpt-5-mini", "status": "complete", "finish_reason": "stop", "usage": {"prompt_tokens": 9, "completion_tokens": 8, "total_tokens": 17, "cost": 0.0000182}, "served_model": "openai/gpt-5-mini-2025-08-07", "provider": "OpenAI", "annotations": null}
              *     id: c2a6d0b4-3e57-4c0a-9d1f-7b8e21f5a6d3:end
              *
              *     ```
@@ -1242,6 +1347,8 @@ export interface operations {
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NoSuchConversation"];
             500: components["responses"]["InternalError"];
+            503: components["responses"]["StoreUnavailable"];
+            507: components["responses"]["DiskFull"];
         };
     };
     listModels: {
@@ -1342,6 +1449,30 @@ export interface operations {
                     "application/json": components["schemas"]["Health"];
                 };
             };
+        };
+    };
+    getMetrics: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Prometheus' text format, version 0.0.4. */
+            200: {
+                headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/plain": string;
+                };
+            };
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            500: components["responses"]["InternalError"];
         };
     };
     getOpenapi: {

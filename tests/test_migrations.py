@@ -1,0 +1,89 @@
+"""Files of older versions are brought up to date, and what is in them is read; nothing of it is lost."""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from serving.settings import Settings
+from store import Ending, Failure, Question, Store
+from stores.file import VERSION
+from tests.support.process import ROOT
+
+FIRST = (ROOT / "tests/files/store-1.sql").read_text(encoding="utf-8")
+SOURCES = [{"type": "url_citation", "url": "https://e.example/é", "title": None, "start_index": 0, "end_index": 3}]
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    """A file as version 1 left it when its process was killed in the middle of a reply."""
+    with contextlib.closing(sqlite3.connect(path := tmp_path / "chat.db")) as file:
+        file.executescript(FIRST)
+    return path
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Store]:
+    store = Store(Settings(store_url=f"sqlite:///{path}", shutdown_grace=0))
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def version(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        found: int = file.execute("PRAGMA user_version").fetchone()[0]
+    return found
+
+
+async def test_a_file_of_the_first_version_is_brought_up_to_date_and_read(first: Path) -> None:
+    async with opened(first) as store:
+        assert await store.counts() == (3, 6)
+        kept = await store.conversation("kept")
+        question, complete, _, failed = await store.messages("kept")
+    assert version(first) == VERSION
+    assert (kept.title, kept.system_prompt, kept.default_model) == ("Of the first version", "Be brief. é 😀", "a/one")
+    assert (kept.updated_at, kept.options, kept.cost) == ("2026-11-26T12:25:50.972653Z", None, 0.75)
+    assert (question.id, question.transcript.content, question.model, question.options) == (
+        "q-1",
+        "What is kept?",
+        "b/two",
+        None,
+    )
+    assert (complete.transcript.reasoning, complete.transcript.content) == ("Hm, ", "All of it. é")
+    assert (complete.finish_reason, complete.generation_id, complete.question_id) == ("stop", "gen-1", "q-1")
+    assert json.loads(complete.usage or "") == {"total_tokens": 17, "cost": 0.5}
+    assert (complete.served_model, complete.provider, complete.annotations) == (None, None, None)
+    assert failed.error == Failure(429, "Wait.", True, 20.0)
+
+
+async def test_a_reply_that_the_first_version_left_in_progress_has_failed_with_its_text(first: Path) -> None:
+    async with opened(first) as store:
+        _, reply = await store.messages("in-progress")
+    assert (reply.status, reply.transcript.content, reply.error and reply.error.code) == ("failed", "Yes, I am ", 503)
+
+
+async def test_an_upgraded_file_goes_on_with_what_is_new(first: Path) -> None:
+    ending = Ending("complete", "stop", {"cost": 0.5}, None, "gen-3", "m-20260801", "Demo", SOURCES)
+    async with opened(first) as store:
+        await store.update_conversation("kept", {"options": {"seed": 1, "top_p": None}})
+        owed = await store.ask("kept", Question("And now?", options={"stop": ["é"]}, id="q-3"))
+        assert owed.options == {"seed": 1, "stop": ["é"]}
+        await store.finish_reply("kept", owed.message.id, ending)
+        before = await store.messages("kept"), await store.conversation("kept"), await store.text_size()
+    async with opened(first) as store:
+        after = await store.messages("kept"), await store.conversation("kept"), await store.text_size()
+        assert (await store.reply_to("kept", Question("And now?", options={"stop": ["é"]}, id="q-3"))) is not None
+    question, reply = after[0][-2:]
+    assert (json.loads(question.options or ""), json.loads(reply.annotations or "")) == ({"stop": ["é"]}, SOURCES)
+    assert (reply.served_model, reply.provider, reply.generation_id) == ("m-20260801", "Demo", "gen-3")
+    assert json.loads(after[1].options or "") == {"seed": 1, "top_p": None}
+    assert (after[1], after[1].cost, after[2]) == (before[1], 1.25, before[2])
+    assert [(m.id, m.options, m.annotations, m.usage) for m in after[0]] == [
+        (m.id, m.options, m.annotations, m.usage) for m in before[0]
+    ]
