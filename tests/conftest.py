@@ -27,6 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rounds", type=int, default=50, metavar="N", help="how often two relays race in test_replicas.py"
     )
+    parser.addoption(
+        "--chats", type=int, default=12, metavar="N", help="how many there are in test_replica_campaign.py"
+    )
+    parser.addoption("--seed", type=int, default=1, metavar="N", help="what happens in test_replica_campaign.py")
     parser.addoption("--server", choices=("redis", "valkey"), default="redis", help="the server of `--store valkey`")
     parser.addoption("--uvloop", action="store_true", help="run the async tests on uvloop")
 

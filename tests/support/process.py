@@ -46,6 +46,10 @@ class RelayProcess(Relay):
         """SIGTERM, as a container's runtime sends it."""
         self._child.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        """SIGKILL, to it alone."""
+        self._child.kill()
+
     def interrupt(self) -> None:
         """SIGINT, as Ctrl-C sends it."""
         self._child.send_signal(signal.SIGINT)

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -39,10 +40,10 @@ def place(url: str) -> str:
 class Hopper:
     """A reader that is cut off, or leaves, and comes back with its id to whichever relay is next."""
 
-    def __init__(self, relays: list[Relay], conversation_id: str) -> None:
+    def __init__(self, relays: Sequence[Relay], conversation_id: str, last_id: str | None = None) -> None:
         self._relays = relays
         self._conversation_id = conversation_id
-        self.blocks: list[Any] = []
+        self._last_id = last_id
         self.hops = 0
 
     async def read(self, events: Iterator[int], within: float = 40.0) -> Transcript:
@@ -50,15 +51,12 @@ class Hopper:
         return await bounded(self._read(events), within)
 
     async def _read(self, events: Iterator[int]) -> Transcript:
-        transcript, last_id, turn = Transcript(), None, 0
-        while not (transcript.blocks and transcript.blocks[-1].is_terminal):
-            relay = self._relays[turn % len(self._relays)]
-            turn += 1
-            with contextlib.suppress(httpx.TransportError, EOFError):
+        transcript, last_id = Transcript(), self._last_id
+        for relay in itertools.cycle(self._relays):
+            try:
                 async with relay.stream(self._conversation_id, last_id) as reader:
                     if reader.response.status_code >= 500:
-                        await asyncio.sleep(0.1)
-                        continue
+                        raise httpx.ConnectError("not now")
                     assert reader.response.status_code == 200, reader.response.text
                     self.hops += 1
                     for _ in range(next(events)):
@@ -67,8 +65,10 @@ class Hopper:
                         if block.event != "start" or not transcript.blocks:
                             transcript.add(block)
                         if block.is_terminal:
-                            break
-        return transcript
+                            return transcript
+            except (httpx.TransportError, EOFError):
+                await asyncio.sleep(0.05)
+        raise AssertionError("there are no relays")
 
 
 class Network:
