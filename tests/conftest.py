@@ -12,6 +12,7 @@ from hypothesis import settings
 import server
 from tests.support.engines import ENGINES, engine
 from tests.support.relay import Relay, serving
+from tests.support.servers import usual_program
 from tests.support.stores import GatedStore, SlowStore
 from tests.support.upstream import ScriptedUpstream
 
@@ -31,7 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--chats", type=int, default=12, metavar="N", help="how many there are in test_replica_campaign.py"
     )
     parser.addoption("--seed", type=int, default=1, metavar="N", help="what happens in test_replica_campaign.py")
-    parser.addoption("--server", choices=("redis", "valkey"), default="redis", help="the server of `--store valkey`")
+    parser.addoption(
+        "--server", choices=("redis", "valkey"), default=usual_program(), help="the server that relays share"
+    )
     parser.addoption("--uvloop", action="store_true", help="run the async tests on uvloop")
 
 

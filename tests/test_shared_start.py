@@ -14,7 +14,7 @@ from store import Store
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, serving
 from tests.support.replicas import place, relays
-from tests.support.servers import Server, free_port, program, server
+from tests.support.servers import Server, free_port, server
 from tests.support.upstream import ANSWER, ScriptedUpstream
 from tests.support.waiting import bounded, eventually
 
@@ -304,9 +304,3 @@ async def test_several_processes_of_uvicorn_share_a_server(shared: Server, upstr
         read = await asyncio.gather(*(relay.read(conversation_id) for _ in range(10)))
         assert {one.content for one in read} == {ANSWER}
     assert len(upstream.requests) == 1
-
-
-def test_both_servers_are_there() -> None:
-    """Else half of these tests would be left out without a word."""
-    assert program("redis")
-    assert program("valkey") or sys.platform != "linux"

@@ -28,6 +28,11 @@ def program(name: str) -> str | None:
     return str(found[0]) if found else None
 
 
+def usual_program() -> str:
+    """Which one to take unless told: Debian's, where it is installed."""
+    return "redis" if program("redis") else "valkey"
+
+
 class Server:
     """One server. What it was started with stays, so that it can come back after it was killed."""
 
