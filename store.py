@@ -161,7 +161,10 @@ class Store:
 
     async def conversation(self, conversation_id: str) -> Conversation:
         """Raises `NotFound`."""
-        return (await self._thread(conversation_id, whole=False)).conversation
+        conversation = await self._engine.conversation(conversation_id)
+        if conversation is None:
+            raise self._no_conversation()
+        return conversation
 
     async def update_conversation(self, conversation_id: str, changes: Mapping[str, Any]) -> Conversation:
         """Set any of `default_model`, `title`, `system_prompt`, `options`; without a title it has an automatic one.

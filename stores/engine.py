@@ -62,6 +62,11 @@ class Engine(ABC):
         from the message with the id `since` on, if there is one.
         """
 
+    async def conversation(self, conversation_id: str) -> Conversation | None:
+        """Without its messages, None if it isn't there."""
+        thread = await self.thread(conversation_id, whole=False)
+        return thread.conversation if thread else None
+
     async def slices(self, conversation_id: str) -> Slices:
         """The messages, oldest first, as many at a time as are at hand, and whether these are all that were left.
 

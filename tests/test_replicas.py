@@ -85,6 +85,7 @@ async def test_a_reader_that_hops_reads_every_character_once(
 # Ask
 
 
+@pytest.mark.bound(900)
 async def test_twenty_first_requests_on_each_of_two_relays_make_one_call(
     request: pytest.FixtureRequest, upstream: ScriptedUpstream, url: str
 ) -> None:

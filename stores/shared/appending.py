@@ -41,6 +41,7 @@ class Making:
     size: int = 0  # bytes that wait
     taken: int = 0  # bytes in all
     generation_id: str | None = None  # that the server hasn't
+    said_id: str | None = None  # that is on its way to it
     refusal: StoreError | None = None
     _waiter: asyncio.Future[None] | None = None
 
@@ -58,7 +59,7 @@ class Making:
 
     def entries(self) -> list[tuple[int, int, str, str]]:
         """What the server lacks, as far as it is known: the position before and behind, the kind, the text."""
-        position = self.stored
+        position, self.said_id = self.stored, self.generation_id
         found = [(position, position, "g", self.generation_id)] if self.generation_id else []
         said = self.message.transcript.read(position, self.message.transcript.length)
         for kind, text in [*said, *self.waiting]:
@@ -233,7 +234,8 @@ class Appending:
             self._waiting.add(making)
             self._is_urgent = True
         else:
-            making.generation_id = None
+            if making.said_id == making.generation_id:
+                making.generation_id = None
             making.show(position)
             if making.waiting:
                 self._waiting.add(making)

@@ -95,6 +95,10 @@ class Shared(Engine):
         there = [thread_of(id, head).conversation for (id, _), head in zip(page, heads, strict=False) if head]
         return there, iso(page[limit - 1][1]) if len(page) > limit else None
 
+    async def conversation(self, conversation_id: str) -> Conversation | None:
+        head = await _within_patience(self._line.ask("HGETALL", self._keys.of(f"c:{conversation_id}")))
+        return thread_of(conversation_id, head).conversation if head else None
+
     async def thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread | None:
         return await _within_patience(self._thread(conversation_id, whole, since or ""))
 
