@@ -12,7 +12,7 @@ DOCKER ?= docker
 CHATS ?= 60
 SEED ?= 1
 ON_EACH_SERVER := $(patsubst %,tests/test_%.py,outages replica_campaign replicas shared_start)
-ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once errors many_readers shutdown \
+ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once asking errors many_readers metrics shutdown \
 	stop_and_delete stream)
 PIP := pip install --quiet --disable-pip-version-check
 
@@ -66,6 +66,9 @@ bench: $(RUNTIME)  ## measure it beside its alternatives; BENCH=--full for half 
 soak: $(DEVELOPMENT)  ## some minutes of load, and the memory before and after
 	$(BIN)/python -m tests.soak
 
+crash: $(DEVELOPMENT)  ## kill it 150 times in the middle of anything, and see what it remembers
+	$(BIN)/python -m tests.crash
+
 lock: $(CONTAINER)  ## write requirements.lock: everything that requirements.txt brings, with hashes
 	$(BIN)/uv pip compile requirements.txt --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
@@ -109,4 +112,5 @@ $(CLIENTS): tests/clients/requirements.txt $(DEVELOPMENT)
 	$(BIN)/$(PIP) -r tests/clients/requirements.txt
 	@touch $@
 
-.PHONY: help demo run react test test-valkey campaign fuzz test-browser test-clients check format bench soak lock audit image test-container clean
+.PHONY: help demo run react test test-valkey campaign fuzz test-browser test-clients check format bench soak crash lock audit image \
+	test-container clean

@@ -182,7 +182,7 @@ class Store:
 
     async def delete_expired(self, seconds: float) -> None:
         """Forget every conversation in which nothing has happened for so long, and no reply is in progress."""
-        before: str | None = iso(self._engine.now() - int(seconds * 1_000_000))
+        before: str | None = iso(max(0, self._engine.now() - int(seconds * 1_000_000)))
         since = str(before)
 
         while before:

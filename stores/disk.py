@@ -9,15 +9,15 @@ import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.logs import outline
-from stores.changes import Change, Sums, held, moment
-from stores.file import File, Piece
+from stores.changes import Change, held, moment
+from stores.file import File, Piece, what
 from stores.memory import Memory, over
 from stores.records import Kind, Message, StoreError, StoreFull, StoreUnavailable, byte_size
 
@@ -61,13 +61,14 @@ class _Taken:
             waiter.set_result(None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
-    """A change on its way to the file."""
+@dataclass(eq=False, slots=True)
+class _Part:
+    """What is written whole or not at all: text of one reply, or a change."""
 
-    change: Change
-    sums: Sums
-    outcome: asyncio.Future[Change | StoreError]
+    pieces: Sequence[Piece] = ()
+    change: Change | None = None
+    known: int = 0  # bytes of the reply that it ends, as far as the change knows of it
+    outcome: asyncio.Future[Change | StoreError] | None = None  # None: it was made before it was written
 
 
 class Disk(Memory):
@@ -85,25 +86,26 @@ class Disk(Memory):
         self._gathered: dict[str, _Taken] = {}  # those with text for the next tick
         self._tick: asyncio.TimerHandle | None = None
         self._gathered_at = 0.0  # by the loop's clock
-        self._pieces: list[Piece] = []  # for the next transaction
-        self._writes: list[_Write] = []  # for the next transaction
-        self._unwritten: list[Change] = []  # that were made all the same
+        self._pieces: dict[str, list[Piece]] = {}  # for the next transaction, by reply
+        self._changes: list[_Part] = []  # for the next transaction
+        self._unwritten: list[_Part] = []  # that were made all the same
         self._changing: dict[str, asyncio.Future[Change | StoreError]] = {}  # by conversation
-        self._ending: dict[str, asyncio.Future[Change | StoreError]] = {}  # by reply
         self._writing: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._latest = 0  # moment of a change that was made
 
     async def open(self) -> list[tuple[str, str]]:
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "store")
         try:
-            await self._in_thread(self._file.open, self._patience)
-            threads = await self._in_thread(self._file.threads)
+            threads = await self._in_thread(self._file.open, self._patience)
         except BaseException:
             self._file.given_up.set()
+            self._thread.shutdown(wait=False)
             raise
         for thread in threads:
             self._threads[thread.conversation.id] = thread
-            self._clock = moment(thread.conversation.updated_at)
+            self._clock = self._latest = moment(thread.conversation.updated_at)
             self.sums.add(held(thread))
         left = [(thread.conversation.id, reply) for thread in threads if (reply := thread.in_progress)]
         for conversation_id, reply in left:
@@ -115,6 +117,8 @@ class Disk(Memory):
         self._write_soon()
         while self._writing:
             await asyncio.wait({self._writing})
+        if self._later:
+            self._later.cancel()
         if self._unwritten:
             logger.error("%d replies have ended, and the file of STORE_URL couldn't be told", len(self._unwritten))
         await self._in_thread(self._file.close)
@@ -124,15 +128,13 @@ class Disk(Memory):
         if not await self._is_current(change):
             return None
         self._gather()
-        sums = replace(change.sums)
-        if ended := change.ended:
-            sums.text -= self._taken[ended.id].size
-        self.sums.add(sums)
-        write = _Write(change, sums, self._loop.create_future())
-        self._changing[change.conversation_id] = write.outcome
-        self._writes.append(write)
+        self.sums.add(change.sums)
+        known = change.ended.transcript.size if change.ended else 0
+        waiting: asyncio.Future[Change | StoreError] = self._loop.create_future()
+        self._changing[change.conversation_id] = waiting
+        self._changes.append(_Part((), change, known, waiting))
         self._write_soon()
-        outcome = await asyncio.shield(write.outcome)
+        outcome = await asyncio.shield(waiting)
         if isinstance(outcome, StoreError):
             raise outcome
         return outcome
@@ -142,15 +144,13 @@ class Disk(Memory):
             return None
         self.sums.add(change.sums)
         self._apply(change)
-        self._unwritten.append(change)
+        self._unwritten.append(_Part(change=change))
         self._write_soon()
         return change
 
     async def extend(self, message_id: str, kind: Kind, text: str) -> None:
-        taken = self._taken.get(message_id)
-        if taken and (changing := self._changing.get(taken.conversation_id)):
+        while (taken := self._taken.get(message_id)) and (changing := self._changing.get(taken.conversation_id)):
             await asyncio.wait({changing})  # which may end the reply
-            taken = self._taken.get(message_id)
         if taken is None:
             raise over()
         if taken.refusal:
@@ -176,6 +176,12 @@ class Disk(Memory):
             await taken.change()
         return taken.refusal
 
+    def _apply(self, change: Change) -> None:
+        super()._apply(change)
+        if change.at < self._latest:  # one that was made before it was written has overtaken it
+            self._threads = dict(sorted(self._threads.items(), key=lambda item: item[1].conversation.updated_at))
+        self._latest = max(self._latest, change.at)
+
     def _start(self, conversation_id: str, reply: Message) -> None:
         super()._start(conversation_id, reply)
         self._taken[reply.id] = _Taken(conversation_id, reply.transcript.length)
@@ -183,6 +189,7 @@ class Disk(Memory):
     def _stop(self, message_id: str) -> None:
         super()._stop(message_id)
         taken = self._taken.pop(message_id)
+        self.sums.text -= taken.size
         taken.size = 0
         taken.wake()
 
@@ -199,7 +206,7 @@ class Disk(Memory):
             self._tick = None
         if self._gathered:
             for message_id, taken in self._gathered.items():
-                self._pieces += taken.pieces(message_id)
+                self._pieces.setdefault(message_id, []).extend(taken.pieces(message_id))
                 taken.texts.clear()
             self._gathered.clear()
             self._gathered_at = self._loop.time()
@@ -212,52 +219,83 @@ class Disk(Memory):
     async def _write_all(self) -> None:
         """One transaction after the other, each with all that is there."""
         while True:
-            pieces, self._pieces = self._pieces, []
-            writes, self._writes = self._writes, []
-            unwritten = list(self._unwritten)
-            changes = [*unwritten, *(write.change for write in writes)]
-            refusal = await self._in_thread(self._try, changes, pieces) if changes or pieces else None
-            if refusal is None:
-                del self._unwritten[: len(unwritten)]
-                self._made(writes, pieces)
-            else:
-                self._refused(writes, pieces, refusal)
-            if not (self._writes or self._pieces):
+            texts, self._pieces = self._pieces, {}
+            changes, self._changes = self._changes, []
+            parts = [*self._unwritten, *map(_Part, texts.values()), *changes]
+            if not (parts or self.is_reachable):
+                parts = [_Part()]  # to see whether it is again
+            if parts:
+                refusals = await self._in_thread(self._try, parts)
+                self._note(next(filter(None, refusals), None))
+                for part, refusal in zip(parts, refusals, strict=True):
+                    self._refused(part, refusal) if refusal else self._made(part)
+            if not (self._changes or self._pieces):
                 break
         self._writing = None
-        if self._unwritten:
-            self._loop.call_later(LATER, self._write_soon)
+        if (self._unwritten or not self.is_reachable) and self._later is None:
+            self._later = self._loop.call_later(LATER, self._try_again)
 
-    def _try(self, changes: Sequence[Change], pieces: Sequence[Piece]) -> StoreError | None:
+    def _try_again(self) -> None:
+        self._later = None
+        self._write_soon()
+
+    def _try(self, parts: Sequence[_Part]) -> list[StoreError | None]:
+        """All in one transaction; if that can't be, each in one of its own, so that none fails for another."""
+        if not (refusal := self._refusal(parts)):
+            return [None] * len(parts)
+        self._file.make_room()
+        refusals: list[StoreError | None] = []
+        behind: set[str] = set()  # conversations that the file hasn't as they are
+        for part in parts:
+            id = part.change.conversation_id if part.change else None
+            refusals.append(refusal if id in behind else self._refusal([part]))
+            if id and refusals[-1]:
+                behind.add(id)
+        return refusals
+
+    def _refusal(self, parts: Sequence[_Part]) -> StoreError | None:
+        """Write them; why not, if that can't be."""
         try:
-            self._file.write(changes, pieces)
-        except sqlite3.Error as error:
-            return _refusal(error)
-        except Exception as error:  # nobody would be answered any more
-            logger.error("the file of STORE_URL can't be written\n%s", outline(error))
-            return StoreUnavailable(_BROKEN)
+            changes = [part.change for part in parts if part.change]
+            self._file.write(changes, list(chain(*(part.pieces for part in parts))))
+        except Exception as error:  # whatever it is: nobody would be answered any more
+            refusal = _refusal_of(error)
+            refusal.__cause__ = error
+            return refusal
         return None
 
-    def _made(self, writes: Sequence[_Write], pieces: Sequence[Piece]) -> None:
-        self.is_reachable = True
-        for piece in pieces:
+    def _note(self, refusal: StoreError | None) -> None:
+        """Whether the file can be written; told once, and once more when that changes."""
+        if refusal and self.is_reachable:
+            why = refusal.__cause__
+            where = "" if isinstance(why, sqlite3.Error) else f"\n{outline(why)}"
+            logger.error("The file of STORE_URL can't be written (%s)%s", what(why), where)
+        elif not refusal and not self.is_reachable:
+            logger.warning("The file of STORE_URL can be written again")
+        self.is_reachable = refusal is None
+
+    def _made(self, part: _Part) -> None:
+        for piece in part.pieces:
             if taken := self._taken.get(piece.message_id):
                 self._growing[piece.message_id].transcript.append(piece.kind, piece.text)
                 taken.size -= byte_size(piece.text)
                 taken.wake()
-        for write in writes:
-            del self._changing[write.change.conversation_id]
-            self._apply(write.change)
-            write.outcome.set_result(write.change)
+        if part.outcome and part.change:
+            del self._changing[part.change.conversation_id]
+            if ended := part.change.ended:
+                self.sums.text -= ended.transcript.size - part.known
+            self._apply(part.change)
+            part.outcome.set_result(part.change)
+        elif part.change:
+            self._unwritten.remove(part)
 
-    def _refused(self, writes: Sequence[_Write], pieces: Sequence[Piece], refusal: StoreError) -> None:
-        self.is_reachable = isinstance(refusal, StoreFull)
-        for message_id in {piece.message_id for piece in pieces} & self._taken.keys():
+    def _refused(self, part: _Part, refusal: StoreError) -> None:
+        for message_id in {piece.message_id for piece in part.pieces} & self._taken.keys():
             self._refuse(message_id, refusal)
-        for write in writes:
-            del self._changing[write.change.conversation_id]
-            self.sums.add(write.sums, -1)
-            write.outcome.set_result(refusal)
+        if part.outcome and part.change:
+            del self._changing[part.change.conversation_id]
+            self.sums.add(part.change.sums, -1)
+            part.outcome.set_result(refusal)
 
     def _refuse(self, message_id: str, refusal: StoreError) -> None:
         """End the reply: a text without its middle is of no use."""
@@ -266,7 +304,7 @@ class Disk(Memory):
         taken.refusal, taken.size = refusal, 0
         taken.texts.clear()
         self._gathered.pop(message_id, None)
-        self._pieces = [piece for piece in self._pieces if piece.message_id != message_id]
+        self._pieces.pop(message_id, None)
         self._growing[message_id].interrupt(refusal)
         taken.wake()
 
@@ -274,11 +312,9 @@ class Disk(Memory):
         return await self._loop.run_in_executor(self._thread, work, *arguments)
 
 
-def _refusal(error: sqlite3.Error) -> StoreError:
-    logger.error("the file of STORE_URL can't be written (%s)", error.sqlite_errorname)
-    if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+def _refusal_of(error: Exception) -> StoreError:
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return StoreFull("The disk with the file of STORE_URL is full: make room there, then try again.")
-    return StoreUnavailable(_BROKEN)
-
-
-_BROKEN = "The file of STORE_URL can't be written; the log says why. Nothing was changed: try again in a moment."
+    return StoreUnavailable(
+        "The file of STORE_URL can't be written; the log says why. Nothing was changed: try again in a moment."
+    )

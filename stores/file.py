@@ -7,22 +7,22 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from serving.settings import SettingsError
-from stores.changes import Change
+from stores.changes import Change, moment
 from stores.encoding import decode, encode
 from stores.records import Conversation, Kind, Message
 from stores.threads import Thread
 
 APPLICATION_ID = 0x43525359  # by which the relay knows its files
-VERSION = 2
 LOOK_AGAIN = 0.1  # seconds, for a file that another process has locked
 
 _SCHEMA = """
@@ -50,6 +50,8 @@ MIGRATIONS = [
 ]
 """From version 1 on, each from one version to the next."""
 
+VERSION = 1 + len(MIGRATIONS)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -69,46 +71,38 @@ class File:
         self._is_synchronous = False
         self.given_up = threading.Event()  # nobody waits for it to open any more
 
-    def open(self, patience: float) -> None:
-        """Lock it, make it if it isn't there, bring it up to date. Raises `SettingsError`.
+    def open(self, patience: float) -> list[Thread]:
+        """Lock it, make it if it isn't there, bring it up to date: its conversations, the last changed at the end.
 
-        Waits so many seconds for another process that has it, and may be on its way out.
+        Waits so many seconds for another process that has it, and may be on its way out. Raises `SettingsError`.
         """
+        self._make()
+        connect = partial(sqlite3.connect, isolation_level=None, check_same_thread=False, timeout=0)
         try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise SettingsError(f"STORE_URL: {self._path} can't be opened ({error.strerror}).") from None
-        try:
-            self._connection = sqlite3.connect(
-                self._path, isolation_level=None, check_same_thread=False, timeout=0, cached_statements=32
-            )
-            self._execute("PRAGMA locking_mode = exclusive")
-            self._lock(patience)
-            self._check()
-            self._prepare()
-        except sqlite3.Error as error:
-            raise SettingsError(f"STORE_URL: {self._path} can't be used ({_what(error)}).") from None
+            self._connection = connect(self._path, cached_statements=32)
+            with _closed_on_error(self._connection):
+                self._execute("PRAGMA page_size = 16384")  # of a new file; with 4,096 it is a fourth bigger
+                self._execute("PRAGMA locking_mode = exclusive")
+                self._lock(patience)
+                self._check()
+                self._prepare()
+                return self._threads()
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite quotes what is damaged
+            raise SettingsError(f"STORE_URL: {self._path} can't be used ({what(error)}).") from None
 
     def close(self) -> None:
         """Leave one file, without a log beside it."""
         self._connection.close()
 
-    def threads(self) -> list[Thread]:
-        """All conversations, the one that changed last at the end. Raises `SettingsError`."""
-        try:
-            messages = self._messages()
-            rows = self._execute(f"SELECT {', '.join(_COLUMNS)} FROM conversations ORDER BY updated_at")
-            return [_thread(row, messages.pop(row[0], {})) for row in rows]
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            raise SettingsError(f"STORE_URL: {self._path} is damaged ({_what(error)}).") from None
-
-    def write(self, changes: Sequence[Change], pieces: Iterable[Piece]) -> None:
+    def write(self, changes: Sequence[Change], pieces: Sequence[Piece]) -> None:
         """All of it or nothing. With a change it is on the disk when this returns; pieces alone outlive the process.
 
-        Raises `sqlite3.Error`.
+        Without either it looks whether it could. Raises `sqlite3.Error`.
         """
         self._synchronize(bool(changes))
         with self._transaction():
+            if not (changes or pieces):
+                self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._connection.executemany(
                 "INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?)",
                 [(piece.message_id, piece.position, piece.kind, piece.text) for piece in pieces],
@@ -116,7 +110,21 @@ class File:
             for change in changes:
                 self._write(change)
 
+    def make_room(self) -> None:
+        """Fold the log into the file, so that its space can be used again. A full disk may refuse that, too."""
+        with suppress(sqlite3.Error):
+            self._execute("PRAGMA wal_checkpoint(restart)")
+
     # Opening
+
+    def _make(self) -> None:
+        # One that is there isn't touched: to close it would give up the lock that this process may have on it.
+        # https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
+        try:
+            if not (self._path.is_file() and os.access(self._path, os.R_OK | os.W_OK)):
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise SettingsError(f"STORE_URL: {self._path} can't be opened ({error.strerror}).") from None
 
     def _lock(self, patience: float) -> None:
         deadline = time.monotonic() + patience
@@ -124,7 +132,7 @@ class File:
             try:
                 return self._execute("BEGIN EXCLUSIVE").close()
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorname != "SQLITE_BUSY":
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the extended codes, too
                     raise
             if time.monotonic() > deadline or self.given_up.wait(LOOK_AGAIN):
                 raise SettingsError(
@@ -134,11 +142,11 @@ class File:
 
     def _check(self) -> None:
         """Refuse what isn't the relay's, before anything is written to it; the file is locked."""
-        has_tables = self._figure("SELECT count(*) FROM sqlite_master")
+        tables = self._figure("SELECT count(*) FROM sqlite_master")
         version = self._figure("PRAGMA user_version")
-        is_ours = self._figure("PRAGMA application_id") == APPLICATION_ID
+        application = self._figure("PRAGMA application_id")
         self._execute("COMMIT")
-        if has_tables and not is_ours:
+        if (tables or version or application) and application != APPLICATION_ID:
             raise SettingsError(f"STORE_URL: {self._path} is a database of something else. Name another file.")
         if version > VERSION:
             raise SettingsError(
@@ -147,7 +155,6 @@ class File:
             )
 
     def _prepare(self) -> None:
-        self._execute("PRAGMA page_size = 16384")  # 323 MiB for 256 MiB of text, 403 with pages of 4,096
         self._execute("PRAGMA secure_delete = on")  # what is deleted isn't to be found in the file
         self._execute("PRAGMA journal_mode = wal")
         version = self._figure("PRAGMA user_version")
@@ -158,6 +165,14 @@ class File:
             )
 
     # Reading
+
+    def _threads(self) -> list[Thread]:
+        try:
+            messages = self._messages()
+            rows = self._execute(f"SELECT {', '.join(_COLUMNS)} FROM conversations ORDER BY updated_at")
+            return [_thread(row, messages.pop(row[0], {})) for row in rows]
+        except (sqlite3.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise SettingsError(f"STORE_URL: {self._path} is damaged ({what(error)}).") from None
 
     def _messages(self) -> dict[str, dict[str, Message]]:
         pieces = {
@@ -171,7 +186,7 @@ class File:
             "SELECT conversation, head, text FROM messages ORDER BY conversation, place"
         ):
             message = decode(head, text)
-            for _, kind, piece in pieces.pop(message.id, ()):
+            for _, kind, piece in pieces.pop(message.id, ()) if message.status == "streaming" else ():
                 message.transcript.append(kind, piece)
             found.setdefault(conversation_id, {})[message.id] = message
         return found
@@ -234,9 +249,20 @@ def _row(thread: Thread) -> list[object]:
 def _thread(row: Sequence[Any], messages: dict[str, Message]) -> Thread:
     fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     own_title, first_line = fields.pop("own_title"), fields.pop("first_line")
+    moment(fields["updated_at"])  # or it is damaged
     conversation = Conversation(title=own_title or first_line, message_count=len(messages), **fields)
     return Thread(conversation, own_title, first_line, messages)
 
 
-def _what(error: Exception) -> str:
+@contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
+def what(error: BaseException | None) -> str:
+    """What has happened, in SQLite's word where it has one."""
     return getattr(error, "sqlite_errorname", type(error).__name__)

@@ -18,7 +18,7 @@ def new_store_url() -> str:
 
 
 @contextmanager
-def engine(name: str, program: str) -> Iterator[None]:
+def engine(name: str, program: str = "redis") -> Iterator[None]:
     """New URLs are of this engine's kind, and of this server where it needs one."""
     with _place(name, program) as place:
         _places.append(place)

@@ -46,13 +46,14 @@ class RelayProcess(Relay):
         """SIGTERM, as a container's runtime sends it."""
         self._child.send_signal(signal.SIGTERM)
 
-    def kill(self) -> None:
-        """SIGKILL, to it alone."""
-        self._child.kill()
-
     def interrupt(self) -> None:
         """SIGINT, as Ctrl-C sends it."""
         self._child.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """SIGKILL, at whatever moment."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # asyncio's own would take the exit code from whoever waits for it
 
     async def exit(self, within: float = 10.0) -> int:
         """Its exit code (negative: the signal it died of); `AssertionError` with its output if it goes on."""
