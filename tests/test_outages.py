@@ -178,19 +178,20 @@ async def test_at_sigterm_a_relay_finishes_what_it_makes_and_cuts_off_who_reads_
 
 
 @pytest.mark.bound(90)
-@pytest.mark.parametrize("outage", ["killed", "held up"])
+@pytest.mark.parametrize("outage", ["killed", "killed for nearly as long as is waited for", "held up"])
 async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstream, shared: Server, outage: str) -> None:
+    """Nor do others end it, to whom its relay looks as gone as the server was."""
     upstream.play(slowly)
     url = place(shared.url)
-    async with relays(upstream, url) as (here, there):
-        patient(here, there)
+    async with relays(upstream, url, 4) as (here, there, *others):
+        patient(here, there, *others)
         conversation_id = await here.ask()
         async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
             await mine.until("word 20 "), await theirs.until("word 20 ")
-            if outage == "killed":
+            if outage.startswith("killed"):
                 shared.kill()
                 assert_problem(await here.client.get(f"/conversations/{conversation_id}"), 503)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(1.0 if outage == "killed" else 8.5)
                 shared.start()
             else:
                 shared.signal(signal.SIGSTOP)
