@@ -95,7 +95,8 @@ def _new_file() -> str:
 def _on(service: Subject, name: str, store_url: Callable[[], str]) -> Subject:
     def command(port: int, url: str) -> Command:
         on_dicts = service.command(port, url)
-        return replace(on_dicts, environment={**on_dicts.environment, "STORE_URL": store_url()})
+        arguments = (sys.executable, *on_dicts.arguments[1:])  # which has the server's client
+        return Command(arguments, {**on_dicts.environment, "STORE_URL": store_url()})
 
     return replace(service, name=name, command=command)
 

@@ -54,6 +54,8 @@ class Making:
 
     def merge(self) -> None:
         """Make one of neighbours of one kind."""
+        if len(self.waiting) < 2:
+            return
         runs = groupby(self.waiting, itemgetter(0))
         self.waiting = [(kind, "".join(map(itemgetter(1), run))) for kind, run in runs]
 
@@ -205,7 +207,7 @@ class Appending:
         if not entries:
             return
         keys = [self._keys.of(f"r:{making.message.id}") for making, *_ in entries]
-        arguments = [part for _, *entry in entries for part in map(str, entry)]
+        arguments = [f"{before} {behind} {kind} {text}" for _, before, behind, kind, text in entries]
         try:
             answers = await self._line.run(APPEND, keys, *arguments)
         except StoreFull as error:
@@ -218,7 +220,8 @@ class Appending:
             await asyncio.sleep(TRY_AGAIN)
         else:
             self._failing_since = None
-            for making, position in {entry[0]: answer for entry, answer in zip(entries, answers, strict=True)}.items():
+            positions = map(int, answers.split())
+            for making, position in {entry[0]: at for entry, at in zip(entries, positions, strict=True)}.items():
                 self._answered(making, position)
 
     def _is_made(self, making: Making) -> bool:

@@ -145,7 +145,7 @@ return {{redis.call('LLEN', m), found}}
 APPEND = f"""{_IF_ROOM}{_POSITION}
 local answers = {{}}
 for i, stream in ipairs(KEYS) do
-  local expected, after, kind, text = unpack(ARGV, 4 * i - 3, 4 * i)
+  local expected, after, kind, text = ARGV[i]:match('^(%d+) (%d+) (%a) (.*)$')
   local there = position(stream, '+')
   if there == tonumber(expected) then
     if kind == 'g' then
@@ -155,9 +155,9 @@ for i, stream in ipairs(KEYS) do
     end
     there = tonumber(after)
   end
-  answers[i] = there
+  answers[i] = string.format('%.0f', there)
 end
-return answers
+return table.concat(answers, ' ')
 """
 
 FENCE_OFF = f"""{_ALWAYS}{_POSITION}
