@@ -19,7 +19,7 @@ def engine_for(settings: Settings) -> Engine:
         return Memory()
     if re.match(r"(valkey|redis)s?(\+\w+)?:", url):
         return _shared(url)
-    if file := re.fullmatch(r"sqlite:///(?!:memory:)([^?#]*[^?#/])", url):
+    if file := re.fullmatch(r"sqlite:///(?!:memory:|.*%00)([^?#]*[^?#/])", url):
         return Disk(Path(unquote(file[1])), settings.shutdown_grace + LOCK_PATIENCE)
     raise SettingsError(
         "STORE_URL must be empty, or sqlite:///chat.db, or with an absolute path sqlite:////data/chat.db, "

@@ -81,7 +81,7 @@ class File:
         try:
             self._connection = connect(self._path, cached_statements=32)
             with _closed_on_error(self._connection):
-                self._execute("PRAGMA page_size = 16384")  # of a new file; with 4,096 it is a fourth bigger
+                self._execute("PRAGMA page_size = 16384")  # of a new file; with 4,096 it is a sixth bigger
                 self._execute("PRAGMA locking_mode = exclusive")
                 self._lock(patience)
                 self._check()

@@ -29,6 +29,8 @@ CONVERSATION_BYTES = 512
 MESSAGE_BYTES = 1024
 LEAST_BESIDE = 1024 * 1024  # that any store may take
 
+MOST_DOLLARS = 1e9  # that one reply may cost; a bigger figure isn't one
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -197,9 +199,9 @@ class Rules:
 def _sum(cost: float | None, usage: Mapping[str, Any] | None) -> float | None:
     """With what one more reply has cost; as it was where upstream doesn't say."""
     more = usage.get("cost") if usage else None
-    if not isinstance(more, (int, float)) or isinstance(more, bool):
+    if not isinstance(more, (int, float)) or isinstance(more, bool) or not abs(more) < MOST_DOLLARS:
         return cost
-    return (cost or 0) + more
+    return (cost or 0.0) + more
 
 
 def _turn(turn: Mapping[str, Any], at: int) -> Message:

@@ -11,7 +11,7 @@ import contextlib
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -197,6 +197,41 @@ class Chat:
         assert rest.last.get("error") == message["error"] and rest.last["message_id"] == message["id"]
 
 
+class Sheet:
+    """A conversation that is made, changed and deleted, again and again: (what was said, what may be so as well)."""
+
+    def __init__(self, number: int) -> None:
+        self.id = f"sheet-{number}"
+        self._path = f"/conversations/{self.id}"
+        self._title: str | None = None  # None: it isn't there
+        self._next: str | None = None  # if what was asked last has been done
+        self._turn = 0
+
+    async def go_on(self, relay: Relay) -> None:
+        """Until the service has gone."""
+        with contextlib.suppress(httpx.TransportError):
+            while True:
+                self._turn += 1
+                self._next = None if self._title and self._turn % 3 == 0 else f"{self._turn}"
+                response = await self._step(relay)
+                assert response.status_code in (200, 201, 204)
+                self._title = self._next
+
+    async def check(self, relay: Relay) -> None:
+        """It is as was said, or as was asked."""
+        response = await relay.client.get(self._path)
+        title = response.json()["title"] if response.status_code == 200 else None
+        assert title in (self._title, self._next), f"{title}: neither {self._title} nor {self._next}"
+        self._title = title
+
+    def _step(self, relay: Relay) -> Awaitable[httpx.Response]:
+        if self._next is None:
+            return relay.client.delete(self._path)
+        if self._title is None:
+            return relay.client.post("/conversations", json={"id": self.id, "title": self._next})
+        return relay.client.patch(self._path, json={"title": self._next})
+
+
 def _check_reply(message: dict[str, Any], question: str) -> None:
     """It is whole, or as far as it had come."""
     if message["status"] == "complete":
@@ -231,6 +266,7 @@ class Campaign:
             "STORE_URL": f"sqlite:///{file}",
         }
         self._chats = [Chat(number, self._chance) for number in range(AT_ONCE)]
+        self._all: list[Chat | Sheet] = [*self._chats, *(Sheet(number) for number in range(3))]
         self._cursor = ""
         upstream.play(self._script)
 
@@ -239,6 +275,8 @@ class Campaign:
         async with self._life() as relay:
             await self._make_idle(relay)
         for number in range(kills):
+            if self._chance.random() < 0.2:
+                await self._die_young()
             async with self._life() as relay:
                 await self._check(relay)
                 await self._until_killed(relay)
@@ -253,6 +291,13 @@ class Campaign:
     async def _life(self) -> AsyncIterator[RelayProcess]:
         async with process("python", "server.py", env=self._env) as relay:
             yield relay
+            relay.kill()
+            await relay.exit()
+
+    async def _die_young(self) -> None:
+        """Killed in the middle of its start."""
+        async with process("python", "server.py", env=self._env, listening=False) as relay:
+            await asyncio.sleep(self._chance.uniform(0.1, 0.6))
             relay.kill()
             await relay.exit()
 
@@ -271,8 +316,8 @@ class Campaign:
     async def _until_killed(self, relay: RelayProcess) -> None:
         calls = len(self._upstream.requests)
         async with asyncio.TaskGroup() as group:
-            for chat in self._chats:
-                group.create_task(chat.go_on(relay))
+            for one in self._all:
+                group.create_task(one.go_on(relay))
             await asyncio.sleep(self._chance.uniform(0.0, LONGEST_LIFE))
             relay.kill()
         asked = Counter(request.body["messages"][-1]["content"] for request in self._upstream.requests[calls:])
@@ -281,7 +326,7 @@ class Campaign:
     async def _check(self, relay: RelayProcess) -> None:
         calls = len(self._upstream.requests)
         assert await self._page(relay, self._cursor) == self._idle, "the cursor doesn't hold"
-        await asyncio.gather(*(chat.check(relay) for chat in self._chats))
+        await asyncio.gather(*(one.check(relay) for one in self._all))
         assert (await relay.health())["replies_in_progress"] == 0
         assert len(self._upstream.requests) == calls, "upstream was asked by itself"
 
@@ -300,7 +345,7 @@ class Campaign:
     async def _delete_all(self, relay: RelayProcess) -> None:
         listed = (await relay.client.get("/conversations", params={"limit": 200})).json()["conversations"]
         times = [conversation["updated_at"] for conversation in listed]
-        assert times == sorted(set(times), reverse=True) and len(listed) == IDLE + AT_ONCE
+        assert times == sorted(set(times), reverse=True) and len(listed) >= IDLE + AT_ONCE
         for conversation in listed:
             assert (await relay.client.delete(f"/conversations/{conversation['id']}")).status_code == 204
         health = await relay.health()

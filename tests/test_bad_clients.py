@@ -110,7 +110,7 @@ async def test_frozen_readers_slow_nobody_hold_no_copies_and_are_dropped(
     async with frozen(hurried, [stream_of(conversation_id)] * 20):
         descriptors = Leftovers.now(upstream).descriptors
         assert (await hurried.read(conversation_id)).content == LONG
-        assert resident() - before < 30 * MEGABYTE
+        assert resident() - before < 45 * MEGABYTE  # copies would be 80; a file takes 11 for writing it
         await eventually(lambda: Leftovers.now(upstream).descriptors <= descriptors - 18)
 
 

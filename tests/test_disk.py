@@ -3,14 +3,22 @@
 import asyncio
 import contextlib
 import json
+import os
+import random
+import signal
 import sqlite3
+import statistics
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks import full_file
+from stores.file import File
 from tests.crash import campaign
-from tests.support.process import RelayProcess, process
+from tests.support.process import ROOT, RelayProcess, process
 from tests.support.readers import Transcript
 from tests.support.relay import Relay
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
@@ -49,28 +57,33 @@ async def everything(relay: Relay) -> list[bytes]:
 
 
 async def test_an_end_in_order_and_a_start_change_nothing(file: Path, upstream: ScriptedUpstream) -> None:
-    upstream.queue(answer(UNUSUAL * 9, reasoning=UNUSUAL), interleaved, half)
+    free = answer("For nothing.", usage={"cost": 0, "total_tokens": 10**40})
+    upstream.queue(answer(UNUSUAL * 9, reasoning=UNUSUAL), interleaved, half, free)
     turns = [{"role": role, "content": f"{UNUSUAL} {number}"} for number, role in enumerate(["user", "assistant"] * 50)]
     async with life(file, upstream) as relay:
-        for number in range(3):
-            made = await relay.conversation(title=f"{number}{UNUSUAL}", system_prompt=UNUSUAL, default_model="a/b")
-            await relay.say(made["id"], UNUSUAL, model="c/d", id=f"own-{number}")
+        for number in range(4):
+            fields = {"system_prompt": UNUSUAL, "default_model": "a/b", "options": {"temperature": 1e-7, "x": UNUSUAL}}
+            made = await relay.conversation(title=f"{number}{UNUSUAL}", **fields)
+            await relay.say(made["id"], UNUSUAL, model="c/d", id=f"own-{number}", options={"seed": 2**70})
             await relay.read(made["id"])
         await relay.conversation(messages=turns)
         await relay.conversation(id="empty")
         before = await everything(relay)
+        assert b"example.org" in b"".join(before) and b'"cost":0.0' in b"".join(before)
         relay.terminate()
         assert await relay.exit() == 0
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     async with life(file, upstream) as relay:
         assert await everything(relay) == before
-    assert len(upstream.requests) == 3
+    assert len(upstream.requests) == 4
 
 
 async def interleaved(_: UpstreamRequest, wire: Wire) -> None:
     """Reasoning and content in turns."""
     for number in range(9):
         await (wire.reasoning if number % 2 else wire.delta)(f"{number}{UNUSUAL}")
+    cited = {"url": "https://example.org/é", "title": UNUSUAL, "start_index": 0, "end_index": 1}
+    await wire.event(wire.chunk({"annotations": [{"type": "url_citation", "url_citation": cited}]}))
     await wire.finish("length")
     await wire.done()
 
@@ -182,6 +195,42 @@ async def test_what_was_killed_before_it_had_told_the_file_how_replies_ended_end
     assert len(upstream.requests) == 1
 
 
+FOLDING = """
+import sys
+from pathlib import Path
+from benchmarks.full_file import imports
+from stores.file import File
+
+file = File(Path(sys.argv[1]))
+file.open(0)
+file._execute("PRAGMA wal_autocheckpoint = 1")
+for change in imports(100_000):
+    file.write([change], [])
+    print(change.conversation_id, flush=True)
+"""
+
+
+async def test_what_is_killed_while_it_folds_its_log_in_has_what_it_told(file: Path) -> None:
+    chance = random.Random(5)
+    told: list[str] = []
+    for _ in range(12):
+        command = [sys.executable, "-c", FOLDING, str(file)]
+        child = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE)
+        assert child.stdout
+        for _ in range(chance.randrange(1, 60)):
+            told.append((await child.stdout.readline()).decode().strip())
+        await asyncio.sleep(chance.uniform(0, 0.01))
+        os.kill(child.pid, signal.SIGKILL)
+        told += (await child.stdout.read()).decode().split()
+        await child.wait()
+        stored = File(file)
+        threads = {thread.conversation.id: thread for thread in stored.open(5)}
+        stored.close()
+        assert threads.keys() >= set(told) and len(threads) <= len(told) + 1
+        assert {len(thread.messages) for thread in threads.values()} == {10}
+        told = list(threads)
+
+
 # The clock
 
 
@@ -203,6 +252,15 @@ async def test_times_grow_though_the_clock_has_run_backwards_between_two_lives(
 
 
 # The file
+
+
+async def test_a_thousand_conversations_are_there_in_a_moment_and_a_change_waits_for_the_disk_alone(
+    file: Path,
+) -> None:
+    """Generous: `python -m benchmarks.full_file` measures."""
+    full_file.fill(file, part=0.1)
+    assert full_file.reading(file) < 5
+    assert statistics.median(await full_file.commits(file)) < 50
 
 
 async def test_only_its_owner_may_read_the_file_and_its_log(file: Path, upstream: ScriptedUpstream) -> None:

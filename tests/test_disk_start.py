@@ -104,6 +104,15 @@ async def test_a_folder_that_is_not_there_is_told_in_one_line(path: Path) -> Non
     assert fingerprint(path.parent) == {}
 
 
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/full", "x" * 300, "a/" * 3000 + "b"])
+async def test_what_cannot_be_a_file_is_told_in_one_line(path: Path, name: str) -> None:
+    env = {"STORE_URL": f"sqlite:///{name}"}
+    async with process("python", str(ROOT / "server.py"), env=env, cwd=path.parent, listening=False) as relay:
+        assert await relay.exit() == 3
+        assert re.fullmatch(ONE_LINE, relay.output)
+    assert fingerprint(path.parent) == {}
+
+
 @pytest.mark.parametrize("what", ["file", "folder", "folder of a new file"])
 async def test_a_file_without_permission_is_told_in_one_line(path: Path, what: str) -> None:
     if what != "folder of a new file":
@@ -307,7 +316,7 @@ def test_a_file_is_brought_up_to_date_step_by_step_and_each_step_is_made_once(
 
 
 def test_a_new_file_has_big_pages(path: Path) -> None:
-    """With SQLite's own a store of 256 MiB takes 403 MiB, with these 323."""
+    """With SQLite's own a full one is a sixth bigger."""
     assert opened(path) == 0
     assert look(path, "PRAGMA page_size") == [(PAGE,)]
 

@@ -179,6 +179,7 @@ async def test_a_start_on_a_full_disk_shows_what_there_is_and_writes_when_there_
             if is_small:
                 disk.make_room()
             await eventually(lambda: is_well(relay))
+            await relay.conversation()  # with which all is written that waits
             shown = await everything(relay)
         async with life(disk.file, upstream) as relay:
             assert await everything(relay) == shown

@@ -314,6 +314,28 @@ def test_a_reply_ends_once_and_only_where_it_is() -> None:
     assert thread.last.status == "streaming"
 
 
+@pytest.mark.parametrize(
+    ("costs", "total"),
+    [
+        ([0], 0.0),
+        ([0.25, 1], 1.25),
+        ([None, 0.5, {}], 0.5),
+        ([10**400, 0.5, -(10**30), 1e300, True, "1"], 0.5),
+        ([None], None),
+        ([10**400], None),
+    ],
+)
+def test_what_replies_cost_is_added_up_as_a_float_that_any_engine_keeps(costs: list[Any], total: float | None) -> None:
+    thread, now = with_turns("One"), NOW
+    for number, cost in enumerate(costs):
+        begun = after(rules(now := now + 100, max_messages=99).begun(thread))
+        assert begun.last
+        usage = None if cost is None else {"cost": cost}
+        ended = after(rules(now := now + 100).finished(begun, begun.last.id, Ending("stopped", usage=usage)))
+        thread = after(rules(now := now + 100, max_messages=99).asked(ended, Question(f"{number}")))
+    assert (thread.conversation.cost, type(thread.conversation.cost)) == (total, type(total))
+
+
 def test_nothing_is_owed_in_an_empty_conversation() -> None:
     with pytest.raises(NothingOwed, match="empty"):
         rules().begun(with_turns())

@@ -156,6 +156,7 @@ WRONG = {
         "sqlite:///folder/",
         "sqlite:///chat.db?mode=ro",
         "sqlite:///:memory:",
+        "sqlite:///a%00b",
         "mysql://user:secret-password@host/db",
     ],
     "CONVERSATION_TTL": ["-1", "soon", "nan", "inf"],
