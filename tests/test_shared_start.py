@@ -249,10 +249,12 @@ def relaying_tls(name: str, folder: Path) -> Iterator[int]:
 
 
 async def test_a_cluster_is_asked_where_the_keys_are(name: str, upstream: ScriptedUpstream) -> None:
-    with server(name, "--cluster-enabled", "yes") as one, server(name, "--cluster-enabled", "yes") as other:
+    buses = [str(free_port()), str(free_port())]  # else a port that may be taken, 10,000 above the other
+    nodes = [("--cluster-enabled", "yes", "--cluster-port", bus) for bus in buses]
+    with server(name, *nodes[0]) as one, server(name, *nodes[1]) as other:
         one.said("CLUSTER", "ADDSLOTSRANGE", "0", "8000")
         other.said("CLUSTER", "ADDSLOTSRANGE", "8001", "16383")
-        one.said("CLUSTER", "MEET", "127.0.0.1", str(other.port))
+        one.said("CLUSTER", "MEET", "127.0.0.1", str(other.port), buses[1])
         for node in (one, other):
             await eventually(lambda node=node: b"cluster_state:ok" in node.said("CLUSTER", "INFO"))  # type: ignore[misc]
         for prefix in ("relay", "a"):  # of which each has its keys on another node
