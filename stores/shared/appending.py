@@ -7,6 +7,7 @@ added twice, to a reply that has ended, or behind a hole that a failover has tor
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -103,6 +104,7 @@ class Appending:
         self._line, self._keys, self._sums = line, keys, sums
         self._waiting: set[Making] = set()
         self._fenced: dict[str, Making] = {}
+        self._cut: deque[str] = deque(maxlen=1000)  # that have ended before all of their text was stored, the last ones
         self._tick: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_urgent = False
@@ -123,6 +125,8 @@ class Appending:
             return
         self._count(-making.taken)
         self._waiting.discard(making)
+        if making.waiting:
+            self._cut.append(message_id)
         if fenced:
             self._fenced[message_id] = making
         else:
@@ -159,13 +163,13 @@ class Appending:
         """As `Engine.settle`."""
         if fenced := self._fenced.pop(message_id, None):
             await asyncio.wait({fenced.ended}, timeout=FENCED)
-        making = self.makes.get(message_id)
-        if making is None:
-            return None
-        self._append_soon(at_once=True)
-        while making.waiting:
-            await making.change()
-        return making.refusal
+        if making := self.makes.get(message_id):
+            self._append_soon(at_once=True)
+            while making.waiting:
+                await making.change()
+            if making.refusal:
+                return making.refusal
+        return over() if message_id in self._cut else None  # so that it isn't called complete
 
     def _count(self, size: int) -> None:
         self.text += size
