@@ -239,7 +239,8 @@ class Replies:
             await asyncio.wait(self._tasks, timeout=left)
 
     async def _wait_until_begun(self, conversation_id: str) -> None:
-        if beginning := self._begins.get(conversation_id):
+        beginning = self._begins.get(conversation_id)
+        if beginning and beginning is not asyncio.current_task():
             await asyncio.wait({beginning})
 
     async def _find(self, conversation_id: str, message_id: str) -> Reply | None:
@@ -255,7 +256,8 @@ class Replies:
         if message.status != "streaming":
             return Reply(message)
         if self._store.is_shared:
-            return self._mirror_of(conversation_id, message)
+            await self._wait_until_begun(conversation_id)  # it may be this relay that is beginning it
+            return self._running.get(message.id) or self._mirror_of(conversation_id, message)
         # Nobody makes it: the store couldn't be told how it had ended.
         failed = _failed(500, "The service failed; its log says where.")
         final = await self._store.finish_reply(conversation_id, message.id, failed)
