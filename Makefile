@@ -5,6 +5,7 @@ RUNTIME := .venv/runtime.stamp
 DEVELOPMENT := .venv/development.stamp
 EXAMPLE := examples/react/node_modules/.package-lock.json
 BROWSER := tests/browser/node_modules/.package-lock.json
+FRONTS := $(patsubst %,%/node_modules/.package-lock.json,examples/ai-sdk examples/assistant-ui tests/browser/ai-5 tests/browser/ai-6)
 CONTAINER := .venv/container.stamp
 CLIENTS := .venv/clients.stamp
 LIBRARIES := tests/clients/node_modules/.package-lock.json
@@ -43,7 +44,7 @@ campaign: $(DEVELOPMENT)  ## relays and their server are killed for minutes; SEE
 fuzz: $(DEVELOPMENT)  ## the contract under a fuzzer, with more data than `make test` has, and other data each time
 	$(BIN)/pytest tests/test_fuzzed_contract.py --fuzz 200
 
-test-browser: $(RUNTIME) $(EXAMPLE) $(BROWSER)  ## the example and the pages of the API in a real browser
+test-browser: $(RUNTIME) $(EXAMPLE) $(FRONTS) $(BROWSER)  ## the examples and the pages of the API in a real browser
 	tests/browser/install
 	npm test --silent --prefix tests/browser
 

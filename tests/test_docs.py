@@ -21,7 +21,11 @@ from tests.clients.libraries import LIBRARIES
 from tests.support.process import ROOT, process
 from tests.test_faults import FAULTS, Fault
 
-PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted(ROOT.glob("docs/*.md"))), "examples/react/README.md"]
+PAGES = [
+    f"{page.relative_to(ROOT)}"
+    for pattern in ("README.md", "docs/*.md", "examples/*/README.md")
+    for page in sorted(ROOT.glob(pattern))
+]
 
 CONTRACT: dict[str, Any] = json.loads((ROOT / "openapi.json").read_text(encoding="utf-8"))
 
@@ -37,11 +41,15 @@ TAKEN = {
     ("docs/clients.md", "python"): 1,
     ("docs/clients.md", "js"): 2,  # one runs in tests/browser/origins.spec.ts
     ("docs/clients.md", "powershell"): 1,
+    ("docs/clients.md", "tsx"): 3,  # tests/browser/support/fronts.ts, tests/browser/example.spec.ts
     ("docs/clients.md", "console"): 1,
     ("docs/deploy.md", "console"): 3,  # tests/container does the same through its own engine
     ("docs/deploy.md", "text"): 1,  # tests/test_shared_start.py
     ("docs/design.md", "sh"): 1,
     ("docs/design.md", "text"): 1,
+    ("examples/ai-sdk/README.md", "sh"): 1,
+    ("examples/ai-sdk/README.md", "tsx"): 1,  # tests/browser/fronts.spec.ts
+    ("examples/assistant-ui/README.md", "tsx"): 1,  # tests/browser/fronts.setup.ts
     ("examples/react/README.md", "sh"): 1,
     ("examples/react/README.md", "tsx"): 1,  # tests/browser/example.spec.ts
 }

@@ -13,7 +13,7 @@ from store import Ending, Failure, Question, Store
 from stores.file import VERSION
 from tests.support.process import ROOT
 
-FIRST = (ROOT / "tests/files/store-1.sql").read_text(encoding="utf-8")
+FIRST = (ROOT / "tests/data/version-1.sql").read_text(encoding="utf-8")
 SOURCES = [{"type": "url_citation", "url": "https://e.example/é", "title": None, "start_index": 0, "end_index": 3}]
 
 

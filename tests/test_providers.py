@@ -263,22 +263,22 @@ CONTEXT = {
     "type": "exceed_context_size_error",
 }
 SHAPES: dict[str, tuple[object, str]] = {
-    "an error with a message": ({"error": {"message": "Because", "code": "x"}}, "said: Because"),
-    "an error that is text (Ollama)": ({"error": "Because"}, "said: Because"),
-    "a message (Cohere, Bedrock)": ({"message": "Because"}, "said: Because"),
-    "a detail (FastAPI)": ({"detail": "Because"}, "said: Because"),
-    "details (pydantic)": ({"detail": [{"loc": ["body"], "msg": "Be"}, {"msg": "cause"}]}, "said: Be; cause"),
-    "a detail with an error (DeepInfra)": ({"detail": {"error": "Because"}}, "said: Because"),
-    "a list (Google)": ([{"error": {"message": "Because", "status": "INTERNAL"}}], "said: Because"),
-    "an object that calls itself an error (vLLM)": ({"object": "error", "message": "Because"}, "said: Because"),
+    "an error with a message": ({"error": {"message": "Because", "code": "x"}}, ": Because"),
+    "an error that is text (Ollama)": ({"error": "Because"}, ": Because"),
+    "a message (Cohere, Bedrock)": ({"message": "Because"}, ": Because"),
+    "a detail (FastAPI)": ({"detail": "Because"}, ": Because"),
+    "details (pydantic)": ({"detail": [{"loc": ["body"], "msg": "Be"}, {"msg": "cause"}]}, ": Be; cause"),
+    "a detail with an error (DeepInfra)": ({"detail": {"error": "Because"}}, ": Because"),
+    "a list (Google)": ([{"error": {"message": "Because", "status": "INTERNAL"}}], ": Because"),
+    "an object that calls itself an error (vLLM)": ({"object": "error", "message": "Because"}, ": Because"),
     "a message with details (Mistral)": (
         {"object": "error", "message": {"detail": [{"msg": "Because"}]}, "type": "x", "code": "1500"},
-        "said: Because",
+        ": Because",
     ),
-    "an error inside an error": ({"error": {"error": {"message": "Because"}}}, "said: Because"),
-    "a phrase and a message (NestJS)": ({"error": "Bad Gateway", "message": "Because"}, "said: Because"),
-    "a sentence as the code (xAI)": ({"code": "It isn't there", "error": "Because"}, "said: Because"),
-    "errors (Cloudflare)": ({"success": False, "errors": [{"code": 7003, "message": "Because"}]}, "said: Because"),
+    "an error inside an error": ({"error": {"error": {"message": "Because"}}}, ": Because"),
+    "a phrase and a message (NestJS)": ({"error": "Bad Gateway", "message": "Because"}, ": Because"),
+    "a sentence as the code (xAI)": ({"code": "It isn't there", "error": "Because"}, ": Because"),
+    "errors (Cloudflare)": ({"success": False, "errors": [{"code": 7003, "message": "Because"}]}, ": Because"),
 }
 
 ERRORS = {
@@ -295,28 +295,28 @@ ERRORS = {
     },
     "llama.cpp: a field": fails(b"error: %b\n\ndata: [DONE]\n\n" % json.dumps(CONTEXT).encode(), 400, "shorter one"),
     "llama.cpp: in one block": fails(b"error: %b\ndata: [DONE]\n\n" % json.dumps(CONTEXT).encode(), 400, "shorter one"),
-    "Groq: a name": fails(b'event: error\ndata: {"message": "Because", "code": 429}\n\n', 429, "said: Because"),
-    "a name a blank line before": fails(b"event: error\n\ndata: Because\n\n", 502, "said: Because"),
+    "Groq: a name": fails(b'event: error\ndata: {"message": "Because", "code": 429}\n\n', 429, ": Because"),
+    "a name a blank line before": fails(b"event: error\n\ndata: Because\n\n", 502, ": Because"),
     "OpenAI: a word": fails({"error": {"message": "m", "code": "context_length_exceeded"}}, 400, "shorter one"),
     "vLLM: a word": fails(
         sse({"error": {"message": "Because", "type": "BadRequestError", "code": 400}}, DONE), 400, "Because"
     ),
-    "a word alone": fails(sse({"error": {"message": "Because", "type": "RateLimitError"}}), 429, "said: Because"),
+    "a word alone": fails(sse({"error": {"message": "Because", "type": "RateLimitError"}}), 429, ": Because"),
     "a page as a 502": fails(
         b"<html><h1>Secret words</h1>", 502, "status 502", status=502, headers={"Content-Type": "text/html"}
     ),
-    "text as a 400": fails(b"Because", 400, "said: Because", status=400, headers={"Content-Type": "text/plain"}),
-    "an event as a 400": fails(sse({"error": {"message": "Because"}}), 400, "said: Because", status=400),
+    "text as a 400": fails(b"Because", 400, ": Because", status=400, headers={"Content-Type": "text/plain"}),
+    "an event as a 400": fails(sse({"error": {"message": "Because"}}), 400, ": Because", status=400),
     "a page in a message": fails(
-        {"error": {"message": "<!DOCTYPE html><p>Secret words"}}, 502, "status 502: try again"
+        {"error": {"message": "<!DOCTYPE html><p>Secret words"}}, 502, "status 502, so try again"
     ),
-    "text as an event": fails(b"data: Because\n\n", 502, "said: Because", tries=1),
-    "text as the body": fails(b"Because", 502, "said: Because", tries=1),
+    "text as an event": fails(b"data: Because\n\n", 502, ": Because", tries=1),
+    "text as the body": fails(b"Because", 502, ": Because", tries=1),
     "a page as the body": fails(b"<!doctype html>\n<p>Secret words\n{\n}\n", 502, "OPENROUTER_BASE_URL", tries=1),
     "a page as an event": fails(b"data: <html>Secret words</html>\n\n", 502, "isn't JSON", tries=1),
-    "text, then [DONE]": fails(b"Because\n\ndata: [DONE]\n\n", 502, "said: Because", tries=1),
+    "text, then [DONE]": fails(b"Because\n\ndata: [DONE]\n\n", 502, ": Because", tries=1),
     "text instead of the rest": Sent(
-        sse(*FOUR) + b"stream error: Because\n", error=(502, "said: stream error: Because"), finish_reason=None
+        sse(*FOUR) + b"stream error: Because\n", error=(502, ": stream error: Because"), finish_reason=None
     ),
     "a 404 that is text (Go)": fails(b"404 page not found", 404, "OPENROUTER_BASE_URL", status=404),
     "a 404 that is a page": fails(b"<html>no model, no provider", 404, "OPENROUTER_BASE_URL", status=404),
@@ -336,7 +336,7 @@ ERRORS = {
     ),
     "an error by name, with usage": Sent(
         sse(says("Four")) + b"event: error\n" + sse({"message": "Because", "usage": USAGE}),
-        error=(502, "said: Because"),
+        error=(502, ": Because"),
         usage=USAGE,
     ),
     "tool calls": Sent(

@@ -614,7 +614,7 @@ async def small_answer(store: Store, conversation_id: str) -> None:
 
 async def small_failure(store: Store, conversation_id: str) -> None:
     await store.add_user_message(conversation_id, Question("x"))
-    failure = Failure(502, f"Upstream said: {uuid4()}" + "x" * 300, retryable=True)
+    failure = Failure(502, f"Upstream failed: {uuid4()}" + "x" * 300, retryable=True)
     await answered(store, conversation_id, "x", Ending("failed", error=failure))
 
 

@@ -476,7 +476,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
 def test_an_error_in_any_shape_is_recognised(event: dict[str, Any], code: int) -> None:
     error = refused(chunk({"content": "a"}), raw(event))
     assert error.code == code
-    assert error.message.endswith(" Upstream said: Because")
+    assert error.message.endswith(": Because")
 
 
 @pytest.mark.parametrize("choice", [{"finish_reason": "error"}, {"finish_reason": "error", "error": {}, "delta": None}])
@@ -567,11 +567,17 @@ def test_the_status_of_the_response_counts_more_than_the_code_in_its_body() -> N
 
 @pytest.mark.parametrize("body", [{}, {"error": None}, {"error": 5}, {"error": []}, {"error": {"message": None}}])
 def test_a_refusal_without_words_has_the_services_own(body: dict[str, Any]) -> None:
-    assert refusal(401, body, None, KEY).message == "Upstream doesn't accept the API key: check OPENROUTER_API_KEY."
+    assert refusal(401, body, None, KEY).message == "Upstream doesn't accept the API key in OPENROUTER_API_KEY."
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 408, 413, 422, 429, 500, 529])
+def test_an_error_is_one_sentence_with_upstreams_words_after_its_colon(status: int) -> None:
+    message = refusal(status, {"error": {"message": "no such model"}}, None, KEY).message
+    assert re.fullmatch(r"[A-Z][^:]+[^:.]: no such model", message)
 
 
 def test_upstreams_words_are_one_line_of_300_characters_at_the_most() -> None:
-    said = refusal(500, {"error": {"message": "word\r\n\t " * 200}}, None, KEY).message.partition("said: ")[2]
+    said = refusal(500, {"error": {"message": "word\r\n\t " * 200}}, None, KEY).message.partition(": ")[2]
     assert said == ("word " * 60)[:300]
 
 
@@ -596,13 +602,13 @@ def secretive(message: str) -> str:
 )
 def test_keys_and_what_upstream_says_of_an_account_are_redacted(secret: str) -> None:
     message = secretive(f"No: '{secret}' isn't allowed ({secret}).")
-    assert message.endswith("Upstream said: No: '[redacted]' isn't allowed ([redacted]).")
+    assert message.endswith(": No: '[redacted]' isn't allowed ([redacted]).")
 
 
 @pytest.mark.parametrize(("key", "said"), [("local", "no local model"), ("secret", "no [redacted] model")])
 def test_a_key_that_is_a_short_word_is_none(key: str, said: str) -> None:
     """Local servers take any word."""
-    assert refusal(404, {"error": {"message": f"no {key} model"}}, None, key).message.endswith(f"said: {said}")
+    assert refusal(404, {"error": {"message": f"no {key} model"}}, None, key).message.endswith(f": {said}")
 
 
 def test_nothing_private_shows_that_upstream_did_not_say_in_its_message() -> None:
@@ -624,7 +630,7 @@ def test_private_fields_are_found_at_the_top_and_in_the_error_and_its_metadata()
         {"error": {"message": "a b7", "metadata": {"user_id": "b7"}}},
         {"error": "a b7", "user_id": "b7"},
     ):
-        assert refusal(400, body, None, KEY).message.endswith("said: a [redacted]")
+        assert refusal(400, body, None, KEY).message.endswith(": a [redacted]")
 
 
 @pytest.mark.parametrize("message", [None, 5, ["x"], {"a": 1}, "", " \n"])

@@ -16,7 +16,7 @@ Knows no I/O.
 import socket
 import ssl
 
-NO_STREAM = "Upstream answered with something other than an event stream: check OPENROUTER_BASE_URL."
+NO_STREAM = "Upstream answered with something other than an event stream, so check OPENROUTER_BASE_URL."
 
 
 class UpstreamError(Exception):
@@ -53,7 +53,7 @@ class UpstreamBroken(UpstreamError):
     """Upstream's answer can't be used: cut off, unreadable, or no stream at all. `said` are its words, redacted."""
 
     def __init__(self, message: str, said: str = "") -> None:
-        super().__init__(502, f"{message} Upstream said: {said}" if said else message, retryable=True)
+        super().__init__(502, f"{message.removesuffix('.')}: {said}" if said else message, retryable=True)
         self.said = said
 
 

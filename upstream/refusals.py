@@ -60,25 +60,25 @@ _STATUS_OF_WORD = {
 }
 
 _SENTENCE_OF_STATUS = {
-    400: "Upstream can't take this request: an unknown model, a bad parameter, or more text than the model reads.",
-    401: "Upstream doesn't accept the API key: check OPENROUTER_API_KEY.",
+    400: "Upstream can't take this request, for an unknown model, a bad parameter, or more text than the model reads.",
+    401: "Upstream doesn't accept the API key in OPENROUTER_API_KEY.",
     402: "The upstream account has no credit left for this request, or its key has reached its limit.",
-    403: "Upstream doesn't allow this request: moderation, a guardrail, a permission or a spent budget.",
+    403: "Upstream doesn't allow this request, for moderation, a guardrail, a permission or a spent budget.",
     404: "Upstream has no provider for this model under the account's settings.",
     408: "The request took upstream too long.",
     413: "The request is too large for upstream.",
     422: "Upstream can't process this request.",
-    429: "A rate limit is reached, upstream's or the provider's: wait a little.",
-    529: "The model's provider is overloaded: try again in a moment.",
+    429: "A rate limit is reached, upstream's or the provider's, so wait a little.",
+    529: "The model's provider is overloaded, so try again in a moment.",
 }
-_NO_SUCH_PATH = "Upstream has no such path: check OPENROUTER_BASE_URL, which often ends in /v1."
+_NO_SUCH_PATH = "Upstream has no such path, so check OPENROUTER_BASE_URL, which often ends in /v1."
 _TOO_LONG = (
-    "The conversation is too long for this model: start a shorter one, choose a model that reads more, or let "
+    "The conversation is too long for this model, so start a shorter one, choose a model that reads more, or let "
     'OpenRouter shorten it with the option `plugins: [{"id": "context-compression"}]`.'
 )
 _TOO_DEAR = (
-    "The upstream account's credit doesn't reach for the longest answer that might come: set MAX_TOKENS, or the option "
-    "`max_tokens`, to less, or add credit."
+    "The upstream account's credit doesn't reach for the longest answer that might come, so set MAX_TOKENS, or the "
+    "option `max_tokens`, to less, or add credit."
 )
 
 _PAGE = re.compile(r"\s*<(?:!doctype|\?xml|html|head|body|center)\b", re.IGNORECASE)
@@ -162,7 +162,7 @@ def retry_after_seconds(value: str | None) -> float | None:
 
 
 def _with(sentence: str, words: str) -> str:
-    return f"{sentence} Upstream said: {words}" if words else sentence
+    return f"{sentence.removesuffix('.')}: {words}" if words else sentence
 
 
 def _sentence(code: int, status: int | None, body: object, words: str, levels: Sequence[Mapping[str, Any]]) -> str:
@@ -174,7 +174,7 @@ def _sentence(code: int, status: int | None, body: object, words: str, levels: S
     knows_models = _OF_MODELS.search(body if isinstance(body, str) else json.dumps(body))
     if status == 405 or (status == 404 and not knows_models):
         return _NO_SUCH_PATH
-    otherwise = f"Upstream failed with status {code}{': try again in a moment' if code >= 500 else ''}."
+    otherwise = f"Upstream failed with status {code}{', so try again in a moment' if code >= 500 else ''}."
     return _SENTENCE_OF_STATUS.get(code, otherwise)
 
 

@@ -5,7 +5,7 @@ const serving: CommonServerOptions = {
   port: 5173,
   proxy: {
     '/api': {
-      target: 'http://127.0.0.1:8001',
+      target: process.env.RELAY_URL ?? 'http://127.0.0.1:8001',
       changeOrigin: false, // the relay lets a page in whose own origin it is: the Host must be the browser's
       rewrite: (path) => path.replace(/^\/api/, ''),
       // Vite would keep a stream open for ever when the relay has gone away in the middle of it.

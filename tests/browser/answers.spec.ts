@@ -1,3 +1,4 @@
+import { expectAccessible } from './support/axe'
 import { expectGrowth, words } from './support/chat'
 import { expect, hold, requestsOf, test, testWithOwnRelay } from './support/test'
 
@@ -68,6 +69,18 @@ testWithOwnRelay('a ping, after 15 s of silence, is no trouble and no text', asy
   expect(streams).toHaveLength(1) // this one's: the page's own hasn't been opened again
   await chat.stop.click()
   await chat.ends('stopped')
+  expect(relay.generations(chat.id())).toBe(1)
+})
+
+testWithOwnRelay('an answer that is over before the page has followed it is shown all the same', async ({ chat, page, relay }) => {
+  await chat.openExisting({ default_model: 'demo/length' })
+  const release = await hold(page, 'GET', /\/stream\?/)
+  await chat.ask('Quick?')
+  await expect.poll(async () => (await relay.counts()).replies_in_progress).toBe(0)
+  release()
+  await chat.ends('complete')
+  await chat.showsWhatIsStored()
+  await expect(chat.notice).toHaveCount(0)
   expect(relay.generations(chat.id())).toBe(1)
 })
 
@@ -161,4 +174,68 @@ test('emoji, right-to-left text and unusual line ends arrive one code point at a
   const stored = (await chat.stored()).at(-1)!.content
   const bare = (text: string) => text.replace(/\s|^- /gm, '')
   await expect.poll(async () => bare((await chat.answer.locator('> .markdown').textContent()) ?? '')).toBe(bare(stored))
+})
+
+test('a question costs at most four requests', async ({ chat, page }) => {
+  const requests = (during: () => Promise<unknown>) => {
+    const urls = requestsOf(page)
+    return during().then(async () => {
+      await page.waitForLoadState('networkidle')
+      page.removeAllListeners('request')
+      return urls.filter((url) => url.includes(':8001/')).map((url) => new URL(url).pathname.replace(/[0-9a-f]{32}/, '{id}'))
+    })
+  }
+  await chat.open('demo/length')
+  const ask = async (question: string) => {
+    await chat.ask(question)
+    await chat.ends('complete')
+  }
+  const [list, messages, stream] = ['/conversations', '/conversations/{id}/messages', '/conversations/{id}/stream']
+  expect((await requests(() => ask('First'))).sort()).toEqual([list, list, messages, stream]) // made, and listed
+  expect((await requests(() => ask('Second'))).sort()).toEqual([list, list, messages, stream]) // listed, and its cost
+  await chat.showsWhatIsStored()
+})
+
+test('reasoning is open while it comes, and then says how long it took', async ({ chat, page }) => {
+  await chat.open('demo/reasoning')
+  await chat.ask('Think')
+  const reasoning = chat.answer.locator('details')
+  await expect(reasoning).toHaveAttribute('open')
+  await expect(reasoning.locator('summary')).toHaveText('Thinking …')
+  await chat.ends('complete')
+  await expect(reasoning).not.toHaveAttribute('open')
+  await expect(reasoning.locator('summary')).toHaveText(/^Thought for \d+ s$/)
+  await page.reload()
+  await expect(reasoning.locator('summary')).toHaveText('Reasoning')
+})
+
+test('code has colours, as it comes too', async ({ chat, page }) => {
+  await chat.open('demo/echo')
+  await chat.ask('Repeat:\n\n```python\ndef sky(): return "blue"\n```')
+  await expect(chat.answer.locator('.hljs-keyword').first()).toHaveText('def')
+  await chat.ends('complete')
+  await expect(chat.answer.locator('figcaption')).toContainText('python')
+  await expectAccessible(page)
+})
+
+test('the answers that others have replaced can be looked at while the page lives', async ({ chat, page }) => {
+  await chat.open('demo/length')
+  await chat.ask('Again?')
+  await chat.ends('complete')
+  const first = await chat.text()
+  await chat.pick('demo/echo')
+  await page.getByRole('button', { name: 'Regenerate', exact: true }).click()
+  await expect(chat.answer).toHaveAccessibleName('Answer of demo/echo')
+  await chat.ends('complete')
+  const second = await chat.text()
+  await expect(page.getByRole('group', { name: 'Versions of the answer' })).toContainText('2/2')
+  await page.getByRole('button', { name: 'Earlier version' }).click()
+  await expect(chat.answer).toHaveAccessibleName('Answer of demo/length')
+  expect(await chat.text()).toBe(first)
+  await expectAccessible(page)
+  await page.getByRole('button', { name: 'Later version' }).click()
+  await expect.poll(() => chat.text()).toBe(second)
+  await page.reload()
+  await chat.showsWhatIsStored()
+  await expect(page.getByRole('group', { name: 'Versions of the answer' })).toHaveCount(0)
 })

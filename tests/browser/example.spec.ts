@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process'
 import { copyFileSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { promisify } from 'node:util'
-import { example } from './support/paths'
+import { example, shownFor } from './support/paths'
 import { expect, test } from './support/test'
 
 const run = promisify(execFile)
@@ -20,9 +20,11 @@ test('the example builds', async ({}, testInfo) => {
 test('the hook’s files and the README’s component are all that another app needs, and render on a server', async ({}, testInfo) => {
   const app = testInfo.outputPath('app')
   mkdirSync(app)
-  for (const file of ['useChat.ts', 'follow.ts', 'relay.ts', 'api.d.ts']) copyFileSync(`${example}/src/${file}`, `${app}/${file}`)
-  const readme = readFileSync(`${example}/README.md`, 'utf8')
-  writeFileSync(`${app}/Chat.tsx`, readme.match(/^```tsx\n(.*?)^```$/ms)![1]!)
+  for (const file of ['useRelayChat.ts', 'useReading.ts', 'follow.ts', 'relay.ts', 'types.ts']) copyFileSync(`${example}/src/${file}`, `${app}/${file}`)
+  const [shown, ...others] = ['examples/react/README.md', 'docs/clients.md'].flatMap((page) => shownFor(app, page))
+  expect(others).toHaveLength(1)
+  writeFileSync(`${app}/Chat.tsx`, shown!)
+  writeFileSync(`${app}/Answers.tsx`, others[0]!)
   writeFileSync(`${app}/tsconfig.json`, `{ "extends": "${example}/tsconfig.json", "include": ["."] }`)
   symlinkSync(`${example}/node_modules`, `${app}/node_modules`)
 

@@ -1,5 +1,5 @@
 import { expectGrowth, words, type Chat } from './support/chat'
-import { expect, test, testWithOwnRelay } from './support/test'
+import { expect, inFile, test, testWithOwnRelay } from './support/test'
 
 const question = `Repeat: ${words(250)}`
 
@@ -145,6 +145,27 @@ testWithOwnRelay.describe('when the relay restarts', () => {
     await expect(chat.notice).toContainText('The relay no longer has this conversation.')
     expect(await chat.text()).toBe(text)
     await startsAnew(chat)
+  })
+})
+
+testWithOwnRelay.describe('when a relay with a file restarts', () => {
+  testWithOwnRelay.use({ settings: inFile, mayComplain: /net::ERR_|Failed to load resource/ })
+
+  testWithOwnRelay('a crash in the middle of an answer keeps what was seen of it, and the answer can be had again', async ({ chat, relay }) => {
+    await chat.open('demo/echo')
+    await chat.ask(question)
+    await chat.reaches(50)
+    const seen = await chat.text()
+    await relay.process.stop('SIGKILL')
+    await relay.process.start()
+    await chat.ends('failed')
+    await chat.showsWhatIsStored()
+    expect((await chat.text()).slice(0, seen.length)).toBe(seen)
+    await chat.answer.getByRole('button', { name: 'Try again' }).click()
+    await chat.reaches(50)
+    await arrivesWhole(chat)
+    expect(await chat.stored()).toHaveLength(2)
+    expect(relay.generations(chat.id())).toBe(2)
   })
 })
 

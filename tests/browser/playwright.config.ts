@@ -34,7 +34,7 @@ export default defineConfig({
     { command: 'exec npm run dev', cwd: example, url: 'http://localhost:5173', timeout },
   ],
   projects: [
-    { name: 'start', testMatch: 'start.setup.ts' },
+    { name: 'start', testMatch: '*.setup.ts' },
     { name: 'chromium', dependencies: ['start'] },
   ],
 })

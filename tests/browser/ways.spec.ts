@@ -1,4 +1,5 @@
 import { words } from './support/chat'
+import { OwnRelay } from './support/relay'
 import { expect, requestsOf, test, testThroughVite } from './support/test'
 
 test('with CORS the page talks straight to the relay', async ({ chat, page }) => {
@@ -33,4 +34,18 @@ testThroughVite('through Vite’s proxy an answer can be stopped', async ({ chat
   await chat.ask('Stop?')
   await chat.stop.click()
   await chat.ends('stopped')
+})
+
+testThroughVite.extend({
+  relay: async ({}, use) => {
+    const relay = await OwnRelay.start()
+    await use(relay)
+    await relay.process.stop()
+  },
+  viteEnv: ({ relay }, use) => use({ RELAY_URL: relay.url }),
+})('Vite’s proxy finds a relay on another port', async ({ chat, relay }) => {
+  await chat.open('demo/length')
+  await chat.ask('Over there?')
+  await chat.ends('complete')
+  expect(await relay.counts()).toMatchObject({ conversations: 1, messages: 2 })
 })

@@ -1,5 +1,5 @@
 import { useState } from 'react'
-import type { Message } from './relay'
+import type { Message } from './types'
 
 /**
  * Tells a screen reader that an answer is coming, and reads it once when it is there, not word by word. A failure speaks

@@ -1,4 +1,4 @@
-import { useEffect, useRef } from 'react'
+import { useEffect, useRef, useSyncExternalStore } from 'react'
 import { Answer, Question, Unanswered } from './Messages'
 import { Announcer } from './Announcer'
 import { Composer } from './Composer'
@@ -6,24 +6,53 @@ import { ConversationList } from './ConversationList'
 import { dollars } from './format'
 import { Icon } from './Icon'
 import { Options } from './Options'
-import { useChat } from './useChat'
+import type { Conversation } from './types'
+import { useConversations } from './useConversations'
 import { useDraft } from './useDraft'
 import { usePinnedScroll } from './usePinnedScroll'
+import { onEvent } from './useReading'
+import { useRelayChat } from './useRelayChat'
 
 const starters = ['Why is the sky blue?', 'Explain closures with an example', 'Plan a quiet weekend']
 
+const otherTabs = new BroadcastChannel('chat-relay')
+const tellOtherTabs = () => otherTabs.postMessage('changed')
+const onHashChange = onEvent('hashchange')
+
+/** The open conversation's id is the URL's hash: a reload opens it again, Back goes to the one before. */
 export function App() {
-  const chat = useChat()
-  const { conversation, messages, busy, gone } = chat
-  const draft = useDraft(messages, chat.dismiss)
+  const id = useSyncExternalStore(onHashChange, () => encodeURIComponent(location.hash.slice(1)))
+  const list = useConversations(id, tellOtherTabs)
+  const onCreate = (id: string) => {
+    location.hash = id
+    tellOtherTabs()
+  }
+  const onChange = () => {
+    list.refresh()
+    tellOtherTabs()
+  }
+  const chat = useRelayChat({ id, model: list.model, onCreate, onChange })
+  const { conversation } = list
+  const { messages, busy, gone } = chat
+  const trouble = chat.trouble || list.trouble
+  const problem = chat.problem || list.problem
+  const draft = useDraft(id, messages, chat.dismiss)
   const composer = useRef<HTMLTextAreaElement>(null)
   const { page, atEnd, toEnd } = usePinnedScroll(conversation?.id)
   const last = messages.at(-1)
+  // The conversation's has the answers that are gone, too, and the messages' those that have just come.
+  const cost = Math.max(conversation?.cost ?? 0, messages.reduce((sum, { usage }) => sum + (usage?.cost ?? 0), 0))
   const title = conversation?.title ?? (gone ? 'Lost conversation' : 'New conversation')
 
   useEffect(() => {
     document.title = conversation?.title ? `${conversation.title} · Chat relay` : 'Chat relay'
   }, [conversation?.title])
+
+  const refresh = () => {
+    chat.refresh()
+    list.refresh()
+  }
+  useEffect(() => onEvent('message', otherTabs)(refresh))
 
   /** Does it, and goes on in the composer: what was clicked may be gone. */
   const compose = (first: () => unknown) => {
@@ -37,8 +66,12 @@ export function App() {
     document.getElementById('conversations')?.hidePopover()
     composer.current?.focus()
   }
+  const remove = async (removed: Conversation) => {
+    if ((await list.remove(removed)) && location.hash.slice(1) === removed.id) location.hash = ''
+  }
   const send = async () => {
     const { text, edited, onSent } = draft
+    list.dismiss()
     compose(toEnd)
     onSent(text, await chat.send(text, edited))
   }
@@ -47,12 +80,12 @@ export function App() {
     <div className="app">
       <aside id="conversations" className="sidebar" popover="auto">
         <ConversationList
-          conversations={chat.conversations}
-          onMore={chat.listMore}
+          conversations={list.conversations}
+          onMore={list.listMore}
           current={conversation}
           onNew={startNew}
-          onRename={chat.rename}
-          onRemove={chat.remove}
+          onRename={list.rename}
+          onRemove={remove}
         />
       </aside>
 
@@ -62,20 +95,20 @@ export function App() {
             <Icon name="menu" />
           </button>
           <h1>{title}</h1>
-          {conversation?.cost != null && <small title="What its answers have cost">{dollars(conversation.cost)}</small>}
-          {!gone && <Options conversation={conversation} model={chat.model} onSaved={chat.refresh} />}
+          {cost > 0 && <small title="What its answers have cost">{dollars(cost)}</small>}
+          {!gone && <Options conversation={conversation} model={list.model} onSaved={list.refresh} />}
         </header>
 
         <div className="notices" role="status">
-          {chat.trouble && (
+          {trouble && (
             <p className="notice">
-              <span>{chat.trouble}</span> <button onClick={chat.refresh}>Try now</button>
+              <span>{trouble}</span> <button onClick={refresh}>Try now</button>
             </p>
           )}
           {gone && (
             <p className="notice">
               <span>
-                The relay no longer has this conversation. It was deleted, or the relay was restarted: it keeps
+                The relay no longer has this conversation. It was deleted, or the relay was restarted and keeps
                 conversations in memory only.
               </span>{' '}
               <button onClick={startNew}>Start a new one</button>
@@ -95,7 +128,7 @@ export function App() {
               ))}
             </div>
           )}
-          {messages.map((message) =>
+          {messages.map((message, index) =>
             message.role === 'user' ? (
               <Question
                 key={message.id}
@@ -107,7 +140,8 @@ export function App() {
               <Answer
                 key={message.id}
                 message={message}
-                model={chat.model}
+                older={chat.older[messages[index - 1]?.id ?? '']}
+                model={list.model}
                 writing={busy && message === last}
                 onRegenerate={message === last && !busy && !gone ? () => goOn(() => chat.regenerate(message)) : undefined}
               />
@@ -122,9 +156,9 @@ export function App() {
               <Icon name="down" />
             </button>
           )}
-          {chat.problem && (
+          {problem && (
             <p className="failure" role="alert">
-              {chat.problem}
+              {problem}
             </p>
           )}
           <Composer
@@ -136,9 +170,9 @@ export function App() {
             busy={busy}
             onSend={send}
             onStop={() => goOn(chat.stop)}
-            models={chat.models}
-            model={chat.model}
-            onPickModel={chat.pickModel}
+            models={list.models}
+            model={list.model}
+            onPickModel={list.pickModel}
           />
         </div>
         <Announcer last={last} busy={busy} />

@@ -1,7 +1,7 @@
 import { useState, type FormEvent, type KeyboardEvent, type Ref } from 'react'
 import { Icon } from './Icon'
 import { ModelPicker } from './ModelPicker'
-import type { Model } from './relay'
+import type { Model } from './types'
 
 type Props = {
   ref: Ref<HTMLTextAreaElement>

@@ -1,7 +1,7 @@
 import { useRef, useState, type FormEvent, type KeyboardEvent } from 'react'
 import { flushSync } from 'react-dom'
 import { Icon } from './Icon'
-import type { Conversation } from './relay'
+import type { Conversation } from './types'
 
 type Props = {
   conversations: Conversation[]

@@ -1,5 +1,6 @@
 import { isValidElement, memo, useDeferredValue, useRef, type ReactNode } from 'react'
 import ReactMarkdown, { type Components } from 'react-markdown'
+import rehypeHighlight from 'rehype-highlight'
 import remarkGfm from 'remark-gfm'
 import { CopyButton } from './CopyButton'
 
@@ -11,7 +12,7 @@ export function Markdown({ text }: { text: string }) {
 const Rendered = memo(function Rendered({ text }: { text: string }) {
   return (
     <div className="markdown" dir="auto">
-      <ReactMarkdown remarkPlugins={[remarkGfm]} components={components}>
+      <ReactMarkdown remarkPlugins={[remarkGfm]} rehypePlugins={[rehypeHighlight]} components={components}>
         {text}
       </ReactMarkdown>
     </div>
@@ -49,7 +50,7 @@ function Code({ children }: { children?: ReactNode }) {
   return (
     <figure className="code">
       <figcaption>
-        {className?.replace('language-', '') ?? 'text'}
+        {className?.match(/language-(\S+)/)?.[1] ?? 'text'}
         <CopyButton label="Copy the code" text={() => pre.current?.textContent ?? ''} />
       </figcaption>
       <pre ref={pre} tabIndex={0} dir="ltr">

@@ -1,10 +1,10 @@
 import { useEffect, useState } from 'react'
 import { CopyButton } from './CopyButton'
-import { Icon } from './Icon'
 import { dollars } from './format'
+import { Icon } from './Icon'
 import { Markdown } from './Markdown'
 import { Sources } from './Sources'
-import type { Message } from './relay'
+import type { Message } from './types'
 
 type QuestionProps = { message: Message; edited: boolean; onEdit?: () => void }
 
@@ -23,10 +23,16 @@ export function Question({ message, edited, onEdit }: QuestionProps) {
   )
 }
 
-type AnswerProps = { message: Message; model?: string; writing: boolean; onRegenerate?: () => void }
+type AnswerProps = { message: Message; older?: Message[]; model?: string; writing: boolean; onRegenerate?: () => void }
 
-/** `model` is the one that would answer next; `onRegenerate` is there if this answer may be replaced. */
-export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
+/**
+ * `older` are the answers that this one has replaced, to look at; `model` is the one that would answer next;
+ * `onRegenerate` is there if this answer may be replaced.
+ */
+export function Answer({ message: newest, older = [], model, writing, onRegenerate }: AnswerProps) {
+  const versions = [...older, newest]
+  const [chosen, setChosen] = useState<number>()
+  const message = (!writing && chosen !== undefined && versions[chosen]) || newest
   const { content, reasoning, error, annotations } = message
   return (
     <article
@@ -35,18 +41,14 @@ export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
       aria-busy={writing}
       data-status={message.status}
     >
-      {reasoning && (
-        <details>
-          <summary>{writing && !content ? 'Thinking …' : 'Reasoning'}</summary>
-          <Markdown text={reasoning} />
-        </details>
-      )}
+      {reasoning && <Reasoning key={message.id} text={reasoning} isComing={writing && !content} />}
       {content && <Markdown text={content} />}
       {annotations && <Sources annotations={annotations} />}
       {writing && !content && <Typing />}
       {error && <Failure error={error} other={model !== message.model ? model : undefined} onRetry={onRegenerate} />}
       {!writing && (
         <footer>
+          {older.length > 0 && <Versions count={versions.length} shown={versions.indexOf(message)} onShow={setChosen} />}
           <span>{facts(message).join(' · ')}</span>
           {content && <CopyButton label="Copy the answer" text={() => content} />}
           {onRegenerate && !error && (
@@ -57,6 +59,36 @@ export function Answer({ message, model, writing, onRegenerate }: AnswerProps) {
         </footer>
       )}
     </article>
+  )
+}
+
+/** Open while it comes; then it says how long that took, if this page has seen it come. */
+function Reasoning({ text, isComing }: { text: string; isComing: boolean }) {
+  const [seconds, setSeconds] = useState<number>()
+  useEffect(() => {
+    if (!isComing) return
+    const began = Date.now()
+    return () => setSeconds(Math.max(1, Math.round((Date.now() - began) / 1000)))
+  }, [isComing])
+  return (
+    <details open={isComing}>
+      <summary>{isComing ? 'Thinking …' : seconds === undefined ? 'Reasoning' : `Thought for ${seconds} s`}</summary>
+      <Markdown text={text} />
+    </details>
+  )
+}
+
+function Versions({ count, shown, onShow }: { count: number; shown: number; onShow: (index: number) => void }) {
+  return (
+    <span className="versions" role="group" aria-label="Versions of the answer">
+      <button className="quiet" disabled={shown === 0} onClick={() => onShow(shown - 1)} aria-label="Earlier version">
+        ‹
+      </button>
+      {shown + 1}/{count}
+      <button className="quiet" disabled={shown === count - 1} onClick={() => onShow(shown + 1)} aria-label="Later version">
+        ›
+      </button>
+    </span>
   )
 }
 
@@ -89,7 +121,12 @@ function Failure({ error, other, onRetry }: FailureProps) {
     <div className="failure">
       <p role={onRetry && 'alert'}>
         {error.message}
-        {onRetry && !error.retryable && !other && ' Choose another model, or edit your message.'}
+        {onRetry && !error.retryable && !other && (
+          <>
+            <br />
+            Choose another model, or edit your message.
+          </>
+        )}
       </p>
       {onRetry && (error.retryable || other) && (
         <button onClick={onRetry} disabled={left > 0}>

@@ -1,6 +1,6 @@
 import { useEffect, useId, useState, type KeyboardEvent } from 'react'
 import { Icon } from './Icon'
-import type { Model } from './relay'
+import type { Model } from './types'
 
 type Props = { models: Model[]; model?: string; onPickModel: (id: string) => void }
 

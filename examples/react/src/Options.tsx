@@ -1,7 +1,7 @@
 import { useState, type FormEvent } from 'react'
 import { Icon } from './Icon'
 import { newId, Problem, request } from './relay'
-import type { Conversation } from './relay'
+import type { Conversation } from './types'
 
 type Props = { conversation?: Conversation; model?: string; onSaved: () => void }
 type Values = NonNullable<Conversation['options']>

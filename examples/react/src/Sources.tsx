@@ -1,4 +1,4 @@
-import type { Message } from './relay'
+import type { Message } from './types'
 
 /** The pages that an answer cites, each once. Their titles are text of strangers, and the links open elsewhere. */
 export function Sources({ annotations }: { annotations: NonNullable<Message['annotations']> }) {

@@ -1,11 +1,4 @@
-import type { components } from './api'
-
-type Schemas = components['schemas']
-export type Conversation = Schemas['Conversation']
-export type Message = Schemas['Message']
-export type Model = Schemas['Model']
-export type ReasoningEvent = Schemas['ReasoningEvent']
-export type ReplyEvent = Schemas['ReplyEvent']
+import type { Conversation, ConversationList, MessageList, ModelList, Message, ProblemBody } from './types'
 
 /** Where the relay is: its own address (CORS), or `/api` to go through Vite's proxy. */
 export const relayUrl: string = import.meta.env.VITE_RELAY_URL ?? 'http://localhost:8001'
@@ -29,21 +22,32 @@ const SOON = 1.5 // s
 const LONGEST = 16 // s between two tries
 const MOST = 200_000 // code points, the relay's MAX_MESSAGE_CHARS
 
-/**
- * The JSON of a success; a `Problem` if there is none. A question, and the stream of a reply that is owed, start a reply.
- * It belongs to no connection, so it is left here, and joined by `follow`.
- */
+/** The JSON of a success; a `Problem` if there is none. */
 export async function request<T = void>(method: string, path: string, body?: object, signal?: AbortSignal): Promise<T> {
+  const response = await respond(method, path, body, signal)
+  if (response.status === 204) return undefined as T
+  return response.json().catch(() => Promise.reject(unreachable())) // broken off in the middle
+}
+
+export type Begun = { id: string; model: string }
+
+/**
+ * Asks for a reply. It belongs to no connection, so it is left here, and joined by `follow`; whose it is the headers
+ * tell, unless something on the way keeps them back.
+ */
+export async function begin(method: string, path: string, body?: object, signal?: AbortSignal): Promise<Begun | undefined> {
+  const response = await respond(method, path, body, signal)
+  void response.body?.cancel()
+  const [id, model] = ['X-Message-Id', 'X-Model'].map((name) => response.headers.get(name))
+  return id && model ? { id, model } : undefined
+}
+
+async function respond(method: string, path: string, body?: object, signal?: AbortSignal): Promise<Response> {
   const headers = { Accept: 'text/event-stream, application/json', ...(body && { 'Content-Type': 'application/json' }) }
-  try {
-    const response = await fetch(relayUrl + path, { method, headers, body: body && JSON.stringify(body), signal })
-    if (!response.ok) throw await problemOf(response)
-    if (response.headers.get('Content-Type')?.startsWith('application/json')) return await response.json()
-    await response.body?.cancel()
-    return undefined as T
-  } catch (error) {
-    throw error instanceof Problem ? error : unreachable() // never, or broken off in the middle
-  }
+  const init = { method, headers, body: body && JSON.stringify(body), signal }
+  const response = await fetch(relayUrl + path, init).catch(() => Promise.reject(unreachable()))
+  if (!response.ok) throw await problemOf(response)
+  return response
 }
 
 const get = <T>(path: string, signal: AbortSignal) => request<T>('GET', path, undefined, signal)
@@ -57,18 +61,17 @@ export async function ask(
   model: string | undefined,
   onWait: (why: Problem) => void,
   signal: AbortSignal,
-): Promise<void> {
+): Promise<Begun | undefined> {
   const length = [...content].length
   if (!content.trim()) throw new Problem(422, 'There is nothing in the message.')
   if (length > MOST) throw new Problem(422, `The message has ${length} characters, and the relay takes ${MOST}.`)
-  const conversation: Schemas['ConversationCreate'] = { id: to, default_model: model }
-  const message: Schemas['MessageCreate'] = { id, content, after }
-  if (isFirst) await insist(() => request('POST', '/conversations', conversation, signal), onWait, signal)
-  await insist(() => request('POST', `/conversations/${to}/messages`, message, signal), onWait, signal)
+  const create = () => request('POST', '/conversations', { id: to, default_model: model }, signal)
+  if (isFirst) await insist(create, onWait, signal)
+  return insist(() => begin('POST', `/conversations/${to}/messages`, { id, content, after }, signal), onWait, signal)
 }
 
 /** Sends what may come again until it is answered, after growing waits, given up or aborted; `onWait` hears why. */
-async function insist(send: () => Promise<void>, onWait: (why: Problem) => void, signal: AbortSignal): Promise<void> {
+async function insist<T>(send: () => Promise<T>, onWait: (why: Problem) => void, signal: AbortSignal): Promise<T> {
   for (let wait = 1; ; wait *= 2) {
     try {
       return await send()
@@ -93,24 +96,21 @@ export const newId = () =>
 /** The message that was stopped, none if no reply is in progress. */
 export const stopReply = (id: string) => request<Message | undefined>('DELETE', `/conversations/${id}/stream`)
 
-/** Why a stream was refused, which `EventSource` doesn't tell: it is asked for once more. */
-export async function refusalOf(path: string): Promise<Problem> {
+/** Why a stream was refused, which `EventSource` doesn't tell: it is asked for once more. None if there is nothing to send. */
+export async function refusalOf(path: string): Promise<Problem | undefined> {
   try {
-    const response = await fetch(relayUrl + path, { headers: { Accept: 'text/event-stream' } })
-    if (!response.ok) return await problemOf(response)
-    await response.body?.cancel()
-    return new Problem(0, 'The answer can’t be followed right now.', SOON) // or it is gone: 204
-  } catch {
-    return unreachable()
+    await begin('GET', path)
+  } catch (problem) {
+    return problem as Problem
   }
 }
 
-export const getModels = () => request<Schemas['ModelList']>('GET', '/models')
+export const getModels = () => request<ModelList>('GET', '/models')
 
 /** The messages of a conversation, none without an id. */
 export async function getMessages(id: string, signal: AbortSignal): Promise<Message[]> {
   if (!id) return []
-  return (await get<Schemas['MessageList']>(`/conversations/${id}/messages`, signal)).messages
+  return (await get<MessageList>(`/conversations/${id}/messages`, signal)).messages
 }
 
 /** So many pages of conversations, newest first, and the one with this id however old it is; whether there are more. */
@@ -118,7 +118,7 @@ export async function getConversations(pages: number, id: string, signal: AbortS
   const conversations: Conversation[] = []
   let cursor: string | null = ''
   for (; pages > 0 && cursor !== null; pages--) {
-    const page: Schemas['ConversationList'] = await get(`/conversations?limit=200&cursor=${cursor}`, signal)
+    const page: ConversationList = await get(`/conversations?limit=200&cursor=${cursor}`, signal)
     conversations.push(...page.conversations)
     cursor = page.next_cursor
   }
@@ -133,7 +133,7 @@ const unlessGone = <T>(got: Promise<T>) =>
 async function problemOf(response: Response): Promise<Problem> {
   const { status, headers } = response
   if (headers.get('Content-Type')?.startsWith('application/problem+json')) {
-    const { detail }: Schemas['Problem'] = await response.json()
+    const { detail }: ProblemBody = await response.json()
     return new Problem(status, detail, Number(headers.get('Retry-After')) || undefined)
   }
   // An answer that isn't the relay's own comes from a proxy: it can't reach the relay, or it refuses by itself.

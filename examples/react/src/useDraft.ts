@@ -1,11 +1,11 @@
 import { useState } from 'react'
-import type { Message } from './relay'
+import type { Message } from './types'
 
 /** The text in the composer: a draft or, in its place for a while, an earlier message that is being edited. */
-export function useDraft(messages: Message[], onFound: () => void) {
+export function useDraft(id: string, messages: Message[], onFound: () => void) {
   const [draft, setDraft] = useState('')
   const [edit, setEdit] = useState<{ id: string; text: string }>()
-  const [lost, setLost] = useState<{ text: string; hash: string; before: Message[] }>() // or has it arrived?
+  const [lost, setLost] = useState<{ text: string; id: string; before: Message[] }>() // or has it arrived?
 
   const clear = (sent: string) => {
     setDraft((draft) => (draft === sent ? '' : draft)) // typing may have gone on
@@ -13,7 +13,7 @@ export function useDraft(messages: Message[], onFound: () => void) {
   }
   const isFound = ({ id, role, content }: Message) =>
     role === 'user' && content === lost?.text && !lost.before.some((message) => message.id === id)
-  if (lost?.hash === location.hash && messages.some(isFound)) {
+  if (lost?.id === id && messages.some(isFound)) {
     setLost(undefined)
     clear(lost.text)
     onFound() // it had arrived, only the response had not
@@ -28,7 +28,7 @@ export function useDraft(messages: Message[], onFound: () => void) {
     /** What has been sent leaves the box, at once or when it is found among the messages after all. */
     onSent: (text: string, arrived: boolean) => {
       if (arrived) clear(text)
-      setLost(arrived ? undefined : { text, hash: location.hash, before: messages })
+      setLost(arrived ? undefined : { text, id, before: messages })
     },
   }
 }

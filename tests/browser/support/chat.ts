@@ -118,9 +118,11 @@ export class Chat {
   }
 }
 
-/** Every state is a beginning of the stored text, and none is shorter than the one before: nothing lost, doubled or taken back. */
-export function expectGrowth(states: string[], { content }: Message) {
-  const text = content.replaceAll('\n\n', '')
+/** The same as `expectBeginnings`, of a text whose paragraphs are shown as paragraphs. */
+export const expectGrowth = (states: string[], { content }: Message) => expectBeginnings(states, content.replaceAll('\n\n', ''))
+
+/** Every state is a beginning of the text, and none is shorter than the one before: nothing lost, doubled or taken back. */
+export function expectBeginnings(states: string[], text: string) {
   for (const [index, state] of states.entries()) {
     expect(state).toBe(text.slice(0, state.length))
     expect(state.length).toBeGreaterThanOrEqual(states[index - 1]?.length ?? 0)

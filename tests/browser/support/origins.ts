@@ -1,12 +1,29 @@
 import { once } from 'node:events'
-import { createServer } from 'node:http'
+import { readFileSync } from 'node:fs'
+import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { extname } from 'node:path'
 
 const html = '<!doctype html><html lang="en"><link rel="icon" href="data:,"><title>A page</title></html>'
 
 /** Serves an empty page on a port of this machine (0: a free one) while `visit` runs. */
-export async function withPage<T>(port: number, visit: (port: number) => Promise<T>): Promise<T> {
-  const server = createServer((_, response) => response.setHeader('Content-Type', 'text/html').end(html))
+export function withPage<T>(port: number, visit: (port: number) => Promise<T>): Promise<T> {
+  return serving((_, response) => response.setHeader('Content-Type', 'text/html').end(html), port, visit)
+}
+
+/** Serves a folder that Vite has built, on a free port. */
+export function withFiles<T>(folder: string, visit: (port: number) => Promise<T>): Promise<T> {
+  const types: Record<string, string> = { '.js': 'text/javascript', '.css': 'text/css', '.html': 'text/html; charset=utf-8' }
+  const answer: RequestListener = ({ url = '' }, response) => {
+    const { pathname } = new URL(url, 'http://localhost')
+    const file = pathname === '/' ? '/index.html' : pathname
+    response.setHeader('Content-Type', types[extname(file)] ?? 'application/octet-stream').end(readFileSync(folder + file))
+  }
+  return serving(answer, 0, visit)
+}
+
+async function serving<T>(answer: RequestListener, port: number, visit: (port: number) => Promise<T>): Promise<T> {
+  const server = createServer(answer)
   await once(server.listen(port, '127.0.0.1'), 'listening')
   try {
     return await visit((server.address() as AddressInfo).port)

@@ -6,6 +6,7 @@ export type Message = {
   id: string
   role: 'user' | 'assistant'
   content: string
+  reasoning: string | null
   model: string | null
   status: 'complete' | 'streaming' | 'stopped' | 'failed'
   generation_id: string | null

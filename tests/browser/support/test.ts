@@ -1,4 +1,6 @@
 import { execFile } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { promisify } from 'node:util'
 import { test as base, type BrowserContext, type Page } from '@playwright/test'
 import { Cable } from './cable'
@@ -71,10 +73,18 @@ export const testWithOwnRelay = testWithDetours.extend<{ settings: Record<string
   detours: ({ cable }, use) => use({ 'localhost:8001': cable.port }),
 })
 
+/** The settings of a relay that keeps its conversations in a file. */
+export const inFile = async ({}, use: (settings: Record<string, string>) => Promise<void>) => {
+  const folder = mkdtempSync(`${tmpdir()}/chat-`)
+  await use({ STORE_URL: `sqlite:///${folder}/chat.db` })
+  rmSync(folder, { recursive: true })
+}
+
 /** With a Vite that passes `/api` on, run by this script, on an origin that the relay doesn't list. */
-export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview' }>({
+export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview'; viteEnv: Record<string, string> }>({
   script: ['dev:proxy', { option: true }],
-  baseURL: async ({ script }, use, testInfo) => {
+  viteEnv: {},
+  baseURL: async ({ script, viteEnv }, use, testInfo) => {
     const port = String(await freePort())
     const dist = ['--outDir', testInfo.outputPath('dist')]
     const command = ['npm', 'run', script, '--', '--host', '127.0.0.1', '--port', port]
@@ -82,7 +92,7 @@ export const testThroughVite = test.extend<{ script: 'dev:proxy' | 'preview' }>(
       await promisify(execFile)('npm', ['run', 'build', '--', '--mode', 'proxy', ...dist], { cwd: example })
       command.push(...dist)
     }
-    const vite = new Program(`http://127.0.0.1:${port}`, command, {}, example)
+    const vite = new Program(`http://127.0.0.1:${port}`, command, viteEnv, example)
     await vite.start()
     await use(vite.url)
     await vite.stop()

@@ -8,17 +8,20 @@ export type Answer = { reasoning: string; content: string; prompt_tokens: number
 export class Upstream {
   static readonly model = 'openrouter/auto'
   private readonly server: Server
+  private goOn = () => {}
 
-  private constructor(answer: Answer) {
+  private constructor(answer: Answer, at: number) {
+    const released = at < answer.content.length ? new Promise<void>((resolve) => (this.goOn = resolve)) : undefined
     this.server = createServer((request, response) => {
       request.resume()
       if (request.method === 'GET') list(response)
-      else stream(response, answer)
+      else void stream(response, answer, at, released)
     })
   }
 
-  static async start(answer: Answer): Promise<Upstream> {
-    const upstream = new Upstream(answer)
+  /** With `at`, its answers stop after so many characters, until they are released. */
+  static async start(answer: Answer, at = answer.content.length): Promise<Upstream> {
+    const upstream = new Upstream(answer, at)
     await once(upstream.server.listen(0, '127.0.0.1'), 'listening')
     return upstream
   }
@@ -27,6 +30,10 @@ export class Upstream {
   get env() {
     const { port } = this.server.address() as AddressInfo
     return { OPENROUTER_BASE_URL: `http://127.0.0.1:${port}`, OPENROUTER_API_KEY: 'any', MODEL_NAME: Upstream.model }
+  }
+
+  release() {
+    this.goOn()
   }
 
   stop() {
@@ -40,10 +47,13 @@ function list(response: ServerResponse) {
   response.end(JSON.stringify({ data: [{ id: Upstream.model, name: 'Auto Router', pricing: { prompt: '-1', completion: '-1' } }] }))
 }
 
-function stream(response: ServerResponse, { reasoning, content, ...usage }: Answer) {
-  const deltas = [{ reasoning }, { content }]
-  const chunks: object[] = deltas.map((delta) => ({ choices: [{ index: 0, delta, finish_reason: null }] }))
-  chunks.push({ choices: [{ index: 0, delta: {}, finish_reason: 'stop' }], usage })
+async function stream(response: ServerResponse, answer: Answer, at: number, released?: Promise<void>) {
+  const { reasoning, content, ...usage } = answer
+  const delta = (delta: object) => ({ choices: [{ index: 0, delta, finish_reason: null }] })
+  const send = (...chunks: object[]) => response.write(chunks.map((chunk) => `data: ${JSON.stringify(chunk)}\n\n`).join(''))
   response.setHeader('Content-Type', 'text/event-stream')
-  response.end([...chunks.map((chunk) => JSON.stringify(chunk)), '[DONE]'].map((data) => `data: ${data}\n\n`).join(''))
+  send(delta({ reasoning }), delta({ content: content.slice(0, at) }))
+  await released
+  send(delta({ content: content.slice(at) }), { choices: [{ index: 0, delta: {}, finish_reason: 'stop' }], usage })
+  response.end('data: [DONE]\n\n')
 }
