@@ -1,12 +1,14 @@
 # The relay on a slim Python. Another base: --build-arg PYTHON_IMAGE=python:3.12-slim
+# For STORE_URL=valkey://..., the one package more: --build-arg LOCKS="requirements.lock requirements-valkey.lock"
 ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build
+ARG LOCKS=requirements.lock
 RUN apt-get update && apt-get install --yes --no-install-recommends binutils
 RUN python -m venv --without-pip /venv && mkdir /data
-COPY requirements.lock /
-RUN python -m pip --python /venv/bin/python install --no-cache-dir --no-compile --only-binary :all: --require-hashes \
-    -r /requirements.lock
+COPY requirements*.lock /
+RUN for lock in ${LOCKS}; do python -m pip --python /venv/bin/python install --no-cache-dir --no-compile \
+    --only-binary :all: --require-hashes -r "/${lock}" || exit 1; done
 # What uvicorn[standard] brings for WebSockets, --reload and --log-config, and uvloop's 12 MB of debug symbols.
 RUN python -m pip --python /venv/bin/python uninstall --yes watchfiles websockets pyyaml \
     && find /venv -name '*.so' -exec strip --strip-unneeded {} +

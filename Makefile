@@ -10,6 +10,9 @@ CONTAINER := .venv/container.stamp
 CLIENTS := .venv/clients.stamp
 LIBRARIES := tests/clients/node_modules/.package-lock.json
 DOCKER ?= docker
+CHATS ?= 60
+SEED ?= 1
+ON_EACH_SERVER := $(patsubst %,tests/test_%.py,outages replica_campaign replicas shared_start)
 ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once asking bad_clients errors \
 	many_readers metrics shutdown stop_and_delete stream)
 PIP := pip install --quiet --disable-pip-version-check
@@ -29,6 +32,14 @@ react: $(EXAMPLE)  ## run the React example on http://localhost:5173, beside `ma
 test: $(DEVELOPMENT)  ## all tests of the service, and on a SQLite file those that an engine decides
 	$(BIN)/pytest -n 4
 	$(BIN)/pytest -n 4 --store sqlite $(ON_EACH_ENGINE)
+	$(BIN)/pytest -n 4 --store valkey $(ON_EACH_ENGINE)
+
+test-valkey: $(DEVELOPMENT)  ## what several relays share, on Valkey: `make test` takes Debian's redis-server if it is there
+	$(BIN)/pytest -n 4 --server valkey $(ON_EACH_SERVER)
+
+campaign: $(DEVELOPMENT)  ## relays and their server are killed for minutes; SEED=, CHATS=
+	$(BIN)/pytest tests/test_replica_campaign.py --chats $(CHATS) --seed $(SEED)
+	$(BIN)/pytest tests/test_replicas.py -k first_requests --rounds 1000
 
 fuzz: $(DEVELOPMENT)  ## the contract under a fuzzer, with more data than `make test` has, and other data each time
 	$(BIN)/pytest tests/test_fuzzed_contract.py --fuzz 200
@@ -63,9 +74,13 @@ lock: $(CONTAINER)  ## write requirements.lock: everything that requirements.txt
 	$(BIN)/uv pip compile requirements.txt --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file requirements.lock >/dev/null
+	sed -n '/^valkey/p' requirements-valkey.txt | $(BIN)/uv pip compile - --quiet --universal --python-version 3.11 \
+		--generate-hashes --upgrade --no-config --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" --output-file requirements-valkey.lock >/dev/null
 
 audit: $(CONTAINER)  ## known vulnerabilities of what is locked; fails, too, where no service can tell
-	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock \
+		--requirement requirements-valkey.lock
 
 image:  ## build the container image; DOCKER=podman for Podman
 	BUILDAH_FORMAT=docker $(DOCKER) build --tag chat-relay --build-arg REVISION="$$(git rev-parse HEAD)" .
@@ -98,4 +113,5 @@ $(CLIENTS): tests/clients/requirements.txt $(DEVELOPMENT)
 	$(BIN)/$(PIP) -r tests/clients/requirements.txt
 	@touch $@
 
-.PHONY: help demo run react test fuzz test-browser test-clients check format bench soak crash lock audit image test-container clean
+.PHONY: help demo run react test test-valkey campaign fuzz test-browser test-clients check format bench soak crash lock audit image \
+	test-container clean

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from store import (
 PATIENCE = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
 LAST_PATIENCE = 0.5  # seconds, where the service is on its way out
 TRY_AGAIN = 0.3  # seconds between two offers
+UNREAD = 5.0  # seconds after which a reply that is made elsewhere isn't followed for nobody
 
 _Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
 
@@ -55,6 +56,8 @@ class Reply:
     def __init__(self, message: Message) -> None:
         self.message = message
         self.ended = message.status != "streaming"
+        self.is_lost = False
+        """Whether it can't be told here how it goes on: its readers find out elsewhere, or later."""
         self._loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -78,9 +81,14 @@ class Reply:
                 waiter.set_result(None)
 
     def end(self, message: Message) -> None:
-        """Nothing more comes; `message` is in its final state."""
+        """Nothing more comes; `message` is in its final state. Readers get what they lack of its text."""
+        self.message.transcript.catch_up(message.transcript)
         self.message, self.ended = message, True
         self.wake()
+
+    def may_reach(self, position: int) -> bool:
+        """Whether a reader can be there: what is made here, or has ended, is known to its last character."""
+        return position <= self.message.transcript.length
 
 
 class _Running(Reply):
@@ -104,6 +112,37 @@ class _Running(Reply):
             self.task.cancel()
 
 
+class _Mirror(Reply):
+    """A reply that another relay makes, followed as long as somebody reads it."""
+
+    def __init__(self, conversation_id: str, message: Message, follow: Callable[["_Mirror"], None]) -> None:
+        super().__init__(message)
+        message.transcript.on_growth = self.wake
+        self.conversation_id = conversation_id
+        self.task: asyncio.Task[None] | None = None  # that follows it
+        self._follow = follow
+        self._read_at = time.monotonic()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it is read, or was just now."""
+        is_waited_for = any(not waiter.done() for waiter in self._waiters)
+        return is_waited_for or time.monotonic() - self._read_at < UNREAD
+
+    def change(self) -> asyncio.Future[None]:
+        self._read_at = time.monotonic()
+        self._follow(self)
+        return super().change()
+
+    def may_reach(self, position: int) -> bool:
+        return not self.ended or super().may_reach(position)  # it may only be behind
+
+    def lose(self) -> None:
+        """Nobody can tell any more how it goes on."""
+        self.is_lost = True
+        self.wake()
+
+
 class Replies:
     """All replies in progress, at most one in a conversation."""
 
@@ -113,6 +152,7 @@ class Replies:
         self._settings = settings
         self._metrics = metrics
         self._running: dict[str, _Running] = {}  # by message
+        self._mirrors: dict[str, _Mirror] = {}  # by message, those that are followed
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -164,15 +204,19 @@ class Replies:
         """The reply in progress in this conversation, None if there is none. Raises `NotFound`."""
         await self._wait_until_begun(conversation_id)
         message = await self._store.in_progress(conversation_id)
-        return self._running.get(message.id) if message else None
+        return await self._reply_of(conversation_id, message) if message else None
 
     async def stop(self, conversation_id: str) -> Message | None:
         """Stop the reply in progress and keep its text; None if there is none. Raises `NotFound`."""
-        reply = await self.in_progress_in(conversation_id)
-        if not isinstance(reply, _Running):
+        await self._wait_until_begun(conversation_id)
+        message = await self._store.in_progress(conversation_id)
+        if message is None:
             return None
-        reply.interrupt(Ending("stopped"))
-        return await reply.wait()
+        if running := self._running.get(message.id):
+            running.interrupt(Ending("stopped"))
+            return await running.wait()
+        stopped = Ending("stopped", generation_id=message.generation_id)
+        return await self._store.finish_reply(conversation_id, message.id, stopped)
 
     async def drain(self, grace: float) -> None:
         """Take no new questions, give the replies in progress `grace` seconds, then end them."""
@@ -180,6 +224,9 @@ class Replies:
         await self._all_ended(grace)
         self.cut()
         await self._all_ended(1.0)
+        for mirror in list(self._mirrors.values()):
+            if mirror.task:
+                mirror.task.cancel()
 
     def cut(self) -> None:
         """End the replies in progress now, and those that the store is still being asked to begin."""
@@ -193,19 +240,66 @@ class Replies:
             await asyncio.wait(self._tasks, timeout=left)
 
     async def _wait_until_begun(self, conversation_id: str) -> None:
-        if beginning := self._begins.get(conversation_id):
+        beginning = self._begins.get(conversation_id)
+        if beginning and beginning is not asyncio.current_task():
             await asyncio.wait({beginning})
 
     async def _find(self, conversation_id: str, message_id: str) -> Reply | None:
         message = await self._store.message(conversation_id, message_id)
         if message is None or message.role != "assistant":
             return None
-        if running := self._running.get(message_id):
+        return await self._reply_of(conversation_id, message)
+
+    async def _reply_of(self, conversation_id: str, message: Message) -> Reply | None:
+        """None if it has been deleted meanwhile."""
+        if running := self._running.get(message.id):
             return running
-        if message.status == "streaming":  # nobody makes it: the store couldn't be told how it had ended
-            failed = _failed(500, "The service failed; its log says where.")
-            message = await self._store.finish_reply(conversation_id, message_id, failed)
-        return Reply(message) if message else None  # deleted meanwhile
+        if message.status != "streaming":
+            return Reply(message)
+        if self._store.is_shared:
+            await self._wait_until_begun(conversation_id)  # it may be this relay that is beginning it
+            return self._running.get(message.id) or self._mirror_of(conversation_id, message)
+        # Nobody makes it: the store couldn't be told how it had ended.
+        failed = _failed(500, "The service failed; its log says where.")
+        final = await self._store.finish_reply(conversation_id, message.id, failed)
+        return Reply(final) if final else None
+
+    def _mirror_of(self, conversation_id: str, message: Message) -> Reply:
+        mirror = self._mirrors.get(message.id)
+        if mirror is None:
+            mirror = _Mirror(conversation_id, message, self._follow)
+            self._follow(mirror)
+        mirror.message.transcript.catch_up(message.transcript)
+        return mirror
+
+    def _follow(self, mirror: _Mirror) -> None:
+        if mirror.task or mirror.ended or mirror.is_lost:
+            return
+        self._mirrors[mirror.message.id] = mirror
+        mirror.task = asyncio.create_task(self._mirrored(mirror))
+        mirror.task.add_done_callback(partial(self._on_mirrored, mirror))
+
+    async def _mirrored(self, mirror: _Mirror) -> None:
+        message = mirror.message
+        while await self._store.follow_reply(message, lambda: mirror.is_wanted):
+            final = await self._final(mirror.conversation_id, message)
+            if final.status != "streaming":
+                return mirror.end(final)
+
+    async def _final(self, conversation_id: str, message: Message) -> Message:
+        with suppress(NotFound):
+            if found := await self._store.message(conversation_id, message.id):
+                return found
+        return ended(message, Ending("stopped"))  # deleted
+
+    def _on_mirrored(self, mirror: _Mirror, task: asyncio.Task[None]) -> None:
+        mirror.task = None
+        if self._mirrors.get(mirror.message.id) is mirror:
+            del self._mirrors[mirror.message.id]
+        if task.cancelled() or (error := task.exception()):
+            mirror.lose()
+            if not task.cancelled() and not isinstance(error, StoreUnavailable):
+                logger.error("reply %s could not be followed\n%s", mirror.message.id, outline(error))
 
     async def _started(self, conversation_id: str, owe: _Owe, traceparent: str | None) -> Reply:
         # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
@@ -238,7 +332,7 @@ class Replies:
 
     async def _is_current(self, reply: Reply) -> bool:
         """Whether it was begun just now and hasn't been deleted since: a question asked again brings an older one."""
-        if not isinstance(reply, _Running):
+        if not isinstance(reply, _Running | _Mirror):
             return False
         return await self._store.message(reply.conversation_id, reply.message.id) is not None
 
@@ -300,6 +394,8 @@ class Replies:
                                 502, f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
                             )
                     elif isinstance(value, Report):
+                        if value.generation_id and value.generation_id != running.report.generation_id:
+                            self._store.identify_reply(message.id, value.generation_id)
                         running.report = value
                     elif isinstance(value, Retry):
                         running.retries += 1
@@ -374,7 +470,10 @@ class Replies:
                     await asyncio.sleep(TRY_AGAIN)
         refused = _refused(refusal)
         failed = replace(ending, status=refused.status, finish_reason=None, error=refused.error)
-        return await self._store.abandon_reply(*ids, failed)
+        try:
+            return await self._store.abandon_reply(*ids, failed)
+        except StoreUnavailable:
+            return ended(running.message, failed)
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

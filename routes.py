@@ -7,7 +7,7 @@ in one table, `STATUS_OF`.
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import TypedDict
 
 from starlette.exceptions import HTTPException
@@ -37,6 +37,7 @@ from store import (
     Question,
     Repeated,
     ReplyInProgress,
+    Slices,
     Store,
     StoreFull,
     StoreUnavailable,
@@ -192,18 +193,29 @@ async def add_message(request: Request) -> Response:
 
 
 async def list_messages(request: Request) -> Response:
-    messages = await request.state["store"].messages(_id(request))
-    if sum(message.size for message in messages) > LONG_LIST:
-        return StreamingResponse(_one_by_one(messages), media_type="application/json")
+    slices = request.state["store"].slices(_id(request))
+    messages, is_all = await anext(slices)
+    if not is_all or sum(message.size for message in messages) > LONG_LIST:
+        return StreamingResponse(_one_by_one(messages, slices), media_type="application/json")
     return JSONResponse({"messages": [message_fields(message) for message in messages]})
 
 
-async def _one_by_one(messages: Sequence[Message]) -> AsyncGenerator[bytes, None]:
+async def _one_by_one(messages: list[Message], slices: Slices) -> AsyncGenerator[bytes, None]:
     """The same body in pieces: others are served between them, and a client that doesn't read holds only one."""
-    for number, message in enumerate(messages):
-        yield (b"," if number else b'{"messages":[') + json.dumps(message_fields(message), ensure_ascii=False).encode()
+    before = b'{"messages":['
+    async for message in _each(messages, slices):
+        yield before + json.dumps(message_fields(message), ensure_ascii=False).encode()
+        before = b","
         await asyncio.sleep(0)
     yield b"]}"
+
+
+async def _each(messages: list[Message], slices: Slices) -> AsyncGenerator[Message, None]:
+    for message in messages:
+        yield message
+    async for more, _ in slices:
+        for message in more:
+            yield message
 
 
 async def delete_messages(request: Request) -> Response:
@@ -244,7 +256,7 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
     length = reply.message.transcript.length
     if position > length and reply.message.status == "failed":
         position = length  # a power cut has taken what the reader had
-    if position > length:
+    if not reply.may_reach(position):
         raise Rejected(400, "`Last-Event-ID` can't be right: the reply has fewer characters than it says.")
     return _reply_response(request, reply, position)
 

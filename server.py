@@ -131,10 +131,13 @@ def exiting_with_one_line() -> Iterator[None]:
         sys.exit(STARTUP_FAILURE)
 
 
-def refuse_workers() -> None:
-    """Raises `SettingsError` where uvicorn has started several processes: each would have its own conversations."""
-    if multiprocessing.parent_process() is not None and "--reload" not in sys.argv:
-        raise SettingsError("The relay runs in one process: unset WEB_CONCURRENCY and leave --workers out.")
+def refuse_workers(store: Store) -> None:
+    """Raises `SettingsError` where uvicorn has started several processes that would each have other conversations."""
+    if multiprocessing.parent_process() is not None and "--reload" not in sys.argv and not store.is_shared:
+        raise SettingsError(
+            "The relay runs in one process, unless STORE_URL names a server that several share: unset WEB_CONCURRENCY "
+            "and leave --workers out."
+        )
 
 
 def serve(settings: Settings, *, is_demo: bool = False) -> None:
@@ -195,5 +198,5 @@ with exiting_with_one_line():
     if __name__ == "__main__":
         main()
     else:
-        refuse_workers()
         app = create_app(load_settings())
+        refuse_workers(app.state.store)

@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.logs import outline
 from serving.settings import Settings
 from stores.changes import Change, iso
+from stores.engine import Slices
 from stores.engines import engine_for
 from stores.records import (
     Conversation,
@@ -34,7 +36,17 @@ from stores.rules import Rules
 from stores.threads import Thread
 
 __all__ = ["Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed", "OwedReply"]
-__all__ += ["Question", "Repeated", "ReplyInProgress", "Store", "StoreError", "StoreFull", "StoreUnavailable", "ended"]
+__all__ += [
+    "Question",
+    "Repeated",
+    "ReplyInProgress",
+    "Slices",
+    "Store",
+    "StoreError",
+    "StoreFull",
+    "StoreUnavailable",
+    "ended",
+]
 
 PAGE = 200  # conversations that are looked at in one go
 ROUNDS = 100  # of loading, asking and committing, before a conversation counts as too busy
@@ -42,6 +54,7 @@ ROUNDS = 100  # of loading, asking and committing, before a conversation counts 
 _Rule = Callable[[Rules, Thread], Change]
 _Commit = Callable[[Change], Awaitable[Change | None]]
 
+_GONE = Ending("failed", error=Failure(503, "The relay that made this reply is gone: ask again.", retryable=True))
 _RESTARTED = Ending("failed", error=Failure(503, "The service was restarted: ask again.", retryable=True))
 
 logger = logging.getLogger(__name__)
@@ -67,23 +80,34 @@ class Store:
         self._settings = settings
         self._engine = engine_for(settings)
         self._is_open = False
+        self._sweeping: asyncio.Task[None] | None = None
+        self._left: dict[str, Ending] = {}  # of replies whose end couldn't be told
 
     async def open(self) -> None:
         """End the replies that a process before this one left in progress. Raises `SettingsError`."""
         if not self._is_open:
             left = await self._engine.open()
             await asyncio.gather(*(self.abandon_reply(*ids, _RESTARTED) for ids in left))
+            if self._engine.is_shared:
+                self._sweeping = asyncio.create_task(self._sweep())
         self._is_open = True
 
     async def close(self) -> None:
         """Keep what is to be kept."""
         self._is_open = False
+        if self._sweeping:
+            self._sweeping.cancel()
         await self._engine.close()
 
     @property
     def engine(self) -> str:
         """The name of what keeps the conversations."""
         return self._engine.name
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether replies may be made elsewhere."""
+        return self._engine.is_shared
 
     @property
     def is_reachable(self) -> bool:
@@ -137,7 +161,10 @@ class Store:
 
     async def conversation(self, conversation_id: str) -> Conversation:
         """Raises `NotFound`."""
-        return (await self._thread(conversation_id, whole=False)).conversation
+        conversation = await self._engine.conversation(conversation_id)
+        if conversation is None:
+            raise self._no_conversation()
+        return conversation
 
     async def update_conversation(self, conversation_id: str, changes: Mapping[str, Any]) -> Conversation:
         """Set any of `default_model`, `title`, `system_prompt`, `options`; without a title it has an automatic one.
@@ -166,6 +193,15 @@ class Store:
     async def messages(self, conversation_id: str) -> list[Message]:
         """All messages, oldest first. Raises `NotFound`."""
         return list((await self._thread(conversation_id)).messages.values())
+
+    async def slices(self, conversation_id: str) -> Slices:
+        """All messages, oldest first, some at a time, with whether these were the last. Raises `NotFound`."""
+        is_there = False
+        async for messages, is_last in self._engine.slices(conversation_id):
+            is_there = True
+            yield messages, is_last
+        if not is_there:
+            raise self._no_conversation()
 
     async def message(self, conversation_id: str, message_id: str) -> Message | None:
         """One message, None if it isn't there. Raises `NotFound` for the conversation."""
@@ -248,6 +284,17 @@ class Store:
         """Wait until all text that was taken is kept; the error if some of it can't be."""
         return await self._engine.settle(message_id)
 
+    def identify_reply(self, message_id: str, generation_id: str) -> None:
+        """Upstream's id of a reply that is made here, for others that end it."""
+        self._engine.identify(message_id, generation_id)
+
+    async def follow_reply(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
+        """Add to a reply in progress what another relay makes of it: True when it has ended, False once unwanted.
+
+        Raises `StoreUnavailable` when nothing has been heard for long.
+        """
+        return await self._engine.follow(message, is_wanted)
+
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile.
 
@@ -257,8 +304,29 @@ class Store:
         return await self._finished(conversation_id, message_id, ending, self._engine.commit)
 
     async def abandon_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
-        """Show how the reply has ended though that can't be kept now; None if it has been deleted meanwhile."""
-        return await self._finished(conversation_id, message_id, ending, self._engine.abandon)
+        """Show how the reply has ended though that can't be kept now; None if it has been deleted meanwhile.
+
+        Raises `StoreUnavailable` where even that isn't known; its end is kept when that is possible.
+        """
+        try:
+            return await self._finished(conversation_id, message_id, ending, self._engine.abandon)
+        except StoreUnavailable:
+            self._left[message_id] = ending
+            self._engine.leave(message_id)
+            raise
+
+    async def _sweep(self) -> None:
+        """End the replies that nobody makes."""
+        async for conversation_id, message_id in self._engine.orphans():
+            try:
+                ending = self._left.get(message_id, _GONE)
+                await self._finished(conversation_id, message_id, ending, self._engine.commit)
+                self._left.pop(message_id, None)
+            except StoreError:
+                continue  # it is told again
+            except Exception as error:  # no reply would ever be ended any more
+                logger.error("reply %s could not be ended\n%s", message_id, outline(error))
+            logger.warning("Ended reply %s of conversation %s, which nobody made any more", message_id, conversation_id)
 
     async def _delete_if_expired(self, conversation_id: str, since: str) -> None:
         async def ask() -> Change | None:
@@ -291,9 +359,12 @@ class Store:
     async def _thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread:
         thread = await self._engine.thread(conversation_id, whole=whole, since=since)
         if thread is None:
-            what_if = " They are kept in memory: a restart forgets them." if self._engine.forgets else ""
-            raise NotFound(f"There is no conversation with this id.{what_if}")
+            raise self._no_conversation()
         return thread
+
+    def _no_conversation(self) -> NotFound:
+        what_if = " They are kept in memory: a restart forgets them." if self._engine.forgets else ""
+        return NotFound(f"There is no conversation with this id.{what_if}")
 
     async def _change(
         self, conversation_id: str, rule: _Rule, *, whole: bool = True, since: str | None = None

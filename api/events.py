@@ -78,6 +78,9 @@ class _Events:
         data = f'data: {{"{kind}": {encode_basestring_ascii(text)}}}'
         return f"{event}{data}\nid: {self._message.id}:{position}\n\n".encode()
 
+    def lost(self) -> bytes:
+        return b""  # the reader comes back with its id
+
     def end(self, message: Message) -> bytes:
         return f"data: {json.dumps(last_event_fields(message))}\nid: {event_id(message.id, None)}\n\n".encode()
 
@@ -91,6 +94,9 @@ class _Text:
     def text(self, kind: Kind, text: str, position: int) -> bytes:
         return text.encode() if kind == "content" else b""
 
+    def lost(self) -> bytes:
+        return b"\n[The connection to the reply was lost: ask for it again.]\n"
+
     def end(self, message: Message) -> bytes:
         return f"\n[{message.error.message}]\n".encode() if message.error else b"\n"
 
@@ -99,7 +105,10 @@ async def _parts(reply: Reply, position: int, form: _Events | _Text) -> AsyncGen
     transcript = reply.message.transcript
     yield form.start(position)
     while not reply.ended or position < transcript.length:
-        if position == transcript.length:
+        if position >= transcript.length:
+            if reply.is_lost:
+                yield form.lost()
+                return
             await reply.change()
         for kind, text in transcript.read(position, SLICE_CHARS):
             position += len(text)

@@ -1,14 +1,17 @@
-"""`python -m benchmarks.storage`: what it costs to keep conversations, dicts beside a SQLite file.
+"""`python -m benchmarks.storage`: what it costs to keep conversations, dicts beside a SQLite file and a server.
 
 Writes the table into benchmarks/README.md in the full form. `--beside PATH` measures another copy of the relay, too.
 """
 
 import argparse
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
+from uuid import uuid4
 
 import uvloop
 
@@ -20,7 +23,8 @@ from benchmarks.rounds import Measurement
 from benchmarks.subjects import SERVICE, Subject, available
 from benchmarks.upstream import Upstream
 
-DICTS, SQLITE, BESIDE = "dicts", "SQLite", "beside"
+DICTS, SQLITE, SHARED, BESIDE = "dicts", "SQLite", "Redis", "beside"
+SERVER_PORT = 19379
 ROWS = (
     ("crowds", "cpu_100", "CPU a token, 100 streams × 25 tokens/s, µs", "{:.1f}"),
     ("crowds", "added_100", "added to each token, median, ms", "{:.2f}"),
@@ -39,7 +43,8 @@ def main() -> None:
     options = parser.parse_args()
     sizes = FULL if options.full else replace(QUICK, window=3.0, probes=20, slow_rounds=3)
     results = uvloop.run(_run(sizes, options.beside))
-    table = _table(results, [DICTS, SQLITE, *([BESIDE] if options.beside else [])])
+    shared = [SHARED] if shutil.which("redis-server") else []
+    table = _table(results, [DICTS, SQLITE, *shared, *([BESIDE] if options.beside else [])])
     print(table)
     if options.full and not options.beside:
         report.put(table, install.HERE / "README.md", "storage")
@@ -48,12 +53,15 @@ def main() -> None:
 async def _run(sizes: Sizes, beside: Path | None) -> Results:
     python = Path(sys.executable)
     [service], _ = available([SERVICE], python)
-    subjects = [replace(service, name=DICTS), _on_sqlite(service)]
+    subjects = [replace(service, name=DICTS), _on(service, SQLITE, _new_file)]
     if beside:
         subjects.append(_elsewhere(service, beside))
     relay_core, our_core = cores()
     pin(our_core)
     upstream, results = Upstream(), Results(install.version(python), {})
+    server = _server()
+    if server:
+        subjects.append(_on(service, SHARED, lambda: f"redis://127.0.0.1:{SERVER_PORT}?prefix={uuid4()}"))
     bench = Bench(upstream, await upstream.listen(), sizes, relay_core)
     names = {row[0] for row in ROWS}
     measured = [Measurement(m.name, m.run) for m in rounds.MEASUREMENTS if m.name in names]
@@ -61,18 +69,36 @@ async def _run(sizes: Sizes, beside: Path | None) -> Results:
         await rounds.run(bench, subjects, measured, results)
     finally:
         upstream.close()
+        if server:
+            server.kill()
+            server.wait()
         shutil.rmtree(install.CACHE / "stores", ignore_errors=True)
     return results
 
 
-def _on_sqlite(service: Subject) -> Subject:
-    def command(port: int, url: str) -> Command:
-        (install.CACHE / "stores").mkdir(parents=True, exist_ok=True)
-        store_url = f"sqlite:///{mkdtemp(dir=install.CACHE / 'stores')}/chat.db"
-        on_dicts = service.command(port, url)
-        return replace(on_dicts, environment={**on_dicts.environment, "STORE_URL": store_url})
+def _server() -> subprocess.Popen[bytes] | None:
+    """Debian's Redis, on the core that upstream and the readers have, if it is installed."""
+    program = shutil.which("redis-server")
+    if not program:
+        return None
+    stores = install.CACHE / "stores"
+    stores.mkdir(parents=True, exist_ok=True)
+    options = ["--port", str(SERVER_PORT), "--save", "", "--appendonly", "yes", "--dir", str(stores)]
+    return subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
 
-    return replace(service, name=SQLITE, command=command)
+
+def _new_file() -> str:
+    (install.CACHE / "stores").mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{mkdtemp(dir=install.CACHE / 'stores')}/chat.db"
+
+
+def _on(service: Subject, name: str, store_url: Callable[[], str]) -> Subject:
+    def command(port: int, url: str) -> Command:
+        on_dicts = service.command(port, url)
+        arguments = (sys.executable, *on_dicts.arguments[1:])  # which has the server's client
+        return Command(arguments, {**on_dicts.environment, "STORE_URL": store_url()})
+
+    return replace(service, name=name, command=command)
 
 
 def _elsewhere(service: Subject, root: Path) -> Subject:
@@ -84,12 +110,15 @@ def _elsewhere(service: Subject, root: Path) -> Subject:
 
 
 def _table(results: Results, subjects: list[str]) -> str:
-    lines = [f"| figure | {' | '.join(subjects)} | {SQLITE} of {DICTS} |", "| --- |" + " --- |" * (len(subjects) + 1)]
+    others = [name for name in subjects if name in (SQLITE, SHARED)]
+    ratios = " | ".join(f"{name} of {DICTS}" for name in others)
+    lines = [f"| figure | {' | '.join(subjects)} | {ratios} |", "| --- |" + " --- |" * (len(subjects) + len(others))]
     for _, figure, title, shown in ROWS:
         values = [value for name in subjects if (value := results.median(figure, name)) is not None]
-        ratio = results.ratio(figure, SQLITE, DICTS)
-        if len(values) == len(subjects) and ratio is not None:
-            lines.append(f"| {title} | {' | '.join(map(shown.format, values))} | {ratio:.2f} |")
+        found = [ratio for name in others if (ratio := results.ratio(figure, name, DICTS)) is not None]
+        if len(values) == len(subjects) and len(found) == len(others):
+            shown_ratios = " | ".join(map("{:.2f}".format, found))
+            lines.append(f"| {title} | {' | '.join(map(shown.format, values))} | {shown_ratios} |")
     return "\n".join([*lines, "", f"Medians of 3 interleaved rounds on {report.measured_on(results)}."])
 
 

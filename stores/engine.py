@@ -6,10 +6,13 @@ A reply's text is kept before it is shown: only what is kept is added to the tra
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from stores.changes import Change, Sums
-from stores.records import Conversation, Kind, StoreError
+from stores.records import Conversation, Kind, Message, StoreError
 from stores.threads import Thread
+
+Slices = AsyncGenerator[tuple[list[Message], bool], None]
 
 
 class Engine(ABC):
@@ -20,6 +23,9 @@ class Engine(ABC):
 
     forgets: bool
     """Whether all is gone with the process."""
+
+    is_shared = False
+    """Whether other relays have the same conversations, and make replies in them."""
 
     sums: Sums
     """What it holds, with the changes that are on their way."""
@@ -56,6 +62,19 @@ class Engine(ABC):
         from the message with the id `since` on, if there is one.
         """
 
+    async def conversation(self, conversation_id: str) -> Conversation | None:
+        """Without its messages, None if it isn't there."""
+        thread = await self.thread(conversation_id, whole=False)
+        return thread.conversation if thread else None
+
+    async def slices(self, conversation_id: str) -> Slices:
+        """The messages, oldest first, as many at a time as are at hand, and whether these are all that were left.
+
+        At least one slice of a conversation that is there. What is changed meanwhile may be seen in a later one.
+        """
+        if thread := await self.thread(conversation_id):
+            yield list(thread.messages.values()), True
+
     @abstractmethod
     async def commit(self, change: Change) -> Change | None:
         """Make it, whole or not at all: the change as it was made, or None if its thread isn't there as it was.
@@ -77,6 +96,20 @@ class Engine(ABC):
     @abstractmethod
     async def settle(self, message_id: str) -> StoreError | None:
         """Wait until all text that was taken is kept; the error if some of it can't be."""
+
+    def identify(self, message_id: str, generation_id: str) -> None:  # noqa: B027
+        """Tell other relays, if there are any, what upstream calls a reply that is made here."""
+
+    async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
+        """Add to a reply what its relay makes of it: True when it has ended, False once it isn't wanted any more."""
+        raise AssertionError("every reply is made here")
+
+    def leave(self, message_id: str) -> None:  # noqa: B027
+        """A reply isn't made any more, and its end couldn't be told: it is among the `orphans` when it can be."""
+
+    def orphans(self) -> AsyncIterator[tuple[str, str]]:
+        """Replies in progress that nobody makes, (conversation, message) each, told again until they have ended."""
+        raise AssertionError("every reply is made here")
 
     @abstractmethod
     async def abandon(self, change: Change) -> Change | None:

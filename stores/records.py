@@ -91,6 +91,12 @@ class Transcript:
         text = self._whole() if self._growing is None else self._growing.getvalue()
         return text, list(self._switches)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, as far as they have come."""
+        return isinstance(other, Transcript) and self.parts() == other.parts()
+
+    __hash__ = object.__hash__
+
     def append(self, kind: Kind, text: str) -> None:
         """Add `text` at the end."""
         assert self._growing is not None, "a closed transcript doesn't grow"
@@ -116,6 +122,12 @@ class Transcript:
         cuts = [start, *self._switches[first : bisect_left(self._switches, end)], end]
         text = self._slice(start, end)  # once: a text at rest may have to be decoded
         return [(_KINDS[(first + i) % 2], text[a - start : b - start]) for i, (a, b) in enumerate(pairwise(cuts))]
+
+    def catch_up(self, whole: "Transcript") -> None:
+        """Add what another transcript of the same text has more."""
+        if self._growing is not None and whole.length > self.length:
+            for kind, text in whole.read(self.length, whole.length):
+                self.append(kind, text)
 
     def close(self) -> None:
         """Nothing more comes: keep the text alone."""

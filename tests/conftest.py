@@ -12,6 +12,7 @@ from hypothesis import settings
 import server
 from tests.support.engines import ENGINES, engine
 from tests.support.relay import Relay, serving
+from tests.support.servers import usual_program
 from tests.support.stores import GatedStore, SlowStore
 from tests.support.upstream import ScriptedUpstream
 
@@ -24,6 +25,16 @@ settings.load_profile("relay")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, metavar="N", help="fuzz the contract with N examples an operation, at random")
     parser.addoption("--store", choices=ENGINES, default="memory", help="what keeps the conversations of services")
+    parser.addoption(
+        "--rounds", type=int, default=50, metavar="N", help="how often two relays race in test_replicas.py"
+    )
+    parser.addoption(
+        "--chats", type=int, default=12, metavar="N", help="how many there are in test_replica_campaign.py"
+    )
+    parser.addoption("--seed", type=int, default=1, metavar="N", help="what happens in test_replica_campaign.py")
+    parser.addoption(
+        "--server", choices=("redis", "valkey"), default=usual_program(), help="the server that relays share"
+    )
     parser.addoption("--uvloop", action="store_true", help="run the async tests on uvloop")
 
 
@@ -63,7 +74,7 @@ def _bounded(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[.
 @pytest.fixture(autouse=True, scope="session")
 def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """Services and stores are on the engine that `--store` names, unless a test says otherwise."""
-    with engine(request.config.getoption("--store")):
+    with engine(request.config.getoption("--store"), request.config.getoption("--server")):
         yield
 
 

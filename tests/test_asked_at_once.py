@@ -288,7 +288,11 @@ async def test_a_reply_that_is_deleted_while_its_reader_comes_back_is_a_204(upst
             assert (await delete(relay, f"{conversation_id}/messages/{start.json['message_id']}")).status_code == 204
             assert (await reader.whole()).last["status"] == "stopped"
         found.open_wide()
-        assert (await resuming).status_code == 204
+        resumed = await resuming
+        if (await relay.health())["engine"] == "valkey":  # where others may make it: it is followed to its end
+            assert '"status": "stopped"' in resumed.text
+        else:
+            assert resumed.status_code == 204
 
 
 @is_gated
@@ -314,11 +318,17 @@ async def test_a_caller_that_leaves_in_the_middle_of_a_streaming_post_finds_its_
 # Edits
 
 
+async def silent_but_to_edited(request: UpstreamRequest, wire: Wire) -> None:
+    is_edited = request.body is not None and request.body["messages"][-1]["content"] == "edited"
+    await (answer() if is_edited else gated(Gate(), "never sent"))(request, wire)
+
+
 @both_forms
 @is_gated
 async def test_an_edit_ends_a_reply_that_a_slow_store_is_beginning(
     upstream: ScriptedUpstream, form: dict[str, str]
 ) -> None:
+    upstream.play(silent_but_to_edited)
     async with serving(upstream) as relay:
         conversation_id = await relay.ask()
         begun = hold("begin_reply")

@@ -15,8 +15,9 @@ from openrouter import Timers
 from store import Store
 from tests.support.contract import check_response
 from tests.support.problems import assert_problem
-from tests.support.process import free_port, process
+from tests.support.process import process
 from tests.support.relay import Relay, serving
+from tests.support.servers import free_port
 from tests.support.upstream import Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
 from tests.support.waiting import bounded
 

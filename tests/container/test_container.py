@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from tests.container.engine import Container, Engine, Image
-from tests.support.process import ROOT, free_port
+from tests.support.process import ROOT
 from tests.support.relay import Relay, client
+from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
 MOST_BYTES = 12_000_000

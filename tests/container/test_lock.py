@@ -4,8 +4,8 @@ import re
 
 from tests.support.process import ROOT
 
-WANTED = (ROOT / "requirements.txt").read_text()
-LOCK = (ROOT / "requirements.lock").read_text()
+WANTED = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-valkey.txt").read_text()
+LOCK = (ROOT / "requirements.lock").read_text() + (ROOT / "requirements-valkey.lock").read_text()
 PIN = re.compile(r"^([a-z0-9-]+)(?:\[[a-z]+\])?==(\S+)", re.MULTILINE)
 
 

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from tests.container.namespaces import output
-from tests.support.process import ROOT, free_port, process
+from tests.support.process import ROOT, process
 from tests.support.relay import Relay, client
+from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
 TOKEN = "a-token-of-the-tests"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.problems import assert_problem
-from tests.support.process import ROOT, free_port, process
+from tests.support.process import ROOT, process
 from tests.support.relay import Relay, client, serving
+from tests.support.servers import free_port
 from tests.support.upstream import Gate, ScriptedUpstream, gated
 from tests.support.waiting import eventually
 

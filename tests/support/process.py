@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import os
-import random
 import signal
-import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, STDOUT, Process
@@ -16,6 +14,7 @@ import httpx
 
 from tests.support.engines import new_store_url
 from tests.support.relay import STARTING, Relay, client
+from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -113,11 +112,3 @@ async def process(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             await child.wait()
-
-
-def free_port() -> int:
-    """A port that nobody has: below those that the kernel gives out, so that no connection takes it meanwhile."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port

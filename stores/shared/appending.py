@@ -1,0 +1,266 @@
+"""The text of replies that are made here, on its way to the server: what it has is shown, in that order.
+
+All replies share one call a tick. The server adds text only behind the text that it expects, so that nothing is
+added twice, to a reply that has ended, or behind a hole that a failover has torn: then it is said again from there.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+
+from stores.changes import Sums
+from stores.records import Kind, Message, NotFound, StoreError, StoreFull, StoreUnavailable, byte_size
+from stores.shared.line import Line
+from stores.shared.scripts import APPEND, FENCE, Keys
+
+LEASE = 10.0  # seconds of silence after which a relay, or the server, counts as gone
+TICK = 0.016  # seconds behind a call, in which text is gathered for the next one
+TRY_AGAIN = 0.1  # seconds until what couldn't be stored is tried again
+MOST_WAITING = 256 * 1024  # bytes of a reply that wait for the server before its generation does
+FENCED = 2.0  # seconds in which whoever has fenced a reply off ends it
+
+_LETTERS: dict[Kind, str] = {"content": "c", "reasoning": "r"}
+
+logger = logging.getLogger("store")
+
+
+@dataclass(slots=True, eq=False)
+class Making:
+    """A reply that is made here."""
+
+    conversation_id: str
+    message: Message
+    interruption: asyncio.Future[StoreError]
+    ended: asyncio.Future[None]
+    stored: int = 0  # characters that the server has
+    waiting: list[tuple[Kind, str]] = field(default_factory=list)
+    size: int = 0  # bytes that wait
+    taken: int = 0  # bytes in all
+    generation_id: str | None = None  # that the server hasn't
+    said_id: str | None = None  # that is on its way to it
+    refusal: StoreError | None = None
+    _waiter: asyncio.Future[None] | None = None
+
+    def interrupt(self, error: StoreError) -> None:
+        """Tell whoever makes it, once; what waits is given up."""
+        self.waiting, self.size = [], 0
+        if not self.interruption.done():
+            self.interruption.set_result(error)
+        self.wake()
+
+    def merge(self) -> None:
+        """Make one of neighbours of one kind."""
+        if len(self.waiting) < 2:
+            return
+        runs = groupby(self.waiting, itemgetter(0))
+        self.waiting = [(kind, "".join(map(itemgetter(1), run))) for kind, run in runs]
+
+    def entries(self) -> list[tuple[int, int, str, str]]:
+        """What the server lacks, as far as it is known: the position before and behind, the kind, the text."""
+        position, self.said_id = self.stored, self.generation_id
+        found = [(position, position, "g", self.generation_id)] if self.generation_id else []
+        said = self.message.transcript.read(position, self.message.transcript.length)
+        for kind, text in [*said, *self.waiting]:
+            found.append((position, position + len(text), _LETTERS[kind], text))
+            position += len(text)
+        return found
+
+    def show(self, position: int) -> None:
+        """The server has the text up to there."""
+        transcript = self.message.transcript
+        while self.waiting and transcript.length < position:
+            kind, text = self.waiting.pop(0)
+            now, later = text[: position - transcript.length], text[position - transcript.length :]
+            if later:
+                self.waiting.insert(0, (kind, later))
+            transcript.append(kind, now)
+            self.size -= byte_size(now)
+        self.stored = position
+        self.wake()
+
+    async def change(self) -> None:
+        """Some of what waited is stored, or given up."""
+        self._waiter = self._waiter or asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._waiter})
+
+    def wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter:
+            waiter.set_result(None)
+
+
+class Appending:
+    """All replies that are made here, by message."""
+
+    def __init__(self, line: Line, keys: Keys, sums: Sums) -> None:
+        self.makes: dict[str, Making] = {}
+        self.text = 0
+        """Bytes of their text; `sums` has them, too."""
+        self._line, self._keys, self._sums = line, keys, sums
+        self._waiting: set[Making] = set()
+        self._fenced: dict[str, Making] = {}
+        self._cut: deque[str] = deque(maxlen=1000)  # that have ended before all of their text was stored, the last ones
+        self._tick: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_urgent = False
+        self._free_at = 0.0  # when the tick of the last call is over
+        self._failing_since: float | None = None
+
+    def start(self, conversation_id: str, message: Message) -> None:
+        """A reply was begun here."""
+        loop = asyncio.get_running_loop()
+        self.makes[message.id] = Making(conversation_id, message, loop.create_future(), loop.create_future())
+
+    def stop(self, message_id: str, *, fenced: bool = False) -> None:
+        """Others have ended it, or will at once if it is fenced off; or it ended here."""
+        making = self.makes.pop(message_id, None)
+        if making is None:
+            if making := self._fenced.get(message_id):
+                _settle(making.ended)
+            return
+        self._count(-making.taken)
+        self._waiting.discard(making)
+        if making.waiting:
+            self._cut.append(message_id)
+        if fenced:
+            self._fenced[message_id] = making
+        else:
+            _settle(making.ended)
+        making.interrupt(over())
+
+    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
+        """As `Engine.extend`."""
+        making = self.makes.get(message_id)
+        if making is None:
+            raise over()
+        if making.refusal:
+            raise making.refusal
+        if not text:
+            return
+        making.waiting.append((kind, text))
+        size = byte_size(text)
+        making.size += size
+        making.taken += size
+        self._count(size)
+        self._waiting.add(making)
+        self._append_soon()
+        while making.size > MOST_WAITING:
+            await making.change()
+
+    def identify(self, message_id: str, generation_id: str) -> None:
+        """Let others know what upstream calls it."""
+        if making := self.makes.get(message_id):
+            making.generation_id = generation_id
+            self._waiting.add(making)
+            self._append_soon()
+
+    async def settle(self, message_id: str) -> StoreError | None:
+        """As `Engine.settle`."""
+        if fenced := self._fenced.pop(message_id, None):
+            await asyncio.wait({fenced.ended}, timeout=FENCED)
+        if making := self.makes.get(message_id):
+            self._append_soon(at_once=True)
+            while making.waiting:
+                await making.change()
+            if making.refusal:
+                return making.refusal
+        return over() if message_id in self._cut else None  # so that it isn't called complete
+
+    def _count(self, size: int) -> None:
+        self.text += size
+        self._sums.text += size
+
+    def _append_soon(self, *, at_once: bool = False) -> None:
+        if self._task:
+            self._is_urgent |= at_once
+        elif at_once:
+            self._append_now()
+        elif self._tick is None:
+            is_free = self._free_at <= self._line.loop.time()
+            self._tick = None if is_free else self._line.loop.call_at(self._free_at, self._append_now)
+            if is_free:
+                self._append_now()
+
+    def _append_now(self) -> None:
+        if self._tick:
+            self._tick.cancel()
+            self._tick = None
+        if self._waiting and self._task is None:
+            self._free_at = self._line.loop.time() + TICK
+            self._task = asyncio.create_task(self._append())
+            self._task.add_done_callback(self._appended)
+
+    def _appended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("text of replies can't be stored (%s)", type(error).__name__)
+        if self._waiting:
+            is_urgent, self._is_urgent = self._is_urgent, False
+            self._append_soon(at_once=is_urgent)
+
+    async def _append(self) -> None:
+        batch, self._waiting = self._waiting, set()
+        for making in batch:
+            making.merge()
+        entries = [(making, *entry) for making in batch for entry in making.entries()]
+        if not entries:
+            return
+        keys = [self._keys.of(f"r:{making.message.id}") for making, *_ in entries]
+        arguments = [f"{before} {behind} {kind} {text}" for _, before, behind, kind, text in entries]
+        try:
+            answers = await self._line.run(APPEND, keys, *arguments)
+        except StoreFull as error:
+            self._refuse(batch, error)
+        except StoreUnavailable as error:
+            self._failing_since = self._failing_since or time.monotonic()
+            if time.monotonic() - self._failing_since > LEASE:
+                self._refuse(batch, error)
+            self._waiting |= {making for making in batch if self._is_made(making)}
+            await asyncio.sleep(TRY_AGAIN)
+        else:
+            self._failing_since = None
+            positions = map(int, answers.split())
+            for making, position in {entry[0]: at for entry, at in zip(entries, positions, strict=True)}.items():
+                self._answered(making, position)
+
+    def _is_made(self, making: Making) -> bool:
+        return making.refusal is None and making.message.id in self.makes
+
+    def _answered(self, making: Making, position: int) -> None:
+        if not self._is_made(making):
+            return
+        if position < 0 or position >= FENCE:
+            self.stop(making.message.id, fenced=position == FENCE)
+        elif position < making.message.transcript.length:  # lost in a failover
+            making.stored = position
+            self._waiting.add(making)
+            self._is_urgent = True
+        else:
+            if making.said_id == making.generation_id:
+                making.generation_id = None
+            making.show(position)
+            if making.waiting:
+                self._waiting.add(making)
+
+    def _refuse(self, batch: Sequence[Making] | set[Making], error: StoreError) -> None:
+        for making in batch:
+            if self._is_made(making):
+                making.refusal = error
+                self._count(-making.size)
+                making.taken -= making.size
+                making.interrupt(error)
+
+
+def over() -> NotFound:
+    """The error of a reply that takes no more text."""
+    return NotFound("The reply has ended, or was deleted.")
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,140 @@
+"""One connection, over which commands are asked for one pipeline at a time; what comes meanwhile goes with the next.
+
+Nothing is ever asked a second time by itself: what was done unheard and repeated would look like somebody else's doing.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from valkey.asyncio.connection import Connection
+from valkey.exceptions import OutOfMemoryError, ResponseError, ValkeyError
+
+from stores.records import StoreFull, StoreUnavailable
+from stores.shared.place import Place
+
+ANSWERING = 3.0  # seconds
+
+Argument = str | bytes | int
+
+_ELSEWHERE = ("READONLY", "MOVED", "ASK", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING")  # ask another server
+
+
+class Unheard(StoreUnavailable):
+    """The server can't be reached; it may have done what it was asked for."""
+
+
+class Line:
+    """A connection that is made when it is needed, and again when it has broken."""
+
+    def __init__(self, place: Place, answering: float = ANSWERING) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._place = place
+        self._answering = answering
+        self._connection: Connection | None = None
+        self._asked: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._silent_since: float | None = None
+        self.breaks = 0
+        """How often it has broken."""
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since it broke; 0.0 while it answers."""
+        return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+
+    def ask(self, *command: Argument) -> asyncio.Future[Any]:
+        """The answer; `StoreFull` where the server's memory is, else `StoreUnavailable`."""
+        answer: asyncio.Future[Any] = self.loop.create_future()
+        answer.add_done_callback(_retrieve)
+        self._asked.append((command, answer))
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_all())
+        return answer
+
+    def run(self, script: str, keys: Sequence[str], *arguments: Argument) -> asyncio.Future[Any]:
+        """What a script answers."""
+        return self.ask("EVAL", script, len(keys), *keys, *arguments)
+
+    async def close(self) -> None:
+        """What is asked for now isn't waited for."""
+        if self._asking:
+            self._asking.cancel()
+            await asyncio.wait({self._asking})
+        await self._disconnect()
+
+    async def _ask_all(self) -> None:
+        try:
+            while self._asked:
+                asked, self._asked = self._asked, []
+                await self._answer(asked)
+        finally:
+            self._asking = None
+
+    async def _answer(self, asked: list[tuple[Sequence[Argument], asyncio.Future[Any]]]) -> None:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._answering):
+                answers = await self._answers([command for command, _ in asked])
+        except (OSError, TimeoutError, ValkeyError):
+            self._silent_since = self._silent_since or began
+            self.breaks += 1
+            await self._disconnect()
+            answers = [_unreachable()] * len(asked)
+        else:
+            self._silent_since = None
+        for (_, answer), said in zip(asked, answers, strict=True):
+            if answer.done():
+                continue
+            if isinstance(said, Exception):
+                answer.set_exception(said)
+            else:
+                answer.set_result(said)
+
+    async def _answers(self, commands: list[Sequence[Argument]]) -> list[Any]:
+        if self._connection is None:
+            self._connection = await self._place.connect()
+        await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+        answers = [await _answer_of(self._connection) for _ in commands]
+        if any(isinstance(answer, _Moved) for answer in answers):
+            await self._disconnect()
+        return answers
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            await connection.disconnect(nowait=True)
+
+
+class _Moved(StoreUnavailable):
+    """Another server is the right one now."""
+
+
+async def _answer_of(connection: Connection) -> Any:
+    try:
+        return await connection.read_response()
+    except OutOfMemoryError:
+        return StoreFull(
+            "The store's server has no room (its maxmemory is reached): delete conversations, or raise it."
+        )
+    except ResponseError as error:
+        return _Moved(_AWAY) if _code(error) in _ELSEWHERE else StoreUnavailable(_AWAY)
+
+
+def _retrieve(answer: asyncio.Future[Any]) -> None:
+    """Nobody has to want it."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+def _code(error: ResponseError) -> str:
+    """The library leaves out the code where it has a class for it."""
+    return "READONLY" if type(error).__name__ == "ReadOnlyError" else str(error).partition(" ")[0]
+
+
+_AWAY = "The store can't be reached: try again in a moment."
+
+
+def _unreachable() -> Unheard:
+    return Unheard(_AWAY)

@@ -1,0 +1,159 @@
+"""Where the server is: what `STORE_URL` says, and a connection to whichever server is the primary now.
+
+Knows nothing of conversations.
+"""
+
+import re
+import ssl
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from valkey.asyncio import Sentinel
+from valkey.asyncio.connection import Connection, SSLConnection
+from valkey.exceptions import ConnectionError as Refused
+from valkey.exceptions import ResponseError
+
+from serving.settings import SettingsError
+
+CONNECTING = 1.0  # seconds
+
+_KINDS = (
+    "valkey://, valkeys://, redis:// or rediss://, with +sentinel or +cluster in front of the colon where it is one"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One server, the primary of a service that Sentinels know, or the part of a cluster that has our keys."""
+
+    kind: str  # "", "sentinel", "cluster"
+    hosts: tuple[tuple[str, int], ...]
+    service: str = ""
+    database: int = 0
+    user: str | None = None
+    password: str | None = None
+    has_tls: bool = False
+    ca_certs: str | None = None
+    prefix: str = "relay"
+
+    @classmethod
+    def of(cls, url: str) -> "Place":
+        """What a URL says. Raises `SettingsError`, which doesn't quote it: there is a password in it."""
+        try:
+            return cls._of(url)
+        except (ValueError, OSError, IndexError) as error:
+            raise SettingsError(f"STORE_URL must {_reason(error)}.") from None
+
+    @classmethod
+    def _of(cls, url: str) -> "Place":
+        parts = urlsplit(url)
+        scheme = re.fullmatch(r"(valkey|redis)(s?)(?:\+(sentinel|cluster))?", parts.scheme)
+        if not scheme:
+            raise _Wrong(f"begin with {_KINDS}")
+        account, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = account.partition(":")
+        options = parse_qs(parts.query, strict_parsing=bool(parts.query))
+        if options.keys() - {"prefix", "ssl_ca_certs"}:
+            raise _Wrong("have no options but prefix and ssl_ca_certs")
+        place = cls(
+            kind=scheme[3] or "",
+            hosts=tuple(_host(host, 26379 if scheme[3] == "sentinel" else 6379) for host in hosts.split(",")),
+            user=unquote(user) or None,
+            password=unquote(password) or None,
+            has_tls=bool(scheme[2]),
+            ca_certs=options.get("ssl_ca_certs", [None])[0],
+            prefix=options.get("prefix", ["relay"])[0],
+        )
+        return place._with_path([part for part in parts.path.split("/") if part])
+
+    def _with_path(self, path: list[str]) -> "Place":
+        service = path.pop(0) if self.kind == "sentinel" and path else ""
+        if self.kind == "sentinel" and not service:
+            raise _Wrong("have the name of the service that the Sentinels know, behind the hosts and a slash")
+        if self.kind != "sentinel" and len(self.hosts) > 1:
+            raise _Wrong("name one host; several are for +sentinel")
+        if len(path) > 1 or not all(re.fullmatch("[0-9]{1,4}", part) for part in path):
+            raise _Wrong("have the number of a database, or nothing, behind the slash")
+        if not re.fullmatch("[A-Za-z0-9_.:-]{1,64}", self.prefix):
+            raise _Wrong("have a prefix of 1 to 64 letters, digits or _ . : -")
+        if self.ca_certs:
+            ssl.create_default_context(cafile=self.ca_certs)
+        fields = vars(self) | {"service": service, "database": int(path[0]) if path else 0}
+        return Place(**fields)
+
+    async def connect(self) -> Connection:
+        """A connection to the primary. Raises valkey's errors and `OSError`; bounded by whoever calls."""
+        host, port = await self._primary() if self.kind == "sentinel" else self.hosts[0]
+        connection = await self._connected(host, port)
+        try:
+            moved = await self._moved(connection)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        if moved is None:
+            return connection
+        await connection.disconnect(nowait=True)
+        return await self._connected(*moved)
+
+    async def _moved(self, connection: Connection) -> tuple[str, int] | None:
+        """Where to go instead, None if this is the right server."""
+        if self.kind == "cluster":
+            return await _moved(connection, self.prefix)
+        if self.kind == "sentinel":
+            await connection.send_command("ROLE")
+            if (await connection.read_response())[0] != b"master":
+                raise Refused("not the primary any more")
+        return None
+
+    async def _primary(self) -> tuple[str, int]:
+        sentinel = Sentinel(self.hosts, socket_timeout=CONNECTING, socket_connect_timeout=CONNECTING)
+        try:
+            host, port = await sentinel.discover_master(self.service)
+            return host, port
+        finally:
+            for client in sentinel.sentinels:
+                await client.aclose()
+
+    async def _connected(self, host: str, port: int) -> Connection:
+        options: dict[str, Any] = {"db": self.database, "username": self.user, "password": self.password}
+        options |= {"socket_timeout": None, "socket_connect_timeout": CONNECTING}  # `Line` bounds the rest
+        if self.has_tls:
+            options |= {"ssl_ca_certs": self.ca_certs, "ssl_check_hostname": True}
+        connection = (SSLConnection if self.has_tls else Connection)(host=host, port=port, **options)
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+
+class _Wrong(ValueError):
+    """What is wrong with a URL, in words that don't quote it."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _Wrong):
+        return str(error)
+    return "name a file with certificates in ssl_ca_certs" if isinstance(error, OSError) else "be a URL"
+
+
+def _host(text: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise _Wrong("name a host")
+    return parts.hostname, port if parts.port is None else parts.port
+
+
+async def _moved(connection: Connection, prefix: str) -> tuple[str, int] | None:
+    """The node of the cluster that has our slot, if it isn't this one."""
+    await connection.send_command("EXISTS", f"{{{prefix}}}:list")
+    try:
+        await connection.read_response()
+        return None
+    except ResponseError as error:
+        moved = re.match(r"MOVED [0-9]+ (\S*):([0-9]+)", str(error))
+        if not moved:
+            raise
+        return moved[1] or connection.host, int(moved[2])

@@ -1,0 +1,315 @@
+"""Relays that die, stop and are cut off, and the server that they share, which does so, too: real processes."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.problems import assert_problem
+from tests.support.readers import Reader
+from tests.support.relay import Relay
+from tests.support.replicas import Network, place, processes, relays
+from tests.support.servers import Server, server
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, gated
+from tests.support.waiting import bounded, eventually
+
+GONE = 15.0  # seconds within which the replies of a relay that died have ended
+
+
+@pytest.fixture
+def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of the test's own."""
+    with server(request.config.getoption("--server")) as running:
+        yield running
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Only that process, not its children."""
+    os.kill(pid, number)
+
+
+async def slowly(_: UpstreamRequest, wire: Wire) -> None:
+    """Words as long as anybody listens."""
+    await wire.head()
+    for number in range(10_000):
+        await wire.delta(f"word {number} ")
+        await asyncio.sleep(0.02)
+
+
+def words(text: str) -> str:
+    """What `slowly` says, as far as `text` goes."""
+    said, number = "", 0
+    while len(said) < len(text):
+        said += f"word {number} "
+        number += 1
+    return said[: len(text)]
+
+
+def patient(*relays: Relay) -> None:
+    """Their clients wait for longer than any outage lasts."""
+    for relay in relays:
+        relay.client.timeout = httpx.Timeout(60)
+
+
+async def failed(reader: Reader, within: float = GONE) -> str:
+    """The text of a stream that ends with an error of 503."""
+    whole = await bounded(reader.whole(), within)
+    assert (whole.last["error"]["code"], whole.last["error"]["retryable"]) == (503, True)
+    assert whole.content == words(whole.content)
+    return whole.content
+
+
+async def answered_again(relay: Relay, conversation_id: str, upstream: ScriptedUpstream) -> None:
+    """What "Try again" does."""
+    upstream.queue(gated(gate := Gate(), "Again."))
+    gate.open_wide()
+    assert (await relay.read(conversation_id)).content == "Again."
+
+
+# Relays
+
+
+@pytest.mark.bound(90)
+async def test_the_reply_of_a_relay_that_was_killed_fails_with_its_text(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    upstream.play(slowly)
+    url = place(shared.url)
+    async with processes(upstream, url, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 30 "), await theirs.until("word 30 ")
+            kill(here.pid)
+            assert await here.exit() == -signal.SIGKILL
+            with pytest.raises(Exception):  # noqa: B017 - cut off, in whichever way
+                await mine.whole()
+            seen = mine.transcript
+            async with there.stream(conversation_id, seen.last_id) as again:
+                rest = await failed(theirs), (await bounded(again.whole(), GONE)).content
+        _, reply = await there.messages(conversation_id)
+        assert (reply["status"], reply["content"]) == ("failed", rest[0])
+        assert seen.content + rest[1] == rest[0]
+        assert len(upstream.requests) == 1
+        await answered_again(there, conversation_id, upstream)
+
+
+@pytest.mark.bound(90)
+async def test_a_relay_that_was_stopped_for_a_while_appends_nothing_to_what_others_have_ended(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    upstream.play(slowly)
+    url = place(shared.url)
+    async with processes(upstream, url, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await theirs.until("word 20 ")
+            kill(here.pid, signal.SIGSTOP)
+            text = await failed(theirs)
+            kill(here.pid, signal.SIGCONT)
+            assert await failed(mine, 5) == text
+            await bounded(upstream.requests[0].gone.wait(), 5)
+        for relay in (here, there):
+            assert (await relay.messages(conversation_id))[1]["content"] == text
+        await answered_again(here, conversation_id, upstream)
+
+
+@pytest.mark.bound(90)
+async def test_a_relay_that_alone_is_cut_off_fails_its_replies_and_the_others_end_them(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    upstream.play(slowly)
+    network = Network(shared.port)
+    async with network.laid() as far, processes(upstream, (url := place(far)), url.replace(far, shared.url)) as both:
+        here, there = both
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            network.cut()
+            began = time.monotonic()
+            assert_problem(await here.client.get(f"/conversations/{conversation_id}"), 503)
+            assert time.monotonic() - began < 3.5
+            health = await here.client.get("/health")
+            assert (health.status_code, health.json()["store"]) == (200, "unreachable")
+            texts = await asyncio.gather(failed(mine, 20), failed(theirs))
+            assert texts[0] == texts[1]
+        network.mend()
+        await eventually(lambda: _is_reachable(here))
+        assert (await here.messages(conversation_id))[1]["content"] == texts[0]
+        assert len(upstream.requests) == 1
+
+
+async def _is_reachable(relay: Relay) -> bool:
+    return bool((await relay.health())["store"] == "ok")
+
+
+@pytest.mark.bound(90)
+async def test_at_sigterm_a_relay_finishes_what_it_makes_and_cuts_off_who_reads_of_others(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    upstream.play(gated(gate := Gate(), "one ", "two"))
+    url = place(shared.url)
+    async with processes(upstream, url, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            gate.open()
+            await mine.until("one "), await theirs.until("one ")
+            there.terminate()
+            began = time.monotonic()
+            assert not any(block.is_terminal for block in (await bounded(theirs.whole(), 10)).blocks)
+            assert await there.exit() == 0
+            assert time.monotonic() - began < 4
+            here.terminate()
+            async with here.stream(conversation_id, theirs.transcript.last_id) as again:
+                gate.open_wide()
+                assert (await mine.whole()).content == "one two"
+                assert (await again.whole()).content == "two"
+            assert await here.exit() == 0
+
+
+# The server
+
+
+@pytest.mark.bound(90)
+@pytest.mark.parametrize("outage", ["killed", "killed for nearly as long as is waited for", "held up"])
+async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstream, shared: Server, outage: str) -> None:
+    """Nor do others end it, to whom its relay looks as gone as the server was."""
+    upstream.play(slowly)
+    url = place(shared.url)
+    async with relays(upstream, url, 4) as (here, there, *others):
+        patient(here, there, *others)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            if outage.startswith("killed"):
+                shared.kill()
+                assert_problem(await here.client.get(f"/conversations/{conversation_id}"), 503)
+                await asyncio.sleep(1.0 if outage == "killed" else 8.5)
+                shared.start()
+            else:
+                shared.signal(signal.SIGSTOP)
+                await asyncio.sleep(3.5)
+                shared.signal(signal.SIGCONT)
+            await mine.until("word 300 "), await theirs.until("word 300 ")
+            await eventually(lambda: _is_reachable(there))
+            assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+            texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
+        assert texts[0] == texts[1] == words(texts[0])
+        assert (await here.messages(conversation_id))[1]["content"] == texts[0]
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.bound(90)
+async def test_what_upstream_ends_while_the_server_is_away_is_kept_when_it_is_back(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    upstream.play(gated(gate := Gate(), "one ", "two"))
+    url = place(shared.url)
+    async with relays(upstream, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            gate.open()
+            await mine.until("one "), await theirs.until("one ")
+            shared.kill()
+            gate.open_wide()
+            await asyncio.sleep(4.0)
+            shared.start()
+            for reader in (mine, theirs):
+                whole = await reader.whole()
+                assert (whole.content, whole.last["status"]) == ("one two", "complete")
+                assert whole.last["usage"] is not None
+        assert (await there.messages(conversation_id))[1]["status"] == "complete"
+
+
+@pytest.mark.bound(90)
+async def test_a_server_that_stays_away_fails_the_replies_and_has_them_ended_when_it_is_back(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    upstream.play(slowly)
+    url = place(shared.url)
+    async with relays(upstream, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            shared.kill()
+            text = await failed(mine, 20)
+            await bounded(upstream.requests[0].gone.wait(), 5)
+            cut = await bounded(theirs.whole(), 20)
+            assert not any(block.is_terminal for block in cut.blocks)
+        shared.start()
+        await eventually(lambda: _is_failed(there, conversation_id), GONE)
+        async with there.stream(conversation_id, cut.last_id) as again:
+            assert cut.content + (await again.whole()).content == text
+        await answered_again(there, conversation_id, upstream)
+
+
+async def _is_failed(relay: Relay, conversation_id: str) -> bool:
+    response = await relay.client.get(f"/conversations/{conversation_id}/messages")
+    return response.status_code == 200 and response.json()["messages"][1]["status"] == "failed"
+
+
+@pytest.mark.bound(90)
+async def test_a_failover_that_loses_what_came_last_loses_no_character(
+    request: pytest.FixtureRequest, upstream: ScriptedUpstream, shared: Server
+) -> None:
+    upstream.play(slowly)
+    network, replication = Network(shared.port), Network(shared.port)
+    program = request.config.getoption("--server")
+    async with replication.laid() as primary, network.laid() as far:
+        master = ("127.0.0.1", primary.rpartition(":")[2])
+        with server(program, "--replicaof", *master) as replica:
+            await eventually(lambda: b"master_link_status:up" in replica.said("INFO", "replication"))
+            async with relays(upstream, place(far)) as (here, there):
+                patient(here, there)
+                conversation_id = await here.ask()
+                async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+                    await mine.until("word 20 "), await theirs.until("word 20 ")
+                    replication.hold()
+                    await mine.until("word 70 "), await theirs.until("word 70 ")
+                    shared.kill()
+                    replication.cut()
+                    replica.said("REPLICAOF", "NO", "ONE")
+                    network.lead(replica.port)
+                    await mine.until("word 200 "), await theirs.until("word 200 ")
+                    stopped = await there.client.delete(f"/conversations/{conversation_id}/stream")
+                    texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
+                assert texts[0] == texts[1] == words(texts[0]) == stopped.json()["content"]
+                await here.idle()
+                assert (await here.messages(conversation_id))[1]["content"] == texts[0]
+
+
+@pytest.mark.bound(90)
+async def test_a_full_server_takes_nothing_more_and_ends_and_deletes_what_it_has(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    upstream.play(slowly)
+    async with relays(upstream, place(shared.url)) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            shared.said("CONFIG", "SET", "maxmemory", "1mb")
+            for reader in (mine, theirs):
+                whole = await bounded(reader.whole(), 5)
+                assert whole.last["error"]["code"] == 507
+                assert whole.content == words(whole.content)
+        kept = (await there.messages(conversation_id))[1]
+        assert (kept["status"], kept["content"]) == ("failed", mine.transcript.content)
+        assert_problem(await here.client.post("/conversations"), 507)
+        assert_problem(await here.client.post(f"/conversations/{conversation_id}/messages", json={"content": "?"}), 507)
+        await asyncio.sleep(3.0)  # life signs are given all the same
+        assert (await there.health())["store"] == "ok"
+        assert (await there.client.delete(f"/conversations/{conversation_id}")).status_code == 204
+        shared.said("CONFIG", "SET", "maxmemory", "0")
+        upstream.play(gated(gate := Gate(), ANSWER))
+        gate.open_wide()
+        assert (await there.read(await here.ask())).content == ANSWER
