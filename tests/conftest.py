@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -41,6 +41,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.option.anyio_mode = "auto"
     config.addinivalue_line("markers", "bound(seconds): how long this async test may take, 60 s unless told")
+    config.addinivalue_line("markers", "not_on(store=, server=): left out where that option names it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what an engine or a server hasn't got."""
+    apart = [item for item in items for mark in item.iter_markers("not_on") if _is_on(config, mark.kwargs)]
+    config.hook.pytest_deselected(items=apart)
+    items[:] = [item for item in items if item not in apart]
+
+
+def _is_on(config: pytest.Config, places: Mapping[str, str]) -> bool:
+    return any(config.getoption(f"--{option}") == name for option, name in places.items())
 
 
 @pytest.fixture(scope="session")

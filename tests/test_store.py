@@ -213,12 +213,11 @@ async def test_an_empty_conversation_without_a_title_has_none(store: Store) -> N
 # Times, order and cursors
 
 
+@pytest.mark.not_on(store="valkey")  # whose clock is the server's
 @pytest.mark.parametrize("step", [0, -1_000_000, 1], ids=["stands still", "runs backwards", "runs slowly"])
 async def test_times_grow_strictly_whatever_the_clock_does(
     store: Store, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    if store.engine == "valkey":
-        pytest.skip("its clock is the server's")
     clock = count(1_770_000_000_000_000_000, step)
     monkeypatch.setattr(time, "time_ns", lambda: next(clock))
     made = [await store.create_conversation() for _ in range(50)]
@@ -622,6 +621,7 @@ async def empty_conversation(store: Store, _: str) -> None:
     await store.create_conversation()
 
 
+@pytest.mark.not_on(store="valkey")  # which keeps them elsewhere
 @pytest.mark.parametrize("step", [small_question, small_answer, small_failure, empty_conversation])
 async def test_many_small_things_are_counted_as_what_they_keep(
     step: Callable[[Store, str], Awaitable[None]], caplog: pytest.LogCaptureFixture
@@ -630,8 +630,6 @@ async def test_many_small_things_are_counted_as_what_they_keep(
     caplog.set_level(logging.CRITICAL, "store")  # pytest keeps every line
     most = 2 * 1024 * 1024
     store = await store_of(max_store_bytes=most, max_conversations=100_000, max_messages=100_000)
-    if store.engine == "valkey":
-        pytest.skip("it keeps them elsewhere")
     conversation_id = (await store.create_conversation()).id
     tracemalloc.start()
     try:
