@@ -215,8 +215,7 @@ class Replies:
         if running := self._running.get(message.id):
             running.interrupt(Ending("stopped"))
             return await running.wait()
-        stopped = Ending("stopped", generation_id=message.generation_id)
-        return await self._store.finish_reply(conversation_id, message.id, stopped)
+        return await self._store.finish_reply(conversation_id, message.id, Ending("stopped"))
 
     async def drain(self, grace: float) -> None:
         """Take no new questions, give the replies in progress `grace` seconds, then end them."""

@@ -262,9 +262,6 @@ class Store:
 
         Raises `NotFound`, `NothingOwed`, `StoreFull`.
         """
-        last = await self.last_owed(conversation_id)
-        if last.status == "streaming":
-            return OwedReply(last)  # for which only the last message had to be loaded
         return await self._begin(conversation_id, lambda rules, thread: rules.begun(thread, model))
 
     async def extend_reply(self, message_id: str, kind: Kind, text: str) -> None:

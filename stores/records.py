@@ -248,7 +248,7 @@ def ended(message: Message, ending: Ending) -> Message:
         finish_reason=ending.finish_reason,
         usage=as_json(ending.usage),
         error=ending.error,
-        generation_id=ending.generation_id,
+        generation_id=ending.generation_id or message.generation_id,  # which others know, too
         served_model=ending.served_model,
         provider=ending.provider,
         annotations=as_json(ending.annotations),

@@ -93,6 +93,7 @@ async def test_the_reply_of_a_relay_that_was_killed_fails_with_its_text(
                 rest = await failed(theirs), (await bounded(again.whole(), GONE)).content
         _, reply = await there.messages(conversation_id)
         assert (reply["status"], reply["content"]) == ("failed", rest[0])
+        assert reply["generation_id"] == upstream.requests[0].generation_id  # by which its charge is looked up
         assert seen.content + rest[1] == rest[0]
         assert len(upstream.requests) == 1
         await answered_again(there, conversation_id, upstream)
