@@ -29,7 +29,8 @@ from stores.threads import Thread
 SLICE_BYTES = 256 * 1024  # of messages, and the last one more, that are read in one go for a list
 SLICE_MESSAGES = 64  # that are read in one go for a whole conversation
 ROUNDS = 20  # of reading a long conversation that changes meanwhile
-LEAVING = 1.0  # seconds to say goodbye
+LEAVING = 0.5  # seconds to say goodbye
+HANGING_UP = 0.3  # seconds for connections to close
 
 T = TypeVar("T")
 
@@ -65,14 +66,14 @@ class Shared(Engine):
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.wait(self._tasks)
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(LEAVING):
+                await asyncio.wait(self._tasks)
                 await asyncio.gather(*self._commits, return_exceptions=True)
                 self._line.ask("DEL", self._keys.of(f"in:{self._relay}"))
                 await self._line.ask("HDEL", self._keys.of("relays"), self._relay)
-        await self._listening.close()
-        await self._line.close()
+        hanging_up = [asyncio.create_task(line.close()) for line in (self._listening, self._line)]
+        await asyncio.wait(hanging_up, timeout=HANGING_UP)
 
     @property
     def is_reachable(self) -> bool:
