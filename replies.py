@@ -9,11 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
+from mirrors import Mirror, Mirrors, Reply
 from openrouter import Delta, OpenRouter, Prompt, Report, Retry, UpstreamError, Values
 from serving.logs import outline
 from serving.metrics import Metrics, Outcome
@@ -35,7 +36,6 @@ from store import (
 PATIENCE = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
 LAST_PATIENCE = 0.5  # seconds, where the service is on its way out
 TRY_AGAIN = 0.3  # seconds between two offers
-UNREAD = 5.0  # seconds after which a reply that is made elsewhere isn't followed for nobody
 
 _Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
 
@@ -48,47 +48,6 @@ class Unavailable(Exception):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-
-
-class Reply:
-    """One reply as its readers see it. `message` is in its final state once `ended` is true."""
-
-    def __init__(self, message: Message) -> None:
-        self.message = message
-        self.ended = message.status != "streaming"
-        self.is_lost = False
-        """Whether it can't be told here how it goes on: its readers find out elsewhere, or later."""
-        self._loop = asyncio.get_running_loop()
-        self._waiters: list[asyncio.Future[None]] = []
-
-    def change(self) -> asyncio.Future[None]:
-        """Done when text has come or the reply has ended; each who waits has one, for who is cancelled cancels it."""
-        waiter = self._loop.create_future()
-        self._waiters.append(waiter)
-        return waiter
-
-    async def wait(self) -> Message:
-        """The message in its final state."""
-        while not self.ended:
-            await self.change()
-        return self.message
-
-    def wake(self) -> None:
-        """Let its readers take what has come."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def end(self, message: Message) -> None:
-        """Nothing more comes; `message` is in its final state. Readers get what they lack of its text."""
-        self.message.transcript.catch_up(message.transcript)
-        self.message, self.ended = message, True
-        self.wake()
-
-    def may_reach(self, position: int) -> bool:
-        """Whether a reader can be there: what is made here, or has ended, is known to its last character."""
-        return position <= self.message.transcript.length
 
 
 class _Running(Reply):
@@ -112,37 +71,6 @@ class _Running(Reply):
             self.task.cancel()
 
 
-class _Mirror(Reply):
-    """A reply that another relay makes, followed as long as somebody reads it."""
-
-    def __init__(self, conversation_id: str, message: Message, follow: Callable[["_Mirror"], None]) -> None:
-        super().__init__(message)
-        message.transcript.on_growth = self.wake
-        self.conversation_id = conversation_id
-        self.task: asyncio.Task[None] | None = None  # that follows it
-        self._follow = follow
-        self._read_at = time.monotonic()
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether it is read, or was just now."""
-        is_waited_for = any(not waiter.done() for waiter in self._waiters)
-        return is_waited_for or time.monotonic() - self._read_at < UNREAD
-
-    def change(self) -> asyncio.Future[None]:
-        self._read_at = time.monotonic()
-        self._follow(self)
-        return super().change()
-
-    def may_reach(self, position: int) -> bool:
-        return not self.ended or super().may_reach(position)  # it may only be behind
-
-    def lose(self) -> None:
-        """Nobody can tell any more how it goes on."""
-        self.is_lost = True
-        self.wake()
-
-
 class Replies:
     """All replies in progress, at most one in a conversation."""
 
@@ -152,7 +80,7 @@ class Replies:
         self._settings = settings
         self._metrics = metrics
         self._running: dict[str, _Running] = {}  # by message
-        self._mirrors: dict[str, _Mirror] = {}  # by message, those that are followed
+        self._mirrors = Mirrors(store)
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -223,9 +151,7 @@ class Replies:
         await self._all_ended(grace)
         self.cut()
         await self._all_ended(1.0)
-        for mirror in list(self._mirrors.values()):
-            if mirror.task:
-                mirror.task.cancel()
+        self._mirrors.drop()
 
     def cut(self) -> None:
         """End the replies in progress now, and those that the store is still being asked to begin."""
@@ -257,48 +183,11 @@ class Replies:
             return Reply(message)
         if self._store.is_shared:
             await self._wait_until_begun(conversation_id)  # it may be this relay that is beginning it
-            return self._running.get(message.id) or self._mirror_of(conversation_id, message)
+            return self._running.get(message.id) or self._mirrors.of(conversation_id, message)
         # Nobody makes it: the store couldn't be told how it had ended.
         failed = _failed(500, "The service failed; its log says where.")
         final = await self._store.finish_reply(conversation_id, message.id, failed)
         return Reply(final) if final else None
-
-    def _mirror_of(self, conversation_id: str, message: Message) -> Reply:
-        mirror = self._mirrors.get(message.id)
-        if mirror is None:
-            mirror = _Mirror(conversation_id, message, self._follow)
-            self._follow(mirror)
-        mirror.message.transcript.catch_up(message.transcript)
-        return mirror
-
-    def _follow(self, mirror: _Mirror) -> None:
-        if mirror.task or mirror.ended or mirror.is_lost:
-            return
-        self._mirrors[mirror.message.id] = mirror
-        mirror.task = asyncio.create_task(self._mirrored(mirror))
-        mirror.task.add_done_callback(partial(self._on_mirrored, mirror))
-
-    async def _mirrored(self, mirror: _Mirror) -> None:
-        message = mirror.message
-        while await self._store.follow_reply(message, lambda: mirror.is_wanted):
-            final = await self._final(mirror.conversation_id, message)
-            if final.status != "streaming":
-                return mirror.end(final)
-
-    async def _final(self, conversation_id: str, message: Message) -> Message:
-        with suppress(NotFound):
-            if found := await self._store.message(conversation_id, message.id):
-                return found
-        return ended(message, Ending("stopped"))  # deleted
-
-    def _on_mirrored(self, mirror: _Mirror, task: asyncio.Task[None]) -> None:
-        mirror.task = None
-        if self._mirrors.get(mirror.message.id) is mirror:
-            del self._mirrors[mirror.message.id]
-        if task.cancelled() or (error := task.exception()):
-            mirror.lose()
-            if not task.cancelled() and not isinstance(error, StoreUnavailable):
-                logger.error("reply %s could not be followed\n%s", mirror.message.id, outline(error))
 
     async def _started(self, conversation_id: str, owe: _Owe, traceparent: str | None) -> Reply:
         # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
@@ -331,7 +220,7 @@ class Replies:
 
     async def _is_current(self, reply: Reply) -> bool:
         """Whether it was begun just now and hasn't been deleted since: a question asked again brings an older one."""
-        if not isinstance(reply, _Running | _Mirror):
+        if not isinstance(reply, _Running | Mirror):
             return False
         return await self._store.message(reply.conversation_id, reply.message.id) is not None
 

@@ -25,8 +25,9 @@ from api.options import Options
 from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
 from api.shapes import conversation_fields, message_fields
+from mirrors import Reply
 from openrouter import OpenRouter, UpstreamError
-from replies import Replies, Reply, Unavailable
+from replies import Replies, Unavailable
 from serving.metrics import MEDIA_TYPE, Metrics
 from serving.settings import Settings
 from store import (

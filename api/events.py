@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.event_ids import event_id
 from api.shapes import last_event_fields
-from replies import Reply
+from mirrors import Reply
 from store import Kind, Message
 
 KEEP_ALIVE = 15  # seconds between pings on a silent stream
