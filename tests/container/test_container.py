@@ -11,7 +11,7 @@ import pytest
 from tests.container.engine import Container, Engine, Image
 from tests.support.process import ROOT
 from tests.support.relay import Relay, client
-from tests.support.servers import free_port
+from tests.support.servers import free_port, server, usual_program
 from tests.support.waiting import eventually
 
 MOST_BYTES = 12_000_000
@@ -35,7 +35,7 @@ def test_the_image_says_how_it_is_run(image: Image) -> None:
     assert config["Labels"]["org.opencontainers.image.version"] in (ROOT / "openapi.json").read_text()
 
 
-FOLDERS = ("api", "serving", "stores", "upstream")
+FOLDERS = ("api", "serving", "stores", "stores/shared", "upstream")
 
 
 def test_it_adds_the_relay_its_packages_and_nothing_else_to_its_base(image: Image, base: Image) -> None:
@@ -114,6 +114,17 @@ async def test_a_killed_container_with_a_volume_forgets_nothing(engine: Engine, 
         assert reply["content"].startswith("You asked") and seen
         answer = await relay.read(conversation_id)
         assert answer.last["status"] == "complete"
+
+
+async def test_an_image_with_the_locks_for_a_shared_server_shares_one(engine: Engine, base: Image) -> None:
+    locks = "requirements.lock requirements-valkey.lock"
+    image = engine.build("localhost/chat-relay-valkey", PYTHON_IMAGE=base.name, LOCKS=locks)
+    with server(usual_program()) as shared:
+        option = f"--env=STORE_URL={shared.url}"
+        async with started(engine, image, option) as (_, one), started(engine, image, option) as (_, other):
+            assert (await one.health())["engine"] == "valkey"
+            answer = await other.read(await one.ask("Are you two?"))
+            assert answer.last["status"] == "complete"
 
 
 async def test_a_setting_that_cannot_be_read_ends_it_with_one_line(engine: Engine, image: Image) -> None:
