@@ -12,15 +12,22 @@ import yaml  # type: ignore[import-untyped]
 from tests.container.engine import Engine, Image
 from tests.container.namespaces import Namespaces, output
 from tests.support.process import ROOT
+from tests.support.servers import program
 from tests.support.sse import Parser
 
 PAGE = "http://localhost:8080"
+SHARED_PAGE = "http://localhost:8090"
 
 NODE = """\
 FROM localhost/python
 COPY node /usr/local/bin/
 COPY npm /usr/local/lib/node_modules/npm
 RUN ln -s ../lib/node_modules/npm/bin/npm-cli.js /usr/local/bin/npm
+"""
+VALKEY = """\
+FROM localhost/python
+COPY valkey-server /usr/local/bin/
+WORKDIR /data
 """
 NGINX = """\
 FROM localhost/node
@@ -64,10 +71,39 @@ def test_a_conversation_outlives_its_container(composed: Namespaces) -> None:
     assert json.loads(composed.run("curl", *again, f"{PAGE}/api{path}"))["title"] == "Kept"
 
 
-def curl(inside: Namespaces, path: str, body: str | None = None) -> str:
+@pytest.mark.usefixtures("shared_images")
+def test_three_replicas_behind_nginx_share_their_conversations(composed: Namespaces) -> None:
+    up = (
+        "--profile",
+        "replicas",
+        "up",
+        "--detach",
+        "--no-build",
+        "--scale",
+        "replica=3",
+    )  # podman's own heeds no `deploy`
+    composed.run("podman-compose", *up, cwd=ROOT)
+    again = ("--retry", "60", "--retry-delay", "1", "--retry-all-errors", "--silent", "--show-error", "--fail")
+    health = json.loads(composed.run("curl", *again, f"{SHARED_PAGE}/api/health"))
+    assert (health["engine"], health["store"]) == ("valkey", "ok")
+    names = composed.run("podman", "ps", "--format", "{{.Names}}").split()
+    replicas = [name for name in names if "replica" in name]
+    assert len(replicas) == 3
+    conversation = json.loads(curl(composed, "/conversations", body="{}", page=SHARED_PAGE))["id"]
+    path = f"/conversations/{conversation}"
+    curl(composed, f"{path}/messages", body='{"content": "Are you three?"}', page=SHARED_PAGE)
+    blocks = Parser().feed(curl(composed, f"{path}/stream", page=SHARED_PAGE).encode())
+    assert blocks[-1].json["status"] == "complete"
+    composed.run("podman", "kill", replicas[0])
+    messages = json.loads(composed.run("curl", *again, f"{SHARED_PAGE}/api{path}/messages"))["messages"]
+    assert [message["status"] for message in messages] == ["complete", "complete"]
+    composed.run("podman-compose", "--profile", "replicas", "down", cwd=ROOT)
+
+
+def curl(inside: Namespaces, path: str, body: str | None = None, page: str = PAGE) -> str:
     """What the relay answers to the page."""
     post = [] if body is None else ["--header", "Content-Type: application/json", "--data", body]
-    return inside.run("curl", "--silent", "--fail-with-body", "--header", f"Origin: {PAGE}", *post, f"{PAGE}/api{path}")
+    return inside.run("curl", "--silent", "--fail-with-body", "--header", f"Origin: {page}", *post, f"{page}/api{path}")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +113,18 @@ def composed(engine: Engine, image: Image, app: Image) -> Iterator[Namespaces]:
         inside.run("podman-compose", "up", "--detach", "--no-build", cwd=ROOT)
         yield inside
         inside.run("podman-compose", "down", cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def shared_images(engine: Engine, base: Image) -> None:
+    """The image of relays that share a server, and a stand-in for the server's: PyPI's build of it."""
+    locks = "requirements.lock requirements-valkey.lock"
+    engine.build("localhost/chat-relay-valkey", PYTHON_IMAGE=base.name, LOCKS=locks)
+    context = engine.home / "valkey"
+    context.mkdir()
+    shutil.copy(program("valkey") or "", context / "valkey-server")
+    (context / "Dockerfile").write_text(VALKEY)
+    engine.build("localhost/valkey/valkey:8-alpine", context)
 
 
 @pytest.fixture(scope="module")
