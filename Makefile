@@ -5,7 +5,8 @@ RUNTIME := .venv/runtime.stamp
 DEVELOPMENT := .venv/development.stamp
 EXAMPLE := examples/react/node_modules/.package-lock.json
 BROWSER := tests/browser/node_modules/.package-lock.json
-FRONTS := $(patsubst %,%/node_modules/.package-lock.json,examples/ai-sdk examples/assistant-ui tests/browser/ai-5 tests/browser/ai-6)
+FRONTS := $(patsubst %,%/node_modules/.package-lock.json,$(addprefix examples/,ai-sdk assistant-ui tanstack-ai) \
+	$(addprefix tests/browser/,ai-5 ai-6))
 CONTAINER := .venv/container.stamp
 CLIENTS := .venv/clients.stamp
 LIBRARIES := tests/clients/node_modules/.package-lock.json

@@ -41,7 +41,7 @@ TAKEN = {
     ("docs/clients.md", "python"): 1,
     ("docs/clients.md", "js"): 2,  # one runs in tests/browser/origins.spec.ts
     ("docs/clients.md", "powershell"): 1,
-    ("docs/clients.md", "tsx"): 3,  # tests/browser/support/fronts.ts, tests/browser/example.spec.ts
+    ("docs/clients.md", "tsx"): 4,  # tests/browser/support/fronts.ts, tests/browser/example.spec.ts
     ("docs/clients.md", "console"): 1,
     ("docs/deploy.md", "console"): 3,  # tests/container does the same through its own engine
     ("docs/deploy.md", "text"): 1,  # tests/test_shared_start.py
@@ -52,6 +52,8 @@ TAKEN = {
     ("examples/assistant-ui/README.md", "tsx"): 1,  # tests/browser/fronts.setup.ts
     ("examples/react/README.md", "sh"): 1,
     ("examples/react/README.md", "tsx"): 1,  # tests/browser/example.spec.ts
+    ("examples/tanstack-ai/README.md", "sh"): 1,
+    ("examples/tanstack-ai/README.md", "tsx"): 1,  # tests/browser/fronts.spec.ts
 }
 """The blocks of code that a test runs or checks, here unless a comment names another place."""
 

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { cpSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { promisify } from 'node:util'
 import { root, shownFor } from './paths'
 
@@ -19,8 +19,10 @@ export const fronts = {
   'ai-sdk on ai 5': { example: 'ai-sdk', packages: 'tests/browser/ai-5' },
   'ai-sdk on ai 6': { example: 'ai-sdk', packages: 'tests/browser/ai-6' },
   'ai-sdk on ai 7': { example: 'ai-sdk', packages: 'examples/ai-sdk' },
+  'tanstack-ai': { example: 'tanstack-ai', packages: 'examples/tanstack-ai' },
   'assistant-ui': { example: 'assistant-ui', packages: 'examples/assistant-ui' },
   'the README of ai-sdk': { example: 'ai-sdk', packages: 'examples/ai-sdk', fromReadme: true },
+  'the README of tanstack-ai': { example: 'tanstack-ai', packages: 'examples/tanstack-ai', fromReadme: true },
 } satisfies Record<string, Front>
 
 export type FrontName = keyof typeof fronts
@@ -35,7 +37,8 @@ export async function build(name: FrontName) {
   const app = `${root}${packages}/dist/${name.replaceAll(' ', '-')}`
   rmSync(app, { recursive: true, force: true })
   for (const part of ['src', 'index.html']) cpSync(`${source}/${part}`, `${app}/${part}`, { recursive: true })
-  cpSync(`${root}examples/ai-sdk/src/relay-transport.ts`, `${app}/src/relay-transport.ts`) // as somebody copies it
+  const transport = `${app}/src/relay-transport.ts`
+  if (existsSync(transport)) cpSync(`${root}examples/ai-sdk/src/relay-transport.ts`, transport) // as somebody copies it
   const [shown = '', ...others] = [`examples/${example}/README.md`, 'docs/clients.md'].flatMap((page) => shownFor(`${app}/src`, page))
   for (const [number, code] of [shown, ...others].entries()) writeFileSync(`${app}/src/Shown${number}.tsx`, code)
   if (fromReadme) {
