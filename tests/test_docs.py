@@ -49,7 +49,7 @@ TAKEN = {
     ("docs/design.md", "text"): 1,
     ("examples/ai-sdk/README.md", "sh"): 1,
     ("examples/ai-sdk/README.md", "tsx"): 1,  # tests/browser/fronts.spec.ts
-    ("examples/assistant-ui/README.md", "tsx"): 1,  # tests/browser/fronts.setup.ts
+    ("examples/assistant-ui/README.md", "tsx"): 2,  # tests/browser/fronts.setup.ts
     ("examples/react/README.md", "sh"): 1,
     ("examples/react/README.md", "tsx"): 1,  # tests/browser/example.spec.ts
     ("examples/tanstack-ai/README.md", "sh"): 1,

@@ -8,28 +8,37 @@ import {
   ThreadPrimitive,
   useAui,
   useAuiState,
+  type AssistantRuntime,
 } from '@assistant-ui/react'
-import { useAISDKError } from '@assistant-ui/react-ai-sdk'
 import { useEffect, useState, useSyncExternalStore } from 'react'
-import { useRelayRuntime } from './relay-runtime'
-import { relayTransport, type RelayError, type RelayMetadata } from './relay-transport'
 
-const url: string = import.meta.env.VITE_RELAY_URL ?? 'http://localhost:8001'
-const model = new URLSearchParams(location.search).get('model') // such as ?model=demo/reasoning
+export const url: string = import.meta.env.VITE_RELAY_URL ?? 'http://localhost:8001'
+export const model = new URLSearchParams(location.search).get('model') // such as ?model=demo/reasoning
 
-let onWait = (_?: RelayError) => {}
-const transport = relayTransport(url, {
-  conversation: model ? { default_model: model } : {},
-  onWait: (why) => onWait(why),
-})
+type OpenThread = { threadId?: string; onThreadIdChange: (id?: string) => void }
+type Props = {
+  useRuntime: (thread: OpenThread) => AssistantRuntime
+  /** Why the last question has no answer, where the runtime says so apart from the messages. */
+  useError?: () => Error | undefined
+}
+
+/** What the relay tells of an answer beside its text. */
+type Told = {
+  status?: string
+  model?: string | null
+  served_model?: string | null
+  provider?: string | null
+  usage?: { completion_tokens?: number; cost?: number | null } | null
+  error?: { message: string; retry_after?: number | null } | null
+}
 
 /** The open thread's id is the URL's hash, so a reload opens it again. */
-export function App() {
+export function App({ useRuntime, useError = () => undefined }: Props) {
   const threadId = useSyncExternalStore(onHashChange, () => location.hash.slice(1)) || undefined
   const onThreadIdChange = (id = '') => {
     if (id !== location.hash.slice(1)) location.hash = id
   }
-  const runtime = useRelayRuntime({ transport, threadId, onThreadIdChange })
+  const runtime = useRuntime({ threadId, onThreadIdChange })
   return (
     <AssistantRuntimeProvider runtime={runtime}>
       <div className="app">
@@ -39,35 +48,47 @@ export function App() {
             <ThreadListPrimitive.Items>{() => <Thread />}</ThreadListPrimitive.Items>
           </nav>
         </ThreadListPrimitive.Root>
-        <Chat />
+        <Chat useError={useError} />
       </div>
     </AssistantRuntimeProvider>
   )
 }
 
 function Thread() {
+  const aui = useAui()
+  const title = useAuiState(({ threadListItem }) => threadListItem.title)
+  const [isRenamed, setRenamed] = useState(false)
+  const rename = async (form: FormData) => {
+    setRenamed(false)
+    await aui.threadListItem().rename(String(form.get('title')))
+  }
+  if (isRenamed)
+    return (
+      <form action={rename} className="thread">
+        <input name="title" aria-label="Title" defaultValue={title} autoFocus required />
+        <button>Save</button>
+      </form>
+    )
   return (
     <ThreadListItemPrimitive.Root className="thread">
       <ThreadListItemPrimitive.Trigger>
         <ThreadListItemPrimitive.Title fallback="New chat" />
       </ThreadListItemPrimitive.Trigger>
+      <button aria-label="Rename" onClick={() => setRenamed(true)}>
+        ✎
+      </button>
       <ThreadListItemPrimitive.Delete aria-label="Delete">×</ThreadListItemPrimitive.Delete>
     </ThreadListItemPrimitive.Root>
   )
 }
 
-function Chat() {
-  const [waiting, setWaiting] = useState<RelayError>()
-  useEffect(() => {
-    onWait = setWaiting
-  }, [])
+function Chat({ useError }: Required<Pick<Props, 'useError'>>) {
   return (
     <ThreadPrimitive.Root asChild>
       <main>
         <h1>assistant-ui over chat-relay</h1>
         <ThreadPrimitive.Messages components={{ UserMessage: Question, UserEditComposer: Edit, AssistantMessage: Answer }} />
-        <Failure />
-        <p role="status">{waiting && `${waiting.message} Trying again …`}</p>
+        <Failure error={useError()} />
         <ComposerPrimitive.Root>
           <ComposerPrimitive.Input aria-label="Message" />
           <ThreadPrimitive.If running={false}>
@@ -107,7 +128,7 @@ function Edit() {
 
 function Answer() {
   const { status, metadata } = useAuiState(({ message }) => message)
-  const { model, served_model, provider, usage, ...told }: RelayMetadata = metadata.custom
+  const { model, served_model, provider, usage, ...told }: Told = metadata.custom
   const isWriting = status?.type === 'running'
   const facts = [told.status === 'stopped' && 'stopped', served_model ?? model, provider]
   if (usage?.completion_tokens) facts.push(`${usage.completion_tokens} tokens`)
@@ -143,12 +164,11 @@ const Source = ({ url, title }: { url?: string; title?: string }) => (
 )
 
 /** What went wrong with the last question or its answer, if something did, and the way to have another answer. */
-function Failure() {
+function Failure({ error }: { error?: Error }) {
   const last = useAuiState(({ thread }) => thread.messages.at(-1))
   const question = useAuiState(({ thread }) => thread.messages.filter(({ role }) => role === 'user').at(-1))
   const isRunning = useAuiState(({ thread }) => thread.isRunning)
-  const error = useAISDKError()
-  const failure = (last?.metadata.custom as RelayMetadata | undefined)?.error
+  const failure = (last?.metadata.custom as Told | undefined)?.error
   const problem = failure?.message ?? error?.message
   if (!last || !question || isRunning || !problem) return null
   return <Again key={last.id} after={question.id} problem={problem} seconds={failure?.retry_after ?? 0} />

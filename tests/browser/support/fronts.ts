@@ -10,6 +10,8 @@ type Front = {
   example: string
   /** The folder whose packages it runs on. */
   packages: string
+  /** Other than index.html. */
+  page?: string
   /** Whether it is the README's, in the place of the example's own. */
   fromReadme?: boolean
 }
@@ -21,6 +23,7 @@ export const fronts = {
   'ai-sdk on ai 7': { example: 'ai-sdk', packages: 'examples/ai-sdk' },
   'tanstack-ai': { example: 'tanstack-ai', packages: 'examples/tanstack-ai' },
   'assistant-ui': { example: 'assistant-ui', packages: 'examples/assistant-ui' },
+  'assistant-ui on the AI SDK': { example: 'assistant-ui', packages: 'examples/assistant-ui', page: 'transport.html' },
   'the README of ai-sdk': { example: 'ai-sdk', packages: 'examples/ai-sdk', fromReadme: true },
   'the README of tanstack-ai': { example: 'tanstack-ai', packages: 'examples/tanstack-ai', fromReadme: true },
 } satisfies Record<string, Front>
@@ -32,11 +35,12 @@ export const built = (name: FrontName) => `${root}tests/browser/fronts/${name.re
 
 /** Checks a page's types against the packages that it runs on, and makes one that runs effects twice, as `npm run dev` does. */
 export async function build(name: FrontName) {
-  const { example, packages, fromReadme }: Front = fronts[name]
+  const { example, packages, page = 'index.html', fromReadme }: Front = fronts[name]
   const source = `${root}examples/${example}`
   const app = `${root}${packages}/dist/${name.replaceAll(' ', '-')}`
   rmSync(app, { recursive: true, force: true })
-  for (const part of ['src', 'index.html']) cpSync(`${source}/${part}`, `${app}/${part}`, { recursive: true })
+  cpSync(`${source}/src`, `${app}/src`, { recursive: true })
+  cpSync(`${source}/${page}`, `${app}/index.html`)
   const transport = `${app}/src/relay-transport.ts`
   if (existsSync(transport)) cpSync(`${root}examples/ai-sdk/src/relay-transport.ts`, transport) // as somebody copies it
   const [shown = '', ...others] = [`examples/${example}/README.md`, 'docs/clients.md'].flatMap((page) => shownFor(`${app}/src`, page))

@@ -20,6 +20,10 @@ export class Relay {
     return (await this.get<{ messages: Message[] }>(`/conversations/${conversation}/messages`)).messages
   }
 
+  conversation(id: string) {
+    return this.get<{ title: string | null }>(`/conversations/${id}`)
+  }
+
   counts() {
     return this.get<{ conversations: number; messages: number; replies_in_progress: number }>('/health')
   }
