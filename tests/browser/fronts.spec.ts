@@ -13,9 +13,12 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
 
     test('an answer streams in, once, and a chat that is opened again starts nothing', async ({ front, page, relay }) => {
       await front.open('demo/echo')
+      await expectAccessible(page)
       const actions = actionsOf(page)
       const shown = front.statesShown()
       await front.ask(question)
+      await front.reaches(10)
+      await expectAccessible(page)
       const states = await shown
       expect(states.length).toBeGreaterThan(3)
       expectBeginnings(states, (await front.arrivesWhole()).content)
@@ -49,6 +52,8 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       expect(reasoning).toBeTruthy()
       for (const load of [1, 2]) {
         await expect(front.answer.locator('details')).toContainText(reasoning!)
+        await front.answer.locator('summary').click()
+        await expectAccessible(page)
         if (load === 1) await page.reload()
       }
     })
@@ -75,6 +80,7 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       await front.reaches(200)
       await front.stop.click()
       await front.ends('stopped')
+      await expectAccessible(page)
       const stored = await front.stored()
       expect(stored[1]).toMatchObject({ status: 'stopped', content: await front.text() })
       await page.reload()
@@ -96,6 +102,7 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       await front.open('demo/silent')
       await front.ask('Say nothing')
       await expect.poll(async () => (await relay.counts()).replies_in_progress).toBe(1)
+      await expectAccessible(page) // while it waits
       await front.stop.click()
       await expect(front.stop).toHaveCount(0)
       expect((await front.stored()).map(({ status }) => status)).toEqual(['complete', 'stopped'])
@@ -117,7 +124,7 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       await front.ask('Original')
       await expect(front.answers).toHaveCount(2)
       await front.arrivesWhole(2)
-      await front.edit('Edited')
+      await front.edit('Edited', () => expectAccessible(page))
       await expect(front.answer).toContainText('Edited')
       await front.arrivesWhole(3)
       await front.edit('Again')
@@ -153,6 +160,7 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       await front.ask('Break')
       await front.ends('failed')
       await expect(front.alert).toContainText('connection to upstream broke')
+      await expectAccessible(page)
       const [, failed] = await front.stored()
       expect(await front.text()).toBe(failed!.content)
       await page.reload()
@@ -215,6 +223,54 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       await expectAccessible(page)
     })
 
+    test('an impatient person, who sends twice, leaves in the middle and comes back, has asked once', async ({ front, page }) => {
+      await front.open('demo/echo')
+      await front.box.fill(question)
+      await front.send.dblclick()
+      await front.reaches(30)
+      const address = page.url()
+      await page.evaluate(() => (location.hash = ''))
+      await expect(front.questions).toHaveCount(0)
+      await page.goto(address)
+      await front.reaches(30)
+      await front.arrivesWhole()
+      expect(await front.stored()).toHaveLength(2)
+    })
+
+    test.describe('where the relay refuses', () => {
+      test.use({ mayComplain: /Failed to load resource/, settings: { MAX_MESSAGES: '3' } })
+
+      test('a question, its reason is shown, and nothing is lost', async ({ front, page }) => {
+        await front.open('demo/length')
+        await front.ask('First')
+        await front.arrivesWhole()
+        await front.ask('One too many')
+        await expect(front.alert).toContainText('MAX_MESSAGES is 3')
+        await expectAccessible(page)
+        await front.button('Try again').click()
+        await expect(front.alert).toContainText('MAX_MESSAGES is 3')
+        expect(await front.stored()).toHaveLength(2)
+        await page.reload()
+        await expect(front.questions).toHaveCount(1)
+        await front.edit('Only')
+        await expect(front.answer).toContainText('Only')
+        await front.arrivesWhole(2)
+        expect((await front.stored()).map(({ content }) => content)[0]).toBe('Only')
+      })
+
+      test('a conversation that another tab has deleted, its text stays', async ({ front, relay }) => {
+        await front.open('demo/echo')
+        await front.ask(question)
+        await front.reaches(50)
+        await relay.delete(front.id())
+        await expect(front.stop).toHaveCount(0)
+        const text = await front.text()
+        expect(`You asked: ${question}`.slice(0, text.length)).toBe(text.slice(0, `You asked: ${question}`.length))
+        await front.ask('And now?')
+        await expect(front.alert).toContainText('conversation')
+      })
+    })
+
     test.describe('on a network that breaks', () => {
       test.use({ mayComplain: /net::ERR_|Failed to load resource/ })
 
@@ -256,6 +312,21 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
           await expect(front.alert).toHaveCount(0)
         })
       }
+    })
+  })
+}
+
+for (const frontName of ['ai-sdk on ai 7', 'tanstack-ai'] as const) {
+  test.describe(frontName, () => {
+    test.use({ frontName, mayComplain: /Failed to load resource/ })
+
+    test('says why where the address has an id that no conversation can have', async ({ front, page, relay }) => {
+      await page.goto('/#what%3F%20../no')
+      await front.box.fill('Where am I?')
+      await front.send.click()
+      await expect(front.alert).toContainText(/The request|id/)
+      await expect(front.stop).toHaveCount(0)
+      expect((await relay.counts()).conversations).toBe(0)
     })
   })
 }
@@ -302,6 +373,17 @@ for (const frontName of ['assistant-ui', 'assistant-ui on the AI SDK'] as const)
       await expect.poll(async () => (await relay.counts()).conversations).toBe(1)
       await page.reload()
       await expect(threads.getByRole('button', { name: /^(Repeat|Meanwhile)/ })).toHaveCount(1)
+    })
+
+    test.describe('that nobody has made', () => {
+      test.use({ mayComplain: /404 \(Not Found\)|thread list switch failed/ })
+
+      test('are new ones', async ({ front, page, relay }) => {
+        await page.goto('/?model=demo/length#nowhere')
+        await front.ask('Where am I?')
+        await front.arrivesWhole()
+        expect((await relay.counts()).conversations).toBe(1)
+      })
     })
 
     test('are renamed at the relay', async ({ front, page, relay }) => {

@@ -215,7 +215,7 @@ class Parts {
   }
 }
 
-function shown({ id, role, content, reasoning, annotations, last_event_id: _, ...metadata }: Stored): RelayMessage {
+function shown({ id, role, content, reasoning, annotations, ...metadata }: Stored): RelayMessage {
   const parts: RelayMessage['parts'] = []
   if (reasoning) parts.push({ type: 'reasoning', text: reasoning, state: 'done' })
   if (content) parts.push({ type: 'text', text: content, state: 'done' })

@@ -28,7 +28,13 @@ type Call = (method: string, path: string, body?: object, signal?: AbortSignal, 
 export function useRelayRuntime({ url, conversation, ...thread }: Options): AssistantRuntime {
   const [call] = useState(() => callsTo(url))
   const [adapter] = useState(() => threadsOf(call))
-  return useRemoteThreadListRuntime({ ...thread, adapter, runtimeHook: () => useRelayThread(call, conversation) })
+  return useRemoteThreadListRuntime({
+    ...thread,
+    adapter,
+    runtimeHook: function useThread() {
+      return useRelayThread(call, conversation)
+    },
+  })
 }
 
 function useRelayThread(call: Call, conversation?: object): AssistantRuntime {
@@ -79,7 +85,7 @@ function useRelayThread(call: Call, conversation?: object): AssistantRuntime {
     }
     if (wasThere) open().catch((error: Error) => signal.aborted || setMessages([{ id: newId(), role: 'assistant', content: '', error }]))
     return () => leave.current.abort()
-  }, [id])
+  }, [id, call, wasThere])
 
   return useExternalStoreRuntime({
     messages,

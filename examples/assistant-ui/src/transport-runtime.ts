@@ -15,7 +15,13 @@ type Options = {
 /** assistant-ui's runtime over the relay: threads are its conversations, and a thread that is opened again goes on. */
 export function useTransportRuntime({ transport, ...thread }: Options): AssistantRuntime {
   const [adapter] = useState(() => threadsOf(transport))
-  return useRemoteThreadListRuntime({ ...thread, adapter, runtimeHook: () => useRelayThread(transport) })
+  return useRemoteThreadListRuntime({
+    ...thread,
+    adapter,
+    runtimeHook: function useThread() {
+      return useRelayThread(transport)
+    },
+  })
 }
 
 function useRelayThread(transport: RelayTransport): AssistantRuntime {

@@ -1,16 +1,23 @@
 import { once } from 'node:events'
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 
+/** A cable to nowhere yet, while `use` runs. */
+export async function withCable(use: (cable: Cable) => Promise<void>) {
+  const cable = await Cable.to(0)
+  await use(cable)
+  cable.remove()
+}
+
 /** TCP between the browser and a port of this machine that can be cut: what a lost network is to a stream. */
 export class Cable {
   private readonly ends = new Set<Socket>()
   private readonly server: Server
   private isCut = false
 
-  private constructor(to: number) {
+  private constructor(private to: number) {
     this.server = createServer((near) => {
       if (this.isCut) return near.destroy()
-      const far = connect(to, '127.0.0.1')
+      const far = connect(this.to, '127.0.0.1')
       for (const [end, other] of [[near, far], [far, near]] as const) {
         this.ends.add(end)
         end.pipe(other)
@@ -37,6 +44,13 @@ export class Cable {
   cut() {
     this.isCut = true
     for (const end of this.ends) end.destroy()
+  }
+
+  /** From now on it leads to another port, and is whole. */
+  plugInto(port: number) {
+    this.cut()
+    this.to = port
+    this.mend()
   }
 
   mend() {

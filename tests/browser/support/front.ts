@@ -1,8 +1,9 @@
 import { expect, type Locator, type Page } from '@playwright/test'
+import { withCable, type Cable } from './cable'
 import { built, type FrontName } from './fronts'
-import type { Message, OwnRelay } from './relay'
-import { withFiles } from './origins'
-import { testWithOwnRelay } from './test'
+import { withSite, type Site } from './origins'
+import { withRelay, type Message, type OwnRelay } from './relay'
+import { test, withDetours } from './test'
 
 /** A page that uses an adapter, as a person works with it, and what the relay has stored of it. */
 export class Front {
@@ -40,9 +41,11 @@ export class Front {
     await expect(this.questions.last()).toContainText(question)
   }
 
-  async edit(question: string) {
+  /** Edits the last question; `meanwhile`, with the form open. */
+  async edit(question: string, meanwhile = async () => {}) {
     await this.questions.last().hover()
     await this.questions.last().getByRole('button', { name: 'Edit' }).click()
+    await meanwhile()
     await this.page.getByRole('textbox', { name: 'Edited message' }).or(this.box).first().fill(question)
     await this.button('Send again').or(this.send).first().click()
     await expect(this.questions.last()).toContainText(question)
@@ -113,14 +116,42 @@ export class Front {
   }
 }
 
-type Fixtures = { frontName: FrontName; port3000: number; front: Front; anotherFront: () => Promise<Front> }
+type Fixtures = {
+  frontName: FrontName
+  settings: Record<string, string>
+  relay: OwnRelay
+  cable: Cable
+  front: Front
+  anotherFront: () => Promise<Front>
+}
 
-/** With a page that uses an adapter on localhost:3000, which the relay lists, and a relay of its own behind a cable. */
-export const testFront = testWithOwnRelay.extend<Fixtures>({
+/** What a worker's tests share, one after the other: each of them takes a second to start. */
+type Shared = { wire: Cable; site: Site; sharedRelay: OwnRelay }
+
+/** With a page that uses an adapter on localhost:3000, which the relay lists, and an empty relay behind a cable. */
+export const testFront = test.extend<Fixtures, Shared>({
+  wire: [({}, use) => withCable(use), { scope: 'worker' }],
+  site: [({}, use) => withSite(use), { scope: 'worker' }],
+  sharedRelay: [({}, use) => withRelay({}, use), { scope: 'worker' }],
+  launchOptions: [
+    ({ launchOptions, wire, site }, use) => use(withDetours(launchOptions, { 'localhost:8001': wire.port, 'localhost:3000': site.port })),
+    { scope: 'worker' },
+  ],
   frontName: ['ai-sdk on ai 7', { option: true }],
-  baseURL: 'http://localhost:3000',
-  port3000: async ({ frontName }, use) => withFiles(built(frontName), use),
-  detours: ({ cable, port3000 }, use) => use({ 'localhost:8001': cable.port, 'localhost:3000': port3000 }),
-  front: ({ page, relay }, use) => use(new Front(page, relay)),
+  settings: [{}, { option: true }],
+  baseURL: async ({ frontName, site }, use) => {
+    site.folder = built(frontName)
+    await use('http://localhost:3000')
+  },
+  relay: async ({ settings, sharedRelay }, use) => {
+    if (Object.keys(settings).length > 0) return withRelay(settings, use)
+    await sharedRelay.clear()
+    await use(sharedRelay)
+  },
+  cable: async ({ wire, relay }, use) => {
+    wire.plugInto(relay.port)
+    await use(wire)
+  },
+  front: ({ page, relay, cable: _ }, use) => use(new Front(page, relay)),
   anotherFront: ({ context, relay }, use) => use(async () => new Front(await context.newPage(), relay)),
 })

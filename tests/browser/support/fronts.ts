@@ -52,7 +52,7 @@ export async function build(name: FrontName) {
   }
   const compilerOptions = { types: [`${source}/node_modules/vite/client`] }
   writeFileSync(`${app}/tsconfig.json`, JSON.stringify({ extends: `${source}/tsconfig.json`, compilerOptions, include: ['src'] }))
-  await run(`${source}/node_modules/.bin/tsc`, ['--project', app])
+  if (!fromReadme && page === 'index.html') await run(`${source}/node_modules/.bin/tsc`, ['--project', app])
   const out = ['--mode', 'development', '--outDir', built(name), '--emptyOutDir', '--logLevel', 'warn']
   await run(`${source}/node_modules/.bin/vite`, ['build', app, ...out], { env: { ...process.env, NODE_ENV: 'development' } })
 }

@@ -11,15 +11,19 @@ export function withPage<T>(port: number, visit: (port: number) => Promise<T>): 
   return serving((_, response) => response.setHeader('Content-Type', 'text/html').end(html), port, visit)
 }
 
-/** Serves a folder that Vite has built, on a free port. */
-export function withFiles<T>(folder: string, visit: (port: number) => Promise<T>): Promise<T> {
+/** A folder that Vite has built, on a port of this machine. */
+export type Site = { folder: string; readonly port: number }
+
+/** Serves a folder, which may change, while `visit` runs. */
+export function withSite<T>(visit: (site: Site) => Promise<T>): Promise<T> {
   const types: Record<string, string> = { '.js': 'text/javascript', '.css': 'text/css', '.html': 'text/html; charset=utf-8' }
   const answer: RequestListener = ({ url = '' }, response) => {
     const { pathname } = new URL(url, 'http://localhost')
     const file = pathname === '/' ? '/index.html' : pathname
-    response.setHeader('Content-Type', types[extname(file)] ?? 'application/octet-stream').end(readFileSync(folder + file))
+    response.setHeader('Content-Type', types[extname(file)] ?? 'application/octet-stream').end(readFileSync(site.folder + file))
   }
-  return serving(answer, 0, visit)
+  const site = { folder: '', port: 0 }
+  return serving(answer, 0, (port) => visit(Object.assign(site, { port })))
 }
 
 async function serving<T>(answer: RequestListener, port: number, visit: (port: number) => Promise<T>): Promise<T> {

@@ -51,6 +51,12 @@ export class Relay {
     await fetch(`${this.url}/conversations/${conversation}`, { method: 'DELETE' })
   }
 
+  /** Deletes every conversation. */
+  async clear(): Promise<void> {
+    const { conversations } = await this.get<{ conversations: { id: string }[] }>('/conversations?limit=200')
+    await Promise.all(conversations.map(({ id }) => this.delete(id)))
+  }
+
   private async get<T>(path: string): Promise<T> {
     return (await fetch(this.url + path)).json()
   }
@@ -59,6 +65,13 @@ export class Relay {
     const headers = { 'Content-Type': 'application/json' }
     return (await fetch(this.url + path, { method: 'POST', headers, body: JSON.stringify(body) })).json()
   }
+}
+
+/** A relay of its own while `use` runs. */
+export async function withRelay(settings: Record<string, string>, use: (relay: OwnRelay) => Promise<void>) {
+  const relay = await OwnRelay.start(settings)
+  await use(relay)
+  await relay.process.stop()
 }
 
 /** A relay in a process of its own, on the demo upstream unless `env` names another one. */

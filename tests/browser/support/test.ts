@@ -2,12 +2,12 @@ import { execFile } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { promisify } from 'node:util'
-import { test as base, type BrowserContext, type Page } from '@playwright/test'
+import { test as base, type BrowserContext, type LaunchOptions, type Page } from '@playwright/test'
 import { Cable } from './cable'
 import { Chat } from './chat'
 import { example } from './paths'
 import { freePort, Program } from './programs'
-import { OwnRelay, Relay } from './relay'
+import { Relay, withRelay, type OwnRelay } from './relay'
 
 export { expect } from '@playwright/test'
 
@@ -44,12 +44,16 @@ export const test = base.extend<Fixtures>({
 /** Where the browser really goes when a page asks for an address: from `name:port` to a port of this machine. */
 type Detours = Record<string, number>
 
+/** How to launch a browser that takes these. */
+export function withDetours(options: LaunchOptions, detours: Detours): LaunchOptions {
+  const rules = Object.entries(detours).map(([address, port]) => `MAP ${address} 127.0.0.1:${port}`)
+  return { ...options, args: [...(options.args ?? []), `--host-resolver-rules=${rules.join(', ')}`] }
+}
+
 const testWithDetours = test.extend<{ detours: Detours }>({
   detours: {},
   context: async ({ playwright, launchOptions, detours, complaints }, use) => {
-    const rules = Object.entries(detours).map(([address, port]) => `MAP ${address} 127.0.0.1:${port}`)
-    const args = [...(launchOptions.args ?? []), `--host-resolver-rules=${rules.join(', ')}`]
-    const browser = await playwright.chromium.launch({ ...launchOptions, args })
+    const browser = await playwright.chromium.launch(withDetours(launchOptions, detours))
     const context = await browser.newContext()
     watch(context, complaints)
     await use(context)
@@ -60,11 +64,7 @@ const testWithDetours = test.extend<{ detours: Detours }>({
 /** With a relay for each test, behind a cable; the browser finds it under localhost:8001 like any other. */
 export const testWithOwnRelay = testWithDetours.extend<{ settings: Record<string, string>; relay: OwnRelay; cable: Cable }>({
   settings: [{}, { option: true }],
-  relay: async ({ settings }, use) => {
-    const relay = await OwnRelay.start(settings)
-    await use(relay)
-    await relay.process.stop()
-  },
+  relay: ({ settings }, use) => withRelay(settings, use),
   cable: async ({ relay }, use) => {
     const cable = await Cable.to(relay.port)
     await use(cable)
