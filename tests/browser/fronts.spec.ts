@@ -74,6 +74,23 @@ for (const frontName of Object.keys(fronts).filter((name) => !name.includes('REA
       expect(await front.stored()).toHaveLength(2)
     })
 
+    test('two tabs ask one after the other, and neither takes away what the other has asked', async ({ front, anotherFront }) => {
+      await front.open('demo/length')
+      await front.ask('First')
+      await front.arrivesWhole()
+      const other = await anotherFront()
+      await other.page.goto(front.page.url())
+      await expect(other.answers).toHaveCount(1)
+      await front.ask('Second')
+      await expect(front.answers).toHaveCount(2)
+      await front.arrivesWhole(2)
+      await other.ask('Third')
+      await expect(other.answers).toHaveCount(2)
+      await other.arrivesWhole(3)
+      const questions = (await front.stored()).filter(({ role }) => role === 'user')
+      expect(questions.map(({ content }) => content)).toEqual(['First', 'Second', 'Third'])
+    })
+
     test('stop keeps what has come, and another answer takes its place', async ({ front, page, relay }) => {
       await front.open('demo/long')
       await front.ask('Everything, please')
