@@ -11,7 +11,7 @@ const relay = `exec env -i PATH="$PATH" LOG_LEVEL=ERROR ${relayCommand.map((part
 export default defineConfig({
   outputDir: 'results',
   fullyParallel: true,
-  workers: 2, // more make the answers slower, not the tests faster, on two cores
+  workers: 3,
   forbidOnly: Boolean(process.env.CI),
   timeout,
   expect: { timeout: 30_000 },
@@ -34,7 +34,10 @@ export default defineConfig({
     { command: 'exec npm run dev', cwd: example, url: 'http://localhost:5173', timeout },
   ],
   projects: [
-    { name: 'start', testMatch: '*.setup.ts' },
-    { name: 'chromium', dependencies: ['start'] },
+    { name: 'start', testMatch: '*.setup.ts', workers: 2 },
+    // A relay and a browser for each test: more at a time make the answers slower, not the tests faster, on two cores.
+    { name: 'chromium', testIgnore: 'fronts.spec.ts', dependencies: ['start'], workers: 2 },
+    // They share these, and wait for words most of the time.
+    { name: 'fronts', testMatch: 'fronts.spec.ts', dependencies: ['start'] },
   ],
 })

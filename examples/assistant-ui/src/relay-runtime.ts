@@ -16,6 +16,7 @@ type Message = {
 }
 type Options = {
   url: string
+  headers?: Record<string, string>
   /** What new conversations are made with: `default_model`, `system_prompt`, … */
   conversation?: object
   /** The open thread, such as the one that the page's address names; none is a new one. */
@@ -25,8 +26,8 @@ type Options = {
 type Call = (method: string, path: string, body?: object, signal?: AbortSignal, last?: string | null) => Promise<Response>
 
 /** assistant-ui's runtime over the relay: threads are its conversations, and a thread that is opened again goes on. */
-export function useRelayRuntime({ url, conversation, ...thread }: Options): AssistantRuntime {
-  const [call] = useState(() => callsTo(url))
+export function useRelayRuntime({ url, headers, conversation, ...thread }: Options): AssistantRuntime {
+  const [call] = useState(() => callsTo(url, headers))
   const [adapter] = useState(() => threadsOf(call))
   return useRemoteThreadListRuntime({
     ...thread,
@@ -122,18 +123,18 @@ async function* answer(reply: Message, ask: (last?: string | null) => Promise<Re
 }
 
 /** Calls until there is an answer other than to come back later. */
-function callsTo(url: string, tries = 20): Call {
+function callsTo(url: string, headers?: Record<string, string>, tries = 20): Call {
   return async (method, path, body, signal, last) => {
-    const json = body && { 'Content-Type': 'application/json' }
-    const headers = { Accept: 'text/event-stream, application/json', ...json, ...(last && { 'Last-Event-ID': last }) }
-    const sent = fetch(`${url}/conversations${path}`, { method, headers, body: body && JSON.stringify(body), signal })
+    const own = { Accept: 'text/event-stream, application/json', ...(body && { 'Content-Type': 'application/json' }) }
+    const init = { method, headers: { ...own, ...(last && { 'Last-Event-ID': last }), ...headers }, body: body && JSON.stringify(body) }
+    const sent = fetch(`${url}/conversations${path}`, { ...init, signal })
     const response = await sent.catch(() => signal?.throwIfAborted())
     if (response?.ok) return response
     const problem = response?.headers.get('Content-Type')?.startsWith('application/problem+json') && (await response.json())
     const seconds = problem ? Number(response?.headers.get('Retry-After')) : 1
     if (!seconds || !tries) throw new Error(problem ? problem.detail : `Can’t reach the relay at ${url}.`)
     await pause(seconds)
-    return callsTo(url, last ? tries : tries - 1)(method, path, body, signal, last)
+    return callsTo(url, headers, last ? tries : tries - 1)(method, path, body, signal, last)
   }
 }
 

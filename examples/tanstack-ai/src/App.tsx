@@ -4,7 +4,7 @@ import { relayConnection } from './relay-connection'
 
 const relayUrl: string = import.meta.env.VITE_RELAY_URL ?? 'http://localhost:8001'
 const model = new URLSearchParams(location.search).get('model') // such as ?model=demo/reasoning
-const connection = relayConnection(relayUrl, model ? { default_model: model } : {})
+const connection = relayConnection(relayUrl, { conversation: model ? { default_model: model } : {} })
 
 /** The open conversation's id is the URL's hash, so a reload opens it again. */
 export function App() {

@@ -2,16 +2,22 @@ import { EventType, type StreamChunk, type UIMessage } from '@tanstack/ai/client
 import type { ResumableConnectConnectionAdapter } from '@tanstack/ai-client'
 import { EventSourceParserStream } from 'eventsource-parser/stream'
 
+type Options = {
+  headers?: Record<string, string>
+  /** What new conversations are made with: `default_model`, `system_prompt`, … */
+  conversation?: object
+}
+
 /** The relay's conversations as threads of `useChat({ threadId, connection, persistence: true })`; `stop` ends an answer. */
-export function relayConnection(url: string, conversation: object = {}) {
+export function relayConnection(url: string, { conversation, headers }: Options = {}) {
   const known = new Map<string, string[]>() // of each thread: the ids of the messages that the relay has
   const asked = new Map<string, object>() // of each thread: the last question, which brings its answer however often it is sent
   const asking = new Map<string, Promise<Response>>()
 
   async function call(method: string, path: string, body?: object, signal?: AbortSignal, last = '', tries = 20): Promise<Response> {
-    const json = body && { 'Content-Type': 'application/json' }
-    const headers = { Accept: 'text/event-stream, application/json', ...json, ...(last && { 'Last-Event-ID': last }) }
-    const sent = fetch(`${url}/conversations${path}`, { method, headers, body: body && JSON.stringify(body), signal })
+    const own = { Accept: 'text/event-stream, application/json', ...(body && { 'Content-Type': 'application/json' }) }
+    const init = { method, headers: { ...own, ...(last && { 'Last-Event-ID': last }), ...headers }, body: body && JSON.stringify(body) }
+    const sent = fetch(`${url}/conversations${path}`, { ...init, signal })
     const response = await sent.catch(() => signal?.throwIfAborted())
     if (response?.ok) return response
     const problem = response?.headers.get('Content-Type')?.startsWith('application/problem+json') && (await response.json())
