@@ -207,6 +207,17 @@ async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstrea
     assert len(upstream.requests) == 1
 
 
+async def test_the_first_request_after_a_restart_of_the_server_is_answered(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    async with relays(upstream, place(shared.url), 1) as (relay,):
+        for _ in range(3):
+            conversation_id = await relay.ask()
+            shared.kill()
+            shared.start()
+            assert [message["role"] for message in await relay.messages(conversation_id)] == ["user"]
+
+
 @pytest.mark.bound(90)
 async def test_what_upstream_ends_while_the_server_is_away_is_kept_when_it_is_back(
     upstream: ScriptedUpstream, shared: Server

@@ -10,7 +10,8 @@ import pytest
 import trustme
 
 from serving.settings import Settings, SettingsError
-from store import Store
+from store import Store, StoreUnavailable
+from stores.shared import starting
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, serving
 from tests.support.replicas import place, relays
@@ -301,3 +302,15 @@ async def test_several_processes_of_uvicorn_share_a_server(shared: Server, upstr
         read = await asyncio.gather(*(relay.read(conversation_id) for _ in range(10)))
         assert {one.content for one in read} == {ANSWER}
     assert len(upstream.requests) == 1
+
+
+async def test_a_first_sign_of_life_that_is_not_heard_is_given_again() -> None:
+    """A server that answered just now may be slow for a moment, and a relay that has started can be asked."""
+    answers = iter([StoreUnavailable("not now"), None])
+
+    async def beat() -> None:
+        if error := next(answers):
+            raise error
+
+    await starting.first(beat)
+    assert list(answers) == []

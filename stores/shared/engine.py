@@ -57,10 +57,10 @@ class Shared(Engine):
         self._appending = Appending(self._line, self._keys, self.sums)
         self._following = Following(self._line, self._listening, self._keys, self._relay, self._appending.stop)
         self._presence = Presence(self._line, self._keys, self._relay, self._appending, self._following, self._on_sums)
-        with contextlib.suppress(StoreError):
-            await self._presence.beat_once()
-        self._tasks = [asyncio.create_task(self._presence.beat()), asyncio.create_task(self._following.listen())]
         self._commits: set[asyncio.Task[Change | None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        await starting.first(self._presence.beat_once)
+        self._tasks += [asyncio.create_task(self._presence.beat()), asyncio.create_task(self._following.listen())]
         return []
 
     async def close(self) -> None:

@@ -93,6 +93,8 @@ class Line:
                 answer.set_result(said)
 
     async def _answers(self, commands: list[Sequence[Argument]]) -> list[Any]:
+        if self._connection and await self._connection.can_read_destructive():  # it was closed: the server restarted
+            await self._disconnect()
         if self._connection is None:
             self._connection = await self._place.connect()
         await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
