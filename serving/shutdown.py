@@ -16,7 +16,8 @@ from typing import Protocol
 import uvicorn
 
 FLUSH_SECONDS = 0.7  # in which readers must take some of what is left for them
-LAST_SECONDS = 1.0  # for requests to end that were given up
+LAST_SECONDS = 1.0  # for what was given up to end
+LOOKING = 0.1  # seconds between two looks whether a signal has come during the start
 
 logger = logging.getLogger("server")
 uvicorn_logger = logging.getLogger("uvicorn.error")
@@ -48,10 +49,20 @@ class Server(uvicorn.Server):
         self._deadline = 0.0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Run until a signal. Raises what `before` raises."""
-        if self._before:
-            await self._before()
-        await super().serve(sockets)
+        """Run until a signal, which may come early. Raises what `before` raises."""
+        with self.capture_signals():
+            if self._before:
+                await self._until_a_signal(asyncio.ensure_future(self._before()))
+            if not self.should_exit:
+                await super().serve(sockets)
+
+    async def _until_a_signal(self, work: asyncio.Future[None]) -> None:
+        while not work.done() and not self.should_exit:
+            await asyncio.wait({work}, timeout=LOOKING)
+        if work.done():
+            return work.result()
+        work.cancel()
+        await asyncio.wait({work}, timeout=LAST_SECONDS)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, and say so: uvicorn says nothing of sockets that were bound before."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -314,3 +315,16 @@ async def test_a_first_sign_of_life_that_is_not_heard_is_given_again() -> None:
 
     await starting.first(beat)
     assert list(answers) == []
+
+
+async def test_a_signal_ends_a_relay_that_waits_for_its_server() -> None:
+    asked = asyncio.Event()
+    silent = await asyncio.start_server(lambda *_: asked.set(), "127.0.0.1", 0)
+    env = {"STORE_URL": f"valkey://127.0.0.1:{silent.sockets[0].getsockname()[1]}"}
+    async with silent, process("python", "server.py", env=env, listening=False) as relay:
+        await bounded(asked.wait())
+        began = time.monotonic()
+        relay.terminate()
+        assert await relay.exit() == 0
+        assert time.monotonic() - began < 5 < starting.PATIENCE
+        assert "Traceback" not in relay.output
