@@ -6,10 +6,11 @@ progress is a stream that its relay appends to and all others follow.
 
 import asyncio
 import contextlib
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from uuid import uuid4
 
@@ -19,20 +20,28 @@ from stores.records import Conversation, Kind, Message, StoreError, StoreUnavail
 from stores.shared import starting
 from stores.shared.appending import Appending, over
 from stores.shared.following import BLOCK, Following, fill
-from stores.shared.hashes import element_of, head_of, message_of, pairs, thread_of
+from stores.shared.hashes import element_of, head_of, messages_of, pairs, thread_of
 from stores.shared.line import ANSWERING, Argument, Line, Unheard
 from stores.shared.place import Place
 from stores.shared.presence import Presence
-from stores.shared.scripts import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, LOAD, SLICE, Keys
+from stores.shared.scripts import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, HEADS, LOAD, SLICE, Keys
 from stores.threads import Thread
 
-SLICE_BYTES = 256 * 1024  # of messages, and the last one more, that are read in one go for a list
-SLICE_MESSAGES = 64  # that are read in one go for a whole conversation
+SLICE_BYTES = 256 * 1024  # of messages that are read in one go, and a few messages more
 ROUNDS = 20  # of reading a long conversation that changes meanwhile
 LEAVING = 0.5  # seconds to say goodbye
 HANGING_UP = 0.3  # seconds for connections to close
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """Some messages of a conversation that has `length` of them."""
+
+    length: int
+    version: str
+    messages: list[Message]
 
 
 class Shared(Engine):
@@ -92,47 +101,63 @@ class Shared(Engine):
             "ZREVRANGEBYSCORE", self._keys.of("list"), highest, "-inf", "WITHSCORES", "LIMIT", 0, limit + 1
         )
         page = [(entry.decode(), int(float(score))) for entry, score in pairs(found)]
-        heads = await asyncio.gather(*(self._line.ask("HGETALL", self._keys.of(f"c:{id}")) for id, _ in page[:limit]))
-        there = [thread_of(id, head).conversation for (id, _), head in zip(page, heads, strict=False) if head]
+        heads = await self._heads([id for id, _ in page[:limit]])
+        there = [thread_of(id, head).conversation for id, head in heads.items() if head]
         return there, iso(page[limit - 1][1]) if len(page) > limit else None
 
     async def conversation(self, conversation_id: str) -> Conversation | None:
-        head = await _within_patience(self._line.ask("HGETALL", self._keys.of(f"c:{conversation_id}")))
-        return thread_of(conversation_id, head).conversation if head else None
+        heads = await _within_patience(self._heads([conversation_id]))
+        return thread_of(conversation_id, head).conversation if (head := heads[conversation_id]) else None
+
+    async def _heads(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """What is kept of each conversation itself; nothing for one that isn't there."""
+        heads = json.loads(await self._line.run(HEADS, [self._keys.of(f"c:{id}") for id in ids]))
+        return dict(zip(ids, heads, strict=True))
 
     async def thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread | None:
         return await _within_patience(self._thread(conversation_id, whole, since or ""))
 
     async def _thread(self, conversation_id: str, whole: bool, since: str) -> Thread | None:
         keys = self._keys_of(conversation_id)
+        most = SLICE_BYTES if whole else 0
         for _ in range(ROUNDS):
-            loaded = await self._line.run(LOAD, keys, since, SLICE_MESSAGES if whole else 1)
+            loaded = await self._line.run(LOAD, keys, since, most)
             if loaded is None:
                 return None
-            head, elements = loaded
-            fields = dict(pairs(head))
-            missing = int(fields[b"message_count"]) - len(elements) if whole else 0
-            earlier = await self._slices(keys, missing, fields[b"version"]) if missing > 0 else []
+            head, latest_first = json.loads(loaded)
+            latest = thread_of(conversation_id, head, list(latest_first)[::-1])
+            earlier = await self._earlier(keys, latest) if whole else []
             if earlier is not None:
-                return await self._with_reply(thread_of(conversation_id, head, [*earlier, *elements]))
+                messages = {message.id: message for message in earlier} | latest.messages
+                return await self._with_reply(replace(latest, messages=messages))
         raise StoreUnavailable("The conversation changes too often to be read: try again in a moment.")
 
-    async def _slices(self, keys: Sequence[str], count: int, version: bytes) -> list[bytes] | None:
-        """The first messages; None if the conversation has changed meanwhile."""
-        found: list[bytes] = []
-        for start in range(0, count, SLICE_MESSAGES):
-            found += await self._line.ask("LRANGE", keys[1], start, min(start + SLICE_MESSAGES, count) - 1)
-        return found if await self._line.ask("HGET", keys[0], "version") == version else None
+    async def _earlier(self, keys: Sequence[str], latest: Thread) -> list[Message] | None:
+        """The messages before the latest; None if the conversation has changed meanwhile."""
+        found: list[Message] = []
+        count = latest.conversation.message_count - len(latest.messages)
+        while len(found) < count:
+            part = await self._slice(keys, len(found), count)
+            if part is None or part.version != latest.version or not part.messages:
+                return None
+            found += part.messages
+        return found
+
+    async def _slice(self, keys: Sequence[str], start: int, stop: int = END) -> _Slice | None:
+        """Some of the messages from `start` on and before `stop`; None if there is no such conversation."""
+        found = await self._line.run(SLICE, keys[:2], start, stop, SLICE_BYTES)
+        if found is None:
+            return None
+        length, version, elements = json.loads(found)
+        return _Slice(length, version, messages_of(list(elements)))
 
     async def slices(self, conversation_id: str) -> Slices:
-        keys, start, is_last = self._keys_of(conversation_id)[:2], 0, False
-        while not is_last and (found := await _within_patience(self._line.run(SLICE, keys, start, SLICE_BYTES))):
-            length, elements = found
-            start += len(elements)
-            is_last = not elements or start >= length
-            messages = [message_of(element) for element in elements]
-            messages[-1:] = [await _within_patience(self._with_text(reply)) for reply in messages[-1:]]
-            yield messages, is_last
+        keys, start, is_last = self._keys_of(conversation_id), 0, False
+        while not is_last and (part := await _within_patience(self._slice(keys, start))):
+            start += len(part.messages)
+            is_last = not part.messages or start >= part.length
+            part.messages[-1:] = [await _within_patience(self._with_text(last)) for last in part.messages[-1:]]
+            yield part.messages, is_last
 
     async def _with_reply(self, thread: Thread) -> Thread:
         """With the text of the reply in progress, which grows if it is made here."""
