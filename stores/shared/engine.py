@@ -16,10 +16,10 @@ from uuid import uuid4
 
 from stores.changes import Change, Sums, head_size, iso, moment
 from stores.engine import Engine, Slices
-from stores.records import Conversation, Kind, Message, StoreError, StoreUnavailable
+from stores.records import REPORTED, Conversation, Kind, Message, StoreError, StoreUnavailable
 from stores.shared import starting
 from stores.shared.appending import Appending, over
-from stores.shared.following import BLOCK, Following, fill
+from stores.shared.following import BLOCK, Following, filled
 from stores.shared.hashes import element_of, head_of, messages_of, pairs, thread_of
 from stores.shared.line import ANSWERING, Argument, Line, Unheard
 from stores.shared.place import Place
@@ -171,8 +171,7 @@ class Shared(Engine):
             return message
         if making := self._appending.makes.get(message.id):
             return making.message
-        generation_id = fill(message, await self._line.ask("XRANGE", self._keys.of(f"r:{message.id}"), "-", "+"))
-        return replace(message, generation_id=generation_id)
+        return filled(message, await self._line.ask("XRANGE", self._keys.of(f"r:{message.id}"), "-", "+"))
 
     async def commit(self, change: Change) -> Change | None:
         committing = asyncio.create_task(self._commit(change))
@@ -293,8 +292,8 @@ class Shared(Engine):
     async def settle(self, message_id: str) -> StoreError | None:
         return await self._appending.settle(message_id)
 
-    def identify(self, message_id: str, generation_id: str) -> None:
-        self._appending.identify(message_id, generation_id)
+    def report(self, message: Message) -> None:
+        self._appending.report(message.id, json.dumps({name: getattr(message, name) for name in REPORTED}))
 
     async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
         return await self._following.follow(message, is_wanted)

@@ -168,11 +168,7 @@ for i, stream in ipairs(KEYS) do
   local expected, after, kind, text = ARGV[i]:match('^(%d+) (%d+) (%a) (.*)$')
   local there = position(stream, '+')
   if there == tonumber(expected) then
-    if kind == 'g' then
-      redis.pcall('XADD', stream, after .. '-2', kind, text)
-    else
-      redis.call('XADD', stream, after .. '-1', kind, text)
-    end
+    redis.call('XADD', stream, after .. (kind == 'g' and '-*' or '-1'), kind, text)
     there = tonumber(after)
   end
   answers[i] = string.format('%.0f', there)
