@@ -62,7 +62,7 @@ class Shared(Engine):
         await starting.check(self._place, self._keys)
         self._relay = uuid4().hex
         self._line = Line(self._place)
-        self._listening = Line(self._place, ANSWERING + BLOCK)
+        self._listening = Line(self._place, ANSWERING + BLOCK, is_told=False)
         self._appending = Appending(self._line, self._keys, self.sums)
         self._following = Following(self._line, self._listening, self._keys, self._relay, self._appending.stop)
         self._presence = Presence(self._line, self._keys, self._relay, self._appending, self._following, self._on_sums)
