@@ -37,10 +37,16 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, grace: float, hint: str = "", before: Callable[[], Awaitable[None]] | None = None
+        self,
+        config: uvicorn.Config,
+        grace: float,
+        hint: str = "",
+        before: Callable[[], Awaitable[None]] | None = None,
+        until: int | None = None,
     ) -> None:
         super().__init__(config)
         self._before = before  # anything says that it has started
+        self._until = until  # this descriptor is closed at its other end, which counts as a signal
         self._grace = grace
         self._hint = hint  # what to do next, for whoever has started it
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,6 +74,8 @@ class Server(uvicorn.Server):
         """Take connections, and say so: uvicorn says nothing of sockets that were bound before."""
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        if self._until is not None:
+            self._loop.add_reader(self._until, self._on_closed)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         for one in (sockets or [])[:1]:  # all have the same port
             uvicorn_logger.info("Uvicorn running on http://%s:%d (Press CTRL+C to quit)", host, one.getsockname()[1])
@@ -80,6 +88,12 @@ class Server(uvicorn.Server):
             self.should_exit = True
         else:
             self._loop.call_soon_threadsafe(self._drain_or_hurry, context=self._context)
+
+    def _on_closed(self) -> None:
+        assert self._loop is not None and self._until is not None
+        self._loop.remove_reader(self._until)
+        if self._draining is None:
+            self._drain_or_hurry()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and wait for the connections as long as readers take what is left for them."""

@@ -293,18 +293,6 @@ sentinel failover-timeout chats 5000
 """
 
 
-# Several processes
-
-
-async def test_several_processes_of_uvicorn_share_a_server(shared: Server, upstream: ScriptedUpstream) -> None:
-    env = {"STORE_URL": place(shared.url), "OPENROUTER_BASE_URL": upstream.base_url, "OPENROUTER_API_KEY": "k"}
-    async with process("uvicorn", "server:app", "--workers", "2", env=env) as relay:
-        conversation_id = await relay.ask()
-        read = await asyncio.gather(*(relay.read(conversation_id) for _ in range(10)))
-        assert {one.content for one in read} == {ANSWER}
-    assert len(upstream.requests) == 1
-
-
 async def test_a_first_sign_of_life_that_is_not_heard_is_given_again() -> None:
     """A server that answered just now may be slow for a moment, and a relay that has started can be asked."""
     answers = iter([StoreUnavailable("not now"), None])
@@ -319,7 +307,14 @@ async def test_a_first_sign_of_life_that_is_not_heard_is_given_again() -> None:
 
 async def test_a_signal_ends_a_relay_that_waits_for_its_server() -> None:
     asked = asyncio.Event()
-    silent = await asyncio.start_server(lambda *_: asked.set(), "127.0.0.1", 0)
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            asked.set()
+            while await reader.read(1000):
+                pass
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     env = {"STORE_URL": f"valkey://127.0.0.1:{silent.sockets[0].getsockname()[1]}"}
     async with silent, process("python", "server.py", env=env, listening=False) as relay:
         await bounded(asked.wait())
