@@ -27,7 +27,8 @@ from stores.shared.presence import Presence
 from stores.shared.scripts import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, HEADS, LOAD, SLICE, Keys
 from stores.threads import Thread
 
-SLICE_BYTES = 256 * 1024  # of messages that are read in one go, and a few messages more
+THREAD_BYTES = 1024 * 1024  # of messages that are read in one go, and a few messages more
+LIST_BYTES = 256 * 1024  # the same, where a client may take its time
 ROUNDS = 20  # of reading a long conversation that changes meanwhile
 LEAVING = 0.5  # seconds to say goodbye
 HANGING_UP = 0.3  # seconds for connections to close
@@ -119,7 +120,7 @@ class Shared(Engine):
 
     async def _thread(self, conversation_id: str, whole: bool, since: str) -> Thread | None:
         keys = self._keys_of(conversation_id)
-        most = SLICE_BYTES if whole else 0
+        most = THREAD_BYTES if whole else 0
         for _ in range(ROUNDS):
             loaded = await self._line.run(LOAD, keys, since, most)
             if loaded is None:
@@ -137,15 +138,15 @@ class Shared(Engine):
         found: list[Message] = []
         count = latest.conversation.message_count - len(latest.messages)
         while len(found) < count:
-            part = await self._slice(keys, len(found), count)
+            part = await self._slice(keys, len(found), THREAD_BYTES, count)
             if part is None or part.version != latest.version or not part.messages:
                 return None
             found += part.messages
         return found
 
-    async def _slice(self, keys: Sequence[str], start: int, stop: int = END) -> _Slice | None:
-        """Some of the messages from `start` on and before `stop`; None if there is no such conversation."""
-        found = await self._line.run(SLICE, keys[:2], start, stop, SLICE_BYTES)
+    async def _slice(self, keys: Sequence[str], start: int, most: int, stop: int = END) -> _Slice | None:
+        """About `most` bytes of messages from `start` on and before `stop`; None if there is no such conversation."""
+        found = await self._line.run(SLICE, keys[:2], start, stop, most)
         if found is None:
             return None
         length, version, elements = json.loads(found)
@@ -153,7 +154,7 @@ class Shared(Engine):
 
     async def slices(self, conversation_id: str) -> Slices:
         keys, start, is_last = self._keys_of(conversation_id), 0, False
-        while not is_last and (part := await _within_patience(self._slice(keys, start))):
+        while not is_last and (part := await _within_patience(self._slice(keys, start, LIST_BYTES))):
             start += len(part.messages)
             is_last = not part.messages or start >= part.length
             part.messages[-1:] = [await _within_patience(self._with_text(last)) for last in part.messages[-1:]]
