@@ -1,4 +1,5 @@
 import { crc32 } from 'node:zlib'
+import type { Page } from '@playwright/test'
 
 export type Frame = { png: Buffer; seconds: number }
 
@@ -18,6 +19,27 @@ export function film(frames: Frame[]): Buffer {
     chunk('IEND'),
   ]
   return Buffer.concat(parts)
+}
+
+/** Whether nobody could tell them apart: no colour of a point differs by more than a few of its 256 steps. A page decodes them. */
+export function looksLike(page: Page, ...films: Buffer[]): Promise<boolean> {
+  const urls = films.map((film) => `data:image/png;base64,${film.toString('base64')}`)
+  return page.evaluate(async (urls) => {
+    const points = async (url: string) => {
+      const decoder = new ImageDecoder({ data: await (await fetch(url)).arrayBuffer(), type: 'image/png' })
+      await Promise.all([decoder.tracks.ready, decoder.completed])
+      const frames = []
+      for (let frameIndex = 0; frameIndex < decoder.tracks.selectedTrack!.frameCount; frameIndex++) {
+        const { image } = await decoder.decode({ frameIndex })
+        const canvas = new OffscreenCanvas(image.displayWidth, image.displayHeight).getContext('2d')!
+        canvas.drawImage(image, 0, 0)
+        frames.push(canvas.getImageData(0, 0, image.displayWidth, image.displayHeight).data)
+      }
+      return frames
+    }
+    const [one, other] = await Promise.all(urls.map(points))
+    return one!.length === other!.length && one!.every((frame, index) => frame.every((value, at) => Math.abs(value - other![index]![at]!) < 16))
+  }, urls)
 }
 
 /** The data of each type; that of several chunks of one type is one. */
