@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.support.process import ROOT, process
 from tests.support.relay import Relay, serving
 from tests.support.replicas import place, relays
 from tests.support.servers import Server, free_port, server
-from tests.support.upstream import ANSWER, ScriptedUpstream
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
 
 DEPLOYMENT = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
@@ -220,12 +221,8 @@ async def test_tls_takes_a_certificate_of_that_name_alone(
     name: str, upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stores.shared.starting.PATIENCE", 4.0)
-    authority, others = trustme.CA(), trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    others.cert_pem.write_to_path(tmp_path / "others.pem")
-    certificate = authority.issue_cert("localhost")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certify(tmp_path, "localhost")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "others.pem")
     with relaying_tls(name, tmp_path) as port:
         trusted = f"?ssl_ca_certs={tmp_path}/ca.pem"
         await works(upstream, f"valkeys://localhost:{port}{trusted}")
@@ -233,13 +230,37 @@ async def test_tls_takes_a_certificate_of_that_name_alone(
             assert "certificate" in await refusal(f"rediss:{url}")
 
 
+@pytest.mark.not_on(server="valkey")  # PyPI's build has no TLS
+async def test_tls_is_spoken_with_sentinels_too(name: str, upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    certify(tmp_path, "localhost", "127.0.0.1")
+    with relaying_tls(name, tmp_path) as port:
+        own_port = free_port()
+        options = [*tls_files(tmp_path), "--tls-replication", "yes", "--tls-port", str(own_port)]
+        with server(name, "--sentinel", *options, config=SENTINEL.format(port)):
+            url = f"valkeys+sentinel://localhost:{own_port}/chats?ssl_ca_certs={tmp_path}/ca.pem"
+            await works(upstream, url)
+
+
+def certify(folder: Path, *names: str) -> None:
+    """An authority, and a certificate for these names, in files."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate = authority.issue_cert(*names)
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+
+
+def tls_files(folder: Path) -> list[str]:
+    """The options of a server with that certificate, which asks for none."""
+    files = ["--tls-cert-file", f"{folder}/cert.pem", "--tls-key-file", f"{folder}/key.pem"]
+    return [*files, "--tls-ca-cert-file", f"{folder}/ca.pem", "--tls-auth-clients", "no"]
+
+
 @contextlib.contextmanager
 def relaying_tls(name: str, folder: Path) -> Iterator[int]:
     """A server with TLS on a port of its own."""
-    files = ["--tls-cert-file", f"{folder}/cert.pem", "--tls-key-file", f"{folder}/key.pem"]
-    files += ["--tls-ca-cert-file", f"{folder}/ca.pem", "--tls-auth-clients", "no"]
     port = free_port()
-    with server(name, "--tls-port", str(port), *files):
+    with server(name, "--tls-port", str(port), *tls_files(folder)):
         yield port
 
 
@@ -259,17 +280,73 @@ async def test_a_cluster_is_asked_where_the_keys_are(name: str, upstream: Script
 
 
 async def test_sentinels_know_the_primary_and_its_successor(name: str, upstream: ScriptedUpstream) -> None:
-    with server(name) as primary, server(name, "--replicaof", "127.0.0.1", str(primary.port)) as replica:
-        await eventually(lambda: b"master_link_status:up" in replica.said("INFO", "replication"))
-        with sentinel(name, primary.port) as port:
-            async with relays(upstream, f"valkey+sentinel://127.0.0.1:1,127.0.0.1:{port}/chats") as both:
+    async with pair(name) as (primary, replica):
+        with sentinel(name, primary) as watching:
+            async with relays(upstream, f"valkey+sentinel://127.0.0.1:1,127.0.0.1:{watching.port}/chats") as both:
                 conversation_id = await both[0].ask()
                 await both[1].read(conversation_id)
-                await asyncio.sleep(1.5)  # the replica has it
+                await eventually(lambda: _has_all(primary, replica))
                 primary.kill()
-                await eventually(lambda: _answers(both, conversation_id), 20)
-                assert replica.said("ROLE").startswith(b"*3\r\n$6\r\nmaster")
+                await eventually(lambda: _answers(both, conversation_id))
+                assert _is_primary(replica)
                 assert (await both[1].read(await both[0].ask())).content == ANSWER
+
+
+async def test_a_planned_failover_cuts_nobody_off(name: str, upstream: ScriptedUpstream) -> None:
+    upstream.play(gated(gate := Gate(), "one ", "two ", "three"))
+    async with pair(name) as (primary, replica):
+        with sentinel(name, primary) as watching:
+            async with relays(upstream, f"valkey+sentinel://127.0.0.1:{watching.port}/chats") as (here, there):
+                conversation_id = await here.ask()
+                async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+                    gate.open()
+                    await mine.until("one "), await theirs.until("one ")
+                    await eventually(lambda: watching.said("SENTINEL", "FAILOVER", "chats") == b"+OK\r\n")
+                    gate.open()
+                    await eventually(lambda: _is_primary(replica))
+                    await mine.until("two "), await theirs.until("two ")
+                    gate.open_wide()
+                    for reader in (mine, theirs):
+                        whole = await reader.whole()
+                        assert (whole.content, whole.last["status"]) == ("one two three", "complete")
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["the servers alone", "the Sentinels, too"])
+async def test_sentinels_are_given_the_password_if_they_ask_for_it(
+    name: str, asks: bool, upstream: ScriptedUpstream
+) -> None:
+    with server(name, "--requirepass", "s3cret") as primary:
+        more = "sentinel auth-pass chats s3cret\n" + ("requirepass s3cret\n" if asks else "")
+        with sentinel(name, primary, more) as watching:
+            await works(upstream, f"valkey+sentinel://:s3cret@127.0.0.1:{watching.port}/chats")
+            wrong = await refusal(f"valkey+sentinel://:{PASSWORD}@127.0.0.1:{watching.port}/chats")
+            assert "refuses the user or the password" in wrong
+
+
+async def test_a_service_that_sentinels_do_not_know_is_refused(
+    name: str, shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stores.shared.starting.PATIENCE", 2.5)
+    with sentinel(name, shared) as watching:
+        assert "can't be reached" in await refusal(f"valkey+sentinel://127.0.0.1:{watching.port}/others")
+
+
+@contextlib.asynccontextmanager
+async def pair(name: str) -> AsyncIterator[tuple[Server, Server]]:
+    """A primary and its replica, which has what it has."""
+    with server(name) as primary, server(name, "--replicaof", "127.0.0.1", str(primary.port)) as replica:
+        await eventually(lambda: b"master_link_status:up" in replica.said("INFO", "replication"))
+        yield primary, replica
+
+
+def _is_primary(one: Server) -> bool:
+    return one.said("ROLE").startswith(b"*3\r\n$6\r\nmaster")
+
+
+def _has_all(primary: Server, replica: Server) -> bool:
+    offsets = [re.findall(rb"master_repl_offset:(\d+)", one.said("INFO", "replication")) for one in (primary, replica)]
+    return offsets[0] == offsets[1]
 
 
 async def _answers(both: list[Relay], conversation_id: str) -> bool:
@@ -278,10 +355,10 @@ async def _answers(both: list[Relay], conversation_id: str) -> bool:
 
 
 @contextlib.contextmanager
-def sentinel(name: str, primary: int) -> Iterator[int]:
+def sentinel(name: str, primary: Server, more: str = "") -> Iterator[Server]:
     """One Sentinel, which is enough to agree with itself."""
-    with server(name, "--sentinel", config=SENTINEL.format(primary)) as watching:
-        yield watching.port
+    with server(name, "--sentinel", config=SENTINEL.format(primary.port) + more) as watching:
+        yield watching
 
 
 SENTINEL = """
