@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -258,34 +259,111 @@ async def _is_failed(relay: Relay, conversation_id: str) -> bool:
     return response.status_code == 200 and response.json()["messages"][1]["status"] == "failed"
 
 
-@pytest.mark.bound(90)
-async def test_a_failover_that_loses_what_came_last_loses_no_character(
-    request: pytest.FixtureRequest, upstream: ScriptedUpstream, shared: Server
-) -> None:
-    upstream.play(slowly)
+class Failover:
+    """A server and its replica, which can be held back and then takes the server's place."""
+
+    def __init__(self, primary: Server, replica: Server, replication: Network, network: Network) -> None:
+        self._primary, self._replica = primary, replica
+        self._replication, self._network = replication, network
+
+    def lose(self) -> None:
+        """What comes from now on is lost."""
+        self._replication.hold()
+
+    def has(self, conversation_id: str) -> bool:
+        """Whether the replica has it, with its question."""
+        [key] = re.findall(rb"\{\S+\}:m:" + conversation_id.encode(), self._replica.said("KEYS", "*")) or [b""]
+        return b":1" in self._replica.said("LLEN", key.decode())
+
+    def happen(self) -> None:
+        """Now."""
+        self._primary.kill()
+        self._replication.cut()
+        self._replica.said("REPLICAOF", "NO", "ONE")
+        self._network.lead(self._replica.port)
+
+
+@pytest.fixture
+async def failover(request: pytest.FixtureRequest, shared: Server) -> AsyncIterator[tuple[Failover, str]]:
+    """One that can happen, and the URL by which relays find whichever server is the primary."""
     network, replication = Network(shared.port), Network(shared.port)
-    program = request.config.getoption("--server")
     async with replication.laid() as primary, network.laid() as far:
         master = ("127.0.0.1", primary.rpartition(":")[2])
-        with server(program, "--replicaof", *master) as replica:
+        with server(request.config.getoption("--server"), "--replicaof", *master) as replica:
             await eventually(lambda: b"master_link_status:up" in replica.said("INFO", "replication"))
-            async with relays(upstream, place(far)) as (here, there):
-                patient(here, there)
-                conversation_id = await here.ask()
-                async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
-                    await mine.until("word 20 "), await theirs.until("word 20 ")
-                    replication.hold()
-                    await mine.until("word 70 "), await theirs.until("word 70 ")
-                    shared.kill()
-                    replication.cut()
-                    replica.said("REPLICAOF", "NO", "ONE")
-                    network.lead(replica.port)
-                    await mine.until("word 200 "), await theirs.until("word 200 ")
-                    stopped = await there.client.delete(f"/conversations/{conversation_id}/stream")
-                    texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
-                assert texts[0] == texts[1] == words(texts[0]) == stopped.json()["content"]
-                await here.idle()
-                assert (await here.messages(conversation_id))[1]["content"] == texts[0]
+            yield Failover(shared, replica, replication, network), place(far)
+
+
+@pytest.mark.bound(90)
+async def test_a_failover_that_loses_what_came_last_loses_no_character(
+    upstream: ScriptedUpstream, failover: tuple[Failover, str]
+) -> None:
+    upstream.play(slowly)
+    it, url = failover
+    async with relays(upstream, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            it.lose()
+            await mine.until("word 70 "), await theirs.until("word 70 ")
+            it.happen()
+            await mine.until("word 200 "), await theirs.until("word 200 ")
+            stopped = await there.client.delete(f"/conversations/{conversation_id}/stream")
+            texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
+        assert texts[0] == texts[1] == words(texts[0]) == stopped.json()["content"]
+        await here.idle()
+        assert (await here.messages(conversation_id))[1]["content"] == texts[0]
+
+
+@pytest.mark.bound(90)
+@pytest.mark.parametrize("word", ["", "word 20 "], ids=["before the first text", "in the middle"])
+async def test_a_reply_whose_beginning_a_failover_loses_is_gone_as_if_deleted(
+    upstream: ScriptedUpstream, failover: tuple[Failover, str], word: str
+) -> None:
+    """Asked again it is generated, and billed, again: docs/deploy.md says so."""
+    upstream.play(slowly if word else gated(Gate(), "never"))
+    it, url = failover
+    async with relays(upstream, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        await eventually(lambda: it.has(conversation_id))
+        it.lose()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.next(), await theirs.next()
+            await mine.until(word), await theirs.until(word)
+            it.happen()
+            for reader in (mine, theirs):
+                whole = await bounded(reader.whole(), GONE)
+                assert (whole.last["status"], whole.content) == ("stopped", words(whole.content))
+        await bounded(upstream.requests[0].gone.wait(), 5)
+        assert [message["role"] for message in await there.messages(conversation_id)] == ["user"]
+        await answered_again(there, conversation_id, upstream)
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.bound(90)
+async def test_a_server_that_wants_replicas_and_has_none_takes_nothing_until_it_has(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    """`min-replicas-to-write`: what is acknowledged then is on two servers."""
+    upstream.play(slowly)
+    async with relays(upstream, place(shared.url)) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            shared.said("CONFIG", "SET", "min-replicas-to-write", "1")
+            refused = await here.client.post("/conversations")
+            assert_problem(refused, 503)
+            assert refused.headers["retry-after"]
+            assert (await there.messages(conversation_id))[0]["content"] == "Hi"
+            await asyncio.sleep(3.0)
+            shared.said("CONFIG", "SET", "min-replicas-to-write", "0")
+            await mine.until("word 250 "), await theirs.until("word 250 ")
+            assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+            texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
+        assert texts[0] == texts[1] == words(texts[0])
 
 
 @pytest.mark.bound(90)

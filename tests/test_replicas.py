@@ -3,15 +3,18 @@
 import asyncio
 import itertools
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
 
+from mirrors import Mirror, Mirrors
+from store import Ending, Question
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay
-from tests.support.replicas import Hopper, place, relays
+from tests.support.replicas import Hopper, place, relays, stores
 from tests.support.servers import Server, server
-from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, answer, gated
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
 from tests.support.waiting import bounded, eventually
 
 TEXT = "".join(f"{number} é😀\n" for number in range(200))
@@ -80,6 +83,71 @@ async def test_a_reader_that_hops_reads_every_character_once(
         assert all(one.last["status"] == "complete" for one in read)
         assert min(hopper.hops for hopper in hoppers) > 1
     assert len(upstream.requests) == 1
+
+
+async def test_a_reply_is_followed_while_it_is_read_and_again_when_it_is(
+    upstream: ScriptedUpstream, shared: Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirrors.UNREAD", 1.0)
+    upstream.play(talking)
+    async with relays(upstream, url) as (here, there):
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine:
+            await mine.until("word 5 ")
+            async with there.stream(conversation_id) as theirs:
+                await theirs.until("word 10 ")
+                assert await _listens(shared)
+            await eventually(lambda: _is_quiet(shared))
+            async with there.stream(conversation_id, theirs.transcript.last_id) as again:
+                await again.until("word 100 ")
+                assert await _listens(shared)
+                assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+                whole = (await mine.whole()).content
+                assert theirs.transcript.content + (await again.whole()).content == whole
+
+
+async def test_a_reader_that_has_taken_nothing_for_long_goes_on_where_it_was(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reply wasn't followed meanwhile."""
+    monkeypatch.setattr("mirrors.UNREAD", 0.1)
+    monkeypatch.setattr("stores.shared.following.BLOCK", 0.1)
+    async with stores(url, url) as (here, there):
+        conversation_id = (await here.create_conversation()).id
+        reply = (await here.ask(conversation_id, Question("Why?"))).message
+        [_, found] = await there.messages(conversation_id)
+        mirror = Mirrors(there).of(conversation_id, found)
+        assert isinstance(mirror, Mirror)
+        await eventually(lambda: mirror.task is None)
+        await here.extend_reply(reply.id, "content", "text")
+        await bounded(mirror.change())
+        assert mirror.message.transcript.content == "text"
+        assert await here.finish_reply(conversation_id, reply.id, Ending("complete", "stop"))
+        assert (await bounded(mirror.wait())).status == "complete"
+
+
+async def talking(_: UpstreamRequest, wire: Wire) -> None:
+    """Words as long as anybody listens."""
+    await wire.head()
+    for number in range(10_000):
+        await wire.delta(f"word {number} ")
+        await asyncio.sleep(0.02)
+
+
+async def _listens(shared: Server) -> bool:
+    """Whether relays are told of text as it comes, 50 times a second; without any, twice in two."""
+    before = _asked(shared)
+    await asyncio.sleep(0.5)
+    return _asked(shared) - before > 10
+
+
+async def _is_quiet(shared: Server) -> bool:
+    return not await _listens(shared)
+
+
+def _asked(shared: Server) -> int:
+    found = re.search(rb"cmdstat_xread:calls=(\d+)", shared.said("INFO", "commandstats"))
+    return int(found[1]) if found else 0
 
 
 # Ask
