@@ -137,6 +137,9 @@ async def _grow(store: Store, reply: OwedReply) -> None:
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.row(
+    "a relay is killed while it stops the reply", "`stopped` within 5 s", "`stopped` within 5 s", "its text is kept"
+)
 async def test_a_reply_that_was_fenced_off_by_a_relay_that_died_then_is_ended_by_its_own(
     upstream: ScriptedUpstream, shared: Server
 ) -> None:

@@ -1,4 +1,7 @@
-"""Relays that die, stop and are cut off, and the server that they share, which does so, too: real processes."""
+"""Relays that die, stop and are cut off, and the server that they share, which does so, too: real processes.
+
+docs/faults.md quotes the rows: what happens, and what readers at the relay that makes the reply, and elsewhere, get.
+"""
 
 import asyncio
 import os
@@ -74,6 +77,12 @@ async def answered_again(relay: Relay, conversation_id: str, upstream: ScriptedU
 # Relays
 
 
+@pytest.mark.row(
+    "the relay here is killed",
+    "cut; the rest and a 503 error at any relay",
+    "503 error within 15 s",
+    'its text is kept, "Try again" answers',
+)
 @pytest.mark.bound(90)
 async def test_the_reply_of_a_relay_that_was_killed_fails_with_its_text(
     upstream: ScriptedUpstream, shared: Server
@@ -100,6 +109,12 @@ async def test_the_reply_of_a_relay_that_was_killed_fails_with_its_text(
         await answered_again(there, conversation_id, upstream)
 
 
+@pytest.mark.row(
+    "the relay here is stopped for a while",
+    "503 error when it goes on",
+    "503 error within 15 s",
+    "it appends nothing more, and leaves upstream",
+)
 @pytest.mark.bound(90)
 async def test_a_relay_that_was_stopped_for_a_while_appends_nothing_to_what_others_have_ended(
     upstream: ScriptedUpstream, shared: Server
@@ -121,6 +136,12 @@ async def test_a_relay_that_was_stopped_for_a_while_appends_nothing_to_what_othe
         await answered_again(here, conversation_id, upstream)
 
 
+@pytest.mark.row(
+    "only the relay here is cut off from the server",
+    "503 error after 10 to 15 s",
+    "503 error within 15 s",
+    "both have the same text",
+)
 @pytest.mark.bound(90)
 async def test_a_relay_that_alone_is_cut_off_fails_its_replies_and_the_others_end_them(
     upstream: ScriptedUpstream, shared: Server
@@ -151,6 +172,8 @@ async def _is_reachable(relay: Relay) -> bool:
     return bool((await relay.health())["store"] == "ok")
 
 
+@pytest.mark.row("SIGTERM here", "the whole reply", "the whole reply", "exit 0")
+@pytest.mark.row("SIGTERM there", "the whole reply", "cut; the rest at any relay", "exit 0, at once")
 @pytest.mark.bound(90)
 async def test_at_sigterm_a_relay_finishes_what_it_makes_and_cuts_off_who_reads_of_others(
     upstream: ScriptedUpstream, shared: Server
@@ -179,6 +202,12 @@ async def test_at_sigterm_a_relay_finishes_what_it_makes_and_cuts_off_who_reads_
 # The server
 
 
+@pytest.mark.row(
+    "the server is killed and back in 8 s, or hangs for 3 s",
+    "the whole reply",
+    "the whole reply",
+    "requests meanwhile: 503",
+)
 @pytest.mark.bound(90)
 @pytest.mark.parametrize("outage", ["killed", "killed for nearly as long as is waited for", "held up"])
 async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstream, shared: Server, outage: str) -> None:
@@ -208,6 +237,12 @@ async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstrea
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.row(
+    "upstream ends while the server is away for 4 s",
+    "the whole reply, when it is back",
+    "the same",
+    "complete, with usage",
+)
 @pytest.mark.bound(90)
 async def test_what_upstream_ends_while_the_server_is_away_is_kept_when_it_is_back(
     upstream: ScriptedUpstream, shared: Server
@@ -231,6 +266,12 @@ async def test_what_upstream_ends_while_the_server_is_away_is_kept_when_it_is_ba
         assert (await there.messages(conversation_id))[1]["status"] == "complete"
 
 
+@pytest.mark.row(
+    "the server is away for longer",
+    "503 error after 10 to 15 s",
+    "cut",
+    "failed, with the text that was kept, when it is back",
+)
 @pytest.mark.bound(90)
 async def test_a_server_that_stays_away_fails_the_replies_and_has_them_ended_when_it_is_back(
     upstream: ScriptedUpstream, shared: Server
@@ -294,6 +335,12 @@ async def failover(request: pytest.FixtureRequest, shared: Server) -> AsyncItera
             yield Failover(shared, replica, replication, network), place(far)
 
 
+@pytest.mark.row(
+    "a failover that loses the last second",
+    "the whole reply",
+    "the whole reply",
+    "nothing is missing, nothing is there twice",
+)
 @pytest.mark.bound(90)
 async def test_a_failover_that_loses_what_came_last_loses_no_character(
     upstream: ScriptedUpstream, failover: tuple[Failover, str]
@@ -316,6 +363,12 @@ async def test_a_failover_that_loses_what_came_last_loses_no_character(
         assert (await here.messages(conversation_id))[1]["content"] == texts[0]
 
 
+@pytest.mark.row(
+    "a failover that loses a reply's beginning",
+    "`stopped` within 15 s",
+    "`stopped` within 15 s",
+    "the reply is gone; asked again it is generated again",
+)
 @pytest.mark.bound(90)
 @pytest.mark.parametrize("word", ["", "word 20 "], ids=["before the first text", "in the middle"])
 async def test_a_reply_whose_beginning_a_failover_loses_is_gone_as_if_deleted(
@@ -342,6 +395,12 @@ async def test_a_reply_whose_beginning_a_failover_loses_is_gone_as_if_deleted(
     assert len(upstream.requests) == 2
 
 
+@pytest.mark.row(
+    "the server lacks the replicas that it wants (`min-replicas-to-write`), for 3 s",
+    "the whole reply",
+    "the whole reply",
+    "requests meanwhile that change something: 503; reading goes on",
+)
 @pytest.mark.bound(90)
 async def test_a_server_that_wants_replicas_and_has_none_takes_nothing_until_it_has(
     upstream: ScriptedUpstream, shared: Server
@@ -366,6 +425,7 @@ async def test_a_server_that_wants_replicas_and_has_none_takes_nothing_until_it_
         assert texts[0] == texts[1] == words(texts[0])
 
 
+@pytest.mark.row("the server is full (`maxmemory`)", "507 error", "507 error", "reading and deleting go on")
 @pytest.mark.bound(90)
 async def test_a_full_server_takes_nothing_more_and_ends_and_deletes_what_it_has(
     upstream: ScriptedUpstream, shared: Server

@@ -292,6 +292,7 @@ async def test_sentinels_know_the_primary_and_its_successor(name: str, upstream:
                 assert (await both[1].read(await both[0].ask())).content == ANSWER
 
 
+@pytest.mark.row("a planned failover (Sentinel)", "the whole reply", "the whole reply", "upstream was asked once")
 async def test_a_planned_failover_cuts_nobody_off(name: str, upstream: ScriptedUpstream) -> None:
     upstream.play(gated(gate := Gate(), "one ", "two ", "three"))
     async with pair(name) as (primary, replica):
