@@ -282,9 +282,8 @@ class Replies:
                                 502, f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
                             )
                     elif isinstance(value, Report):
-                        if value.generation_id and value.generation_id != running.report.generation_id:
-                            self._store.identify_reply(message.id, value.generation_id)
                         running.report = value
+                        self._store.report_reply(message, _reported(Ending("streaming"), value))
                     elif isinstance(value, Retry):
                         running.retries += 1
                     else:
@@ -317,8 +316,7 @@ class Replies:
         return _failed(500, "The service failed; its log says where.")
 
     async def _finish(self, running: _Running, ending: Ending) -> None:
-        ending = replace(ending, **{entry.name: getattr(running.report, entry.name) for entry in fields(Report)})
-        message = None
+        ending, message = _reported(ending, running.report), None
         try:
             message = await self._stored(running, ending)
         except Exception as error:
@@ -373,6 +371,10 @@ class Replies:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # so that it counts as retrieved: whoever waits for it has it
+
+
+def _reported(ending: Ending, report: Report) -> Ending:
+    return replace(ending, **{entry.name: getattr(report, entry.name) for entry in fields(Report)})
 
 
 def _failed(code: int, message: str) -> Ending:

@@ -150,7 +150,6 @@ async def get_conversation(request: Request) -> Response:
 
 
 async def update_conversation(request: Request) -> Response:
-    await request.state["store"].conversation(_id(request))
     settings = request.state["settings"]
     rules: dict[str, Rule] = {
         "default_model": MODEL,
@@ -168,8 +167,6 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def add_message(request: Request) -> Response:
-    store, replies = request.state["store"], request.state["replies"]
-    await store.conversation(_id(request))
     if last_event_id := _last_event_id(request):  # some clients come back with the request that they began with
         return await _resumed(request, last_event_id)
     settings = request.state["settings"]
@@ -182,11 +179,13 @@ async def add_message(request: Request) -> Response:
     }
     fields = await read_fields(request, settings.max_body_bytes, rules, required=("content",))
     question = Question(**fields, traceparent=_traceparent(request))
+    store, replies = request.state["store"], request.state["replies"]
     if wants_events(request.headers.get("accept", "")):
         return reply_response(await replies.ask(_id(request), question))
     try:
-        await store.check_is_new(_id(request), question)
-        replies.check_open()
+        if replies.draining:
+            await store.check_is_new(_id(request), question)
+            replies.check_open()
         message = await store.add_user_message(_id(request), question)
     except Repeated as repeated:
         return JSONResponse(message_fields(repeated.found))
@@ -225,8 +224,8 @@ async def delete_messages(request: Request) -> Response:
 
 
 async def stream_reply(request: Request) -> Response:
-    await request.state["store"].conversation(_id(request))
     if request.method == "HEAD":
+        await request.state["store"].conversation(_id(request))
         response = Response(headers=STREAM_HEADERS, media_type="text/event-stream")
         del response.headers["content-length"]  # nobody knows it
         return response
@@ -268,7 +267,6 @@ def _reply_response(request: Request, reply: Reply, position: int) -> Response:
 
 
 async def stop_reply(request: Request) -> Response:
-    await request.state["store"].conversation(_id(request))
     message = await request.state["replies"].stop(_id(request))
     return JSONResponse(message_fields(message)) if message else Response(status_code=204)
 

@@ -35,11 +35,10 @@ from serving.metrics import Metrics
 from serving.middleware import Boundary, Cors, Envelope
 from serving.settings import Settings, SettingsError
 from serving.shutdown import Server
+from serving.workers import STARTUP_FAILURE, forked
 from store import Store
 from stores.expiry import expiring
 from upstream.transport import Transport
-
-STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
 
 logger = logging.getLogger("server")
 
@@ -163,10 +162,25 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
     _raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals
     with contextlib.suppress(KeyboardInterrupt):
+        store: Store = app.state.store
+        until = _forked(settings, store) if store.is_shared and not is_demo else None
         hint = demo_hint(port) if is_demo else ""
-        Server(config, settings.shutdown_grace, hint, before=app.state.store.open).run(sockets)
+        Server(config, settings.shutdown_grace, hint, before=store.open, until=until).run(sockets)
     for number in HANDLED_SIGNALS:  # nothing is left to end
         signal.signal(number, signal.SIG_IGN)
+
+
+def _forked(settings: Settings, store: Store) -> int | None:
+    """Return in each of several processes, if several are wanted. Raises `SettingsError` before there are any."""
+    if settings.web_concurrency == 1 or not hasattr(os, "fork"):
+        return None
+    asyncio.run(_tried(store))
+    return forked(settings.web_concurrency)
+
+
+async def _tried(store: Store) -> None:
+    await store.open()
+    await store.close()
 
 
 def _raise_file_limit() -> None:

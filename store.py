@@ -281,9 +281,9 @@ class Store:
         """Wait until all text that was taken is kept; the error if some of it can't be."""
         return await self._engine.settle(message_id)
 
-    def identify_reply(self, message_id: str, generation_id: str) -> None:
-        """Upstream's id of a reply that is made here, for others that end it."""
-        self._engine.identify(message_id, generation_id)
+    def report_reply(self, message: Message, so_far: Ending) -> None:
+        """What upstream says of a reply that is made here, beside its text, for others that end it."""
+        self._engine.report(ended(message, so_far))
 
     async def follow_reply(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
         """Add to a reply in progress what another relay makes of it: True when it has ended, False once unwanted.

@@ -35,6 +35,7 @@ class Settings:
     log_level: str = "INFO"
     log_format: str = "text"
     store_url: str = field(default="", repr=False)  # it may have a password
+    web_concurrency: int = 1  # processes, if they can share a store
     conversation_ttl: float = 0.0  # seconds; 0: for ever
     max_tokens: int = 0  # of a reply; 0: as many as upstream likes
     reply_timeout: float = 900.0  # seconds
@@ -114,6 +115,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "log_level": (lambda v: v.upper() in _LEVELS, "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
+    "web_concurrency": (lambda v: 0 < v <= 256, "a number of processes from 1 to 256"),
     "max_tokens": (lambda v: v >= 0, "a whole number, 0 for none"),
     "shutdown_grace": _SECONDS,
     "conversation_ttl": _SECONDS,

@@ -16,7 +16,8 @@ from typing import Protocol
 import uvicorn
 
 FLUSH_SECONDS = 0.7  # in which readers must take some of what is left for them
-LAST_SECONDS = 1.0  # for requests to end that were given up
+LAST_SECONDS = 1.0  # for what was given up to end
+LOOKING = 0.1  # seconds between two looks whether a signal has come during the start
 
 logger = logging.getLogger("server")
 uvicorn_logger = logging.getLogger("uvicorn.error")
@@ -36,10 +37,16 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, grace: float, hint: str = "", before: Callable[[], Awaitable[None]] | None = None
+        self,
+        config: uvicorn.Config,
+        grace: float,
+        hint: str = "",
+        before: Callable[[], Awaitable[None]] | None = None,
+        until: int | None = None,
     ) -> None:
         super().__init__(config)
         self._before = before  # anything says that it has started
+        self._until = until  # this descriptor is closed at its other end, which counts as a signal
         self._grace = grace
         self._hint = hint  # what to do next, for whoever has started it
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -48,15 +55,27 @@ class Server(uvicorn.Server):
         self._deadline = 0.0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Run until a signal. Raises what `before` raises."""
-        if self._before:
-            await self._before()
-        await super().serve(sockets)
+        """Run until a signal, which may come early. Raises what `before` raises."""
+        with self.capture_signals():
+            if self._before:
+                await self._until_a_signal(asyncio.ensure_future(self._before()))
+            if not self.should_exit:
+                await super().serve(sockets)
+
+    async def _until_a_signal(self, work: asyncio.Future[None]) -> None:
+        while not work.done() and not self.should_exit:
+            await asyncio.wait({work}, timeout=LOOKING)
+        if work.done():
+            return work.result()
+        work.cancel()
+        await asyncio.wait({work}, timeout=LAST_SECONDS)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, and say so: uvicorn says nothing of sockets that were bound before."""
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        if self._until is not None:
+            self._loop.add_reader(self._until, self._on_closed)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         for one in (sockets or [])[:1]:  # all have the same port
             uvicorn_logger.info("Uvicorn running on http://%s:%d (Press CTRL+C to quit)", host, one.getsockname()[1])
@@ -69,6 +88,12 @@ class Server(uvicorn.Server):
             self.should_exit = True
         else:
             self._loop.call_soon_threadsafe(self._drain_or_hurry, context=self._context)
+
+    def _on_closed(self) -> None:
+        assert self._loop is not None and self._until is not None
+        self._loop.remove_reader(self._until)
+        if self._draining is None:
+            self._drain_or_hurry()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and wait for the connections as long as readers take what is left for them."""

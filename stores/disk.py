@@ -218,22 +218,26 @@ class Disk(Memory):
 
     async def _write_all(self) -> None:
         """One transaction after the other, each with all that is there."""
-        while True:
-            texts, self._pieces = self._pieces, {}
-            changes, self._changes = self._changes, []
-            parts = [*self._unwritten, *map(_Part, texts.values()), *changes]
-            if not (parts or self.is_reachable):
-                parts = [_Part()]  # to see whether it is again
-            if parts:
-                refusals = await self._in_thread(self._try, parts)
-                self._note(next(filter(None, refusals), None))
-                for part, refusal in zip(parts, refusals, strict=True):
-                    self._refused(part, refusal) if refusal else self._made(part)
-            if not (self._changes or self._pieces):
-                break
-        self._writing = None
+        try:
+            await self._write_once()
+            while self._changes or self._pieces:
+                await self._write_once()
+        finally:
+            self._writing = None
         if (self._unwritten or not self.is_reachable) and self._later is None:
             self._later = self._loop.call_later(LATER, self._try_again)
+
+    async def _write_once(self) -> None:
+        texts, self._pieces = self._pieces, {}
+        changes, self._changes = self._changes, []
+        parts = [*self._unwritten, *map(_Part, texts.values()), *changes]
+        if not (parts or self.is_reachable):
+            parts = [_Part()]  # to see whether it is again
+        if parts:
+            refusals = await self._in_thread(self._try, parts)
+            self._note(next(filter(None, refusals), None))
+            for part, refusal in zip(parts, refusals, strict=True):
+                self._refused(part, refusal) if refusal else self._made(part)
 
     def _try_again(self) -> None:
         self._later = None

@@ -4,12 +4,13 @@ Fields that a newer or older relay has and this one doesn't know are left out: r
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 from stores.records import Failure, Message, Transcript
 
-_FIELDS = [field.name for field in fields(Message) if field.name != "transcript"]
+_FIELDS = {field.name: None for field in fields(Message) if field.name != "transcript"}  # in their order
 
 
 def encode(message: Message) -> tuple[str, str]:
@@ -23,11 +24,10 @@ def encode(message: Message) -> tuple[str, str]:
     return json.dumps(head, separators=(",", ":")), text
 
 
-def decode(head: str, text: str) -> Message:
+def decode(head: Mapping[str, Any], text: str) -> Message:
     """The message again; one that is `streaming` has a transcript that grows."""
-    known: dict[str, Any] = json.loads(head)
-    switches = known.pop("switches", [])
+    known = {name: value for name, value in head.items() if name in _FIELDS}
     if "error" in known:
         known["error"] = Failure(**known["error"])
-    transcript = Transcript.of(text, switches, grows=known["status"] == "streaming")
-    return Message(transcript=transcript, **{name: value for name, value in known.items() if name in _FIELDS})
+    transcript = Transcript.of(text, head.get("switches", ()), grows=known["status"] == "streaming")
+    return Message(transcript=transcript, **known)

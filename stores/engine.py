@@ -97,8 +97,8 @@ class Engine(ABC):
     async def settle(self, message_id: str) -> StoreError | None:
         """Wait until all text that was taken is kept; the error if some of it can't be."""
 
-    def identify(self, message_id: str, generation_id: str) -> None:  # noqa: B027
-        """Tell other relays, if there are any, what upstream calls a reply that is made here."""
+    def report(self, message: Message) -> None:  # noqa: B027
+        """Tell other relays, if there are any, what is known of a reply that is made here, beside its text."""
 
     async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
         """Add to a reply what its relay makes of it: True when it has ended, False once it isn't wanted any more."""

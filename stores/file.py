@@ -3,6 +3,7 @@
 Knows nothing of the event loop; everything here is called in one thread. https://www.sqlite.org/wal.html
 """
 
+import json
 import os
 import sqlite3
 import threading
@@ -197,7 +198,7 @@ class File:
         for conversation_id, head, text in self._execute(
             "SELECT conversation, head, text FROM messages ORDER BY conversation, place"
         ):
-            message = decode(head, text)
+            message = decode(json.loads(head), text)
             if message.status == "streaming" and message.id in pieces:
                 self._firsts[message.id] = firsts[message.id]
                 for _, kind, piece in pieces[message.id]:

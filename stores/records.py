@@ -19,6 +19,9 @@ Status = Literal["complete", "streaming", "stopped", "failed"]
 
 After = str | EllipsisType | None  # a message's id; None: the beginning; ...: behind the last message
 
+REPORTED = ("generation_id", "served_model", "provider", "annotations")
+"""What is known of a reply before it has ended, beside its text."""
+
 _KINDS: tuple[Kind, Kind] = ("content", "reasoning")
 
 
@@ -241,17 +244,20 @@ class Question:
 
 
 def ended(message: Message, ending: Ending) -> Message:
-    """The reply `message` in its final state; its transcript is closed by whoever makes it so."""
+    """The reply `message` in its final state; its transcript is closed by whoever makes it so.
+
+    What was known of it before stays, unless the ending says otherwise.
+    """
     return replace(
         message,
         status=ending.status,
         finish_reason=ending.finish_reason,
         usage=as_json(ending.usage),
         error=ending.error,
-        generation_id=ending.generation_id or message.generation_id,  # which others know, too
-        served_model=ending.served_model,
-        provider=ending.provider,
-        annotations=as_json(ending.annotations),
+        generation_id=ending.generation_id or message.generation_id,
+        served_model=ending.served_model or message.served_model,
+        provider=ending.provider or message.provider,
+        annotations=as_json(ending.annotations) or message.annotations,
     )
 
 

@@ -809,17 +809,23 @@ async def test_a_failed_reply_that_filled_the_store_is_replaced_all_the_same(ups
 # 500
 
 
-async def crash(*_: object) -> None:
+async def crash(*_: object, **__: object) -> None:
     raise RuntimeError("what nobody may read")
 
 
 async def test_a_crash_is_a_500_that_says_nothing_of_the_code(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Store, "conversation", crash)
-    conversation_id = (await relay.conversation())["id"]
-    path = f"/conversations/{conversation_id}"
-    for method, target in [("GET", path), ("PATCH", path), ("POST", f"{path}/messages"), ("DELETE", f"{path}/stream")]:
+    for crashing in ("conversation", "update_conversation", "add_user_message", "in_progress"):
+        monkeypatch.setattr(Store, crashing, crash)
+    path = f"/conversations/{(await relay.conversation())['id']}"
+    requests = [
+        ("GET", path, None),
+        ("PATCH", path, {"title": "New"}),
+        ("POST", f"{path}/messages", {"content": "Hi"}),
+        ("DELETE", f"{path}/stream", None),
+    ]
+    for method, target, body in requests:
         headers = {"Origin": VITE, "X-Request-ID": "a-request"}
-        response = await relay.client.request(method, target, headers=headers)
+        response = await relay.client.request(method, target, json=body, headers=headers)
         assert_problem(response, 500)
         for word in ("nobody", "RuntimeError", "Traceback", "store", ".py"):
             assert word not in response.text

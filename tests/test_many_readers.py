@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.problems import assert_problem
 from tests.support.readers import Transcript
-from tests.support.relay import Relay, serving
+from tests.support.relay import Relay, comes_behind, serving
 from tests.support.sse import Parser
 from tests.support.stores import GatedStore, some_turns
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
@@ -293,11 +293,8 @@ async def test_a_reply_that_is_resumed_while_a_slow_store_begins_it_ends_for_tha
         first = asyncio.create_task(relay.read(conversation_id))
         await begun.reached()
         known = (await relay.messages(conversation_id))[1]["id"]
-        asked = GatedStore.gates["conversation"] = Gate()
         resuming = asyncio.create_task(relay.read(conversation_id, f"{known}:0"))
-        await asked.reached()
-        asked.open_wide()
-        await relay.health()
+        await comes_behind(relay, resuming)
         begun.open_wide()
         transcripts = await bounded(asyncio.gather(first, resuming))
     assert [(t.content, t.last["status"]) for t in transcripts] == [(ANSWER, "complete")] * 2

@@ -237,6 +237,17 @@ async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstrea
     assert len(upstream.requests) == 1
 
 
+async def test_the_first_request_after_a_restart_of_the_server_is_answered(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    async with relays(upstream, place(shared.url), 1) as (relay,):
+        for _ in range(3):
+            conversation_id = await relay.ask()
+            shared.kill()
+            shared.start()
+            assert [message["role"] for message in await relay.messages(conversation_id)] == ["user"]
+
+
 @pytest.mark.row(
     "upstream ends while the server is away for 4 s",
     "the whole reply, when it is back",
@@ -452,3 +463,40 @@ async def test_a_full_server_takes_nothing_more_and_ends_and_deletes_what_it_has
         upstream.play(gated(gate := Gate(), ANSWER))
         gate.open_wide()
         assert (await there.read(await here.ask())).content == ANSWER
+
+
+async def test_the_log_says_once_that_the_server_is_away_and_that_it_is_back(
+    upstream: ScriptedUpstream, shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with relays(upstream, place(shared.url), 1) as (relay,):
+        conversation_id = await relay.ask()
+        shared.kill()
+        for _ in range(3):
+            assert_problem(await relay.client.get(f"/conversations/{conversation_id}"), 503, "can't be reached")
+        shared.start()
+        await eventually(lambda: _is_reachable(relay))
+    assert _told_by_the_store(caplog) == [
+        "The server of STORE_URL can't be reached",
+        "The server of STORE_URL answers again",
+    ]
+
+
+async def test_the_log_names_once_what_the_server_refuses(
+    upstream: ScriptedUpstream, shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with relays(upstream, place(shared.url), 1) as (relay,):
+        conversation_id = await relay.ask()
+        shared.said("CONFIG", "SET", "min-replicas-to-write", "1")
+        for _ in range(2):
+            response = await relay.client.patch(f"/conversations/{conversation_id}", json={"title": "secret"})
+            assert_problem(response, 503, "refuses")
+        shared.said("CONFIG", "SET", "min-replicas-to-write", "0")
+        title = {"title": "New"}
+        assert (await relay.client.patch(f"/conversations/{conversation_id}", json=title)).status_code == 200
+    assert _told_by_the_store(caplog) == ["The server of STORE_URL refuses a command (NOREPLICAS)"]
+    assert "secret" not in caplog.text
+
+
+def _told_by_the_store(caplog: pytest.LogCaptureFixture) -> list[str]:
+    told = (record.getMessage() for record in caplog.records if record.name == "store")
+    return [line for line in told if line.startswith("The server of STORE_URL")]

@@ -228,6 +228,36 @@ async def test_a_reply_is_stopped_at_another_relay(upstream: ScriptedUpstream, u
         await here.idle()
 
 
+async def test_a_reply_that_is_stopped_at_another_relay_keeps_who_answered_and_its_sources(
+    upstream: ScriptedUpstream, url: str
+) -> None:
+    sources = [{"type": "url_citation", "url_citation": {"url": f"https://example.org/{n}"}} for n in (1, 2)]
+
+    async def cited(_: UpstreamRequest, wire: Wire) -> None:
+        await wire.head()
+        for source in sources:  # none of them with text
+            await wire.event(wire.chunk({"annotations": [source]}) | {"model": "served", "provider": "Someone"})
+        await wire.delta("Text")
+        await wire.hang()
+
+    upstream.play(cited)
+    async with relays(upstream, url) as (here, there):
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as reader:
+            await reader.until("Text")
+            stopped = (await there.client.delete(f"/conversations/{conversation_id}/stream")).json()
+            last = (await bounded(reader.whole(), 2)).last
+        assert (stopped["content"], stopped["served_model"], stopped["provider"]) == ("Text", "served", "Someone")
+        assert stopped["generation_id"] == upstream.requests[0].generation_id
+        assert [source["url"] for source in stopped["annotations"]] == [
+            "https://example.org/1",
+            "https://example.org/2",
+        ]
+        for name in ("served_model", "provider", "annotations"):
+            assert last[name] == stopped[name]
+        assert (await here.messages(conversation_id))[1] == stopped
+
+
 @pytest.mark.parametrize("what", ["conversation", "messages"])
 async def test_a_reply_is_deleted_at_another_relay(upstream: ScriptedUpstream, url: str, what: str) -> None:
     upstream.play(gated(gate := Gate(), "Some text", "never"))

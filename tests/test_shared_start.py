@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import trustme
 
 from serving.settings import Settings, SettingsError
-from store import Store
+from store import Store, StoreUnavailable
+from stores.shared import starting
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, serving
 from tests.support.replicas import place, relays
@@ -369,13 +371,33 @@ sentinel failover-timeout chats 5000
 """
 
 
-# Several processes
+async def test_a_first_sign_of_life_that_is_not_heard_is_given_again() -> None:
+    """A server that answered just now may be slow for a moment, and a relay that has started can be asked."""
+    answers = iter([StoreUnavailable("not now"), None])
+
+    async def beat() -> None:
+        if error := next(answers):
+            raise error
+
+    await starting.first(beat)
+    assert list(answers) == []
 
 
-async def test_several_processes_of_uvicorn_share_a_server(shared: Server, upstream: ScriptedUpstream) -> None:
-    env = {"STORE_URL": place(shared.url), "OPENROUTER_BASE_URL": upstream.base_url, "OPENROUTER_API_KEY": "k"}
-    async with process("uvicorn", "server:app", "--workers", "2", env=env) as relay:
-        conversation_id = await relay.ask()
-        read = await asyncio.gather(*(relay.read(conversation_id) for _ in range(10)))
-        assert {one.content for one in read} == {ANSWER}
-    assert len(upstream.requests) == 1
+async def test_a_signal_ends_a_relay_that_waits_for_its_server() -> None:
+    asked = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            asked.set()
+            while await reader.read(1000):
+                pass
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    env = {"STORE_URL": f"valkey://127.0.0.1:{silent.sockets[0].getsockname()[1]}"}
+    async with silent, process("python", "server.py", env=env, listening=False) as relay:
+        await bounded(asked.wait())
+        began = time.monotonic()
+        relay.terminate()
+        assert await relay.exit() == 0
+        assert time.monotonic() - began < 5 < starting.PATIENCE
+        assert "Traceback" not in relay.output

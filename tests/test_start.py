@@ -18,7 +18,7 @@ from serving.hint import demo_hint
 from serving.settings import Settings, SettingsError
 from store import Store
 from tests.support.problems import assert_problem
-from tests.support.process import ROOT, RelayProcess, process
+from tests.support.process import ROOT, process
 from tests.support.relay import Relay
 from tests.support.sse import Block, Parser
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
@@ -29,10 +29,6 @@ FROM_ANYWHERE = [("python", str(ROOT / "server.py")), ("uvicorn", "--app-dir", s
 NO_PROXY = {"PATH": os.environ["PATH"]}
 QUICKLY = 6.0
 """Seconds, on a machine with more to do."""
-
-
-def children(relay: RelayProcess) -> list[str]:
-    return Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text().split()
 
 
 @contextlib.asynccontextmanager
@@ -105,7 +101,7 @@ async def test_it_works_below_a_path_that_a_proxy_takes_away() -> None:
 async def test_python_starts_one_process_whatever_web_concurrency_says() -> None:
     async with process("python", "server.py", env={"WEB_CONCURRENCY": "4"}) as relay:
         ids = {(await relay.conversation())["id"] for _ in range(8)}
-        assert children(relay) == []
+        assert relay.children == []
         for _ in range(8):
             listing = await output_of(f"{relay.url}/conversations")  # a connection of its own
             assert all(id in listing.decode() for id in ids)
@@ -159,6 +155,7 @@ WRONG = {
         "sqlite:///a%00b",
         "mysql://user:secret-password@host/db",
     ],
+    "WEB_CONCURRENCY": ["0", "-1", "1.5", "many", "257"],
     "CONVERSATION_TTL": ["-1", "soon", "nan", "inf"],
     "REPLY_TIMEOUT": ["0", "-1", "soon", "nan", "inf", "1 s"],
     "SHUTDOWN_GRACE": ["-1", "soon", "nan", "inf"],

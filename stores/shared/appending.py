@@ -41,8 +41,8 @@ class Making:
     waiting: list[tuple[Kind, str]] = field(default_factory=list)
     size: int = 0  # bytes that wait
     taken: int = 0  # bytes in all
-    generation_id: str | None = None  # that the server hasn't
-    said_id: str | None = None  # that is on its way to it
+    report: str | None = None  # what upstream says of its answer beside the text
+    told: str | None = None  # what of that was sent to the server
     refusal: StoreError | None = None
     _waiter: asyncio.Future[None] | None = None
 
@@ -62,8 +62,10 @@ class Making:
 
     def entries(self) -> list[tuple[int, int, str, str]]:
         """What the server lacks, as far as it is known: the position before and behind, the kind, the text."""
-        position, self.said_id = self.stored, self.generation_id
-        found = [(position, position, "g", self.generation_id)] if self.generation_id else []
+        position, found = self.stored, []
+        if self.report and self.report != self.told:
+            found.append((position, position, "g", self.report))
+            self.told = self.report
         said = self.message.transcript.read(position, self.message.transcript.length)
         for kind, text in [*said, *self.waiting]:
             found.append((position, position + len(text), _LETTERS[kind], text))
@@ -152,10 +154,10 @@ class Appending:
         while making.size > MOST_WAITING:
             await making.change()
 
-    def identify(self, message_id: str, generation_id: str) -> None:
-        """Let others know what upstream calls it."""
+    def report(self, message_id: str, report: str) -> None:
+        """Let others know what upstream says of its answer."""
         if making := self.makes.get(message_id):
-            making.generation_id = generation_id
+            making.report = report
             self._waiting.add(making)
             self._append_soon()
 
@@ -220,7 +222,9 @@ class Appending:
             self._failing_since = self._failing_since or time.monotonic()
             if time.monotonic() - self._failing_since > LEASE:
                 self._refuse(batch, error)
-            self._waiting |= {making for making in batch if self._is_made(making)}
+            for making in filter(self._is_made, batch):
+                making.told = None
+                self._waiting.add(making)
             await asyncio.sleep(TRY_AGAIN)
         else:
             self._failing_since = None
@@ -237,12 +241,10 @@ class Appending:
         if position < 0 or position >= FENCE:
             self.stop(making.message.id, fenced=position == FENCE)
         elif position < making.message.transcript.length:  # lost in a failover
-            making.stored = position
+            making.stored, making.told = position, None
             self._waiting.add(making)
             self._is_urgent = True
         else:
-            if making.said_id == making.generation_id:
-                making.generation_id = None
             making.show(position)
             if making.waiting:
                 self._waiting.add(making)

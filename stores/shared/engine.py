@@ -6,33 +6,42 @@ progress is a stream that its relay appends to and all others follow.
 
 import asyncio
 import contextlib
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from uuid import uuid4
 
 from stores.changes import Change, Sums, head_size, iso, moment
 from stores.engine import Engine, Slices
-from stores.records import Conversation, Kind, Message, StoreError, StoreUnavailable
+from stores.records import REPORTED, Conversation, Kind, Message, StoreError, StoreUnavailable
 from stores.shared import starting
 from stores.shared.appending import Appending, over
-from stores.shared.following import BLOCK, Following, fill
-from stores.shared.hashes import element_of, head_of, message_of, pairs, thread_of
+from stores.shared.following import BLOCK, Following, filled
+from stores.shared.hashes import element_of, head_of, messages_of, pairs, thread_of
 from stores.shared.line import ANSWERING, Argument, Line, Unheard
 from stores.shared.place import Place
 from stores.shared.presence import Presence
-from stores.shared.scripts import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, LOAD, SLICE, Keys
+from stores.shared.scripts import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, HEADS, LOAD, SLICE, Keys
 from stores.threads import Thread
 
-SLICE_BYTES = 256 * 1024  # of messages, and the last one more, that are read in one go for a list
-SLICE_MESSAGES = 64  # that are read in one go for a whole conversation
+SLICE_BYTES = 256 * 1024  # of messages that are read in one go, and a few messages more
 ROUNDS = 20  # of reading a long conversation that changes meanwhile
 LEAVING = 0.5  # seconds to say goodbye
 HANGING_UP = 0.3  # seconds for connections to close
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """Some messages of a conversation that has `length` of them."""
+
+    length: int
+    version: str
+    messages: list[Message]
 
 
 class Shared(Engine):
@@ -53,14 +62,14 @@ class Shared(Engine):
         await starting.check(self._place, self._keys)
         self._relay = uuid4().hex
         self._line = Line(self._place)
-        self._listening = Line(self._place, ANSWERING + BLOCK)
+        self._listening = Line(self._place, ANSWERING + BLOCK, is_told=False)
         self._appending = Appending(self._line, self._keys, self.sums)
         self._following = Following(self._line, self._listening, self._keys, self._relay, self._appending.stop)
         self._presence = Presence(self._line, self._keys, self._relay, self._appending, self._following, self._on_sums)
-        with contextlib.suppress(StoreError):
-            await self._presence.beat_once()
-        self._tasks = [asyncio.create_task(self._presence.beat()), asyncio.create_task(self._following.listen())]
         self._commits: set[asyncio.Task[Change | None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        await starting.first(self._presence.beat_once)
+        self._tasks += [asyncio.create_task(self._presence.beat()), asyncio.create_task(self._following.listen())]
         return []
 
     async def close(self) -> None:
@@ -92,47 +101,63 @@ class Shared(Engine):
             "ZREVRANGEBYSCORE", self._keys.of("list"), highest, "-inf", "WITHSCORES", "LIMIT", 0, limit + 1
         )
         page = [(entry.decode(), int(float(score))) for entry, score in pairs(found)]
-        heads = await asyncio.gather(*(self._line.ask("HGETALL", self._keys.of(f"c:{id}")) for id, _ in page[:limit]))
-        there = [thread_of(id, head).conversation for (id, _), head in zip(page, heads, strict=False) if head]
+        heads = await self._heads([id for id, _ in page[:limit]])
+        there = [thread_of(id, head).conversation for id, head in heads.items() if head]
         return there, iso(page[limit - 1][1]) if len(page) > limit else None
 
     async def conversation(self, conversation_id: str) -> Conversation | None:
-        head = await _within_patience(self._line.ask("HGETALL", self._keys.of(f"c:{conversation_id}")))
-        return thread_of(conversation_id, head).conversation if head else None
+        heads = await _within_patience(self._heads([conversation_id]))
+        return thread_of(conversation_id, head).conversation if (head := heads[conversation_id]) else None
+
+    async def _heads(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """What is kept of each conversation itself; nothing for one that isn't there."""
+        heads = json.loads(await self._line.run(HEADS, [self._keys.of(f"c:{id}") for id in ids]))
+        return dict(zip(ids, heads, strict=True))
 
     async def thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread | None:
         return await _within_patience(self._thread(conversation_id, whole, since or ""))
 
     async def _thread(self, conversation_id: str, whole: bool, since: str) -> Thread | None:
         keys = self._keys_of(conversation_id)
+        most = SLICE_BYTES if whole else 0
         for _ in range(ROUNDS):
-            loaded = await self._line.run(LOAD, keys, since, SLICE_MESSAGES if whole else 1)
+            loaded = await self._line.run(LOAD, keys, since, most)
             if loaded is None:
                 return None
-            head, elements = loaded
-            fields = dict(pairs(head))
-            missing = int(fields[b"message_count"]) - len(elements) if whole else 0
-            earlier = await self._slices(keys, missing, fields[b"version"]) if missing > 0 else []
+            head, latest_first = json.loads(loaded)
+            latest = thread_of(conversation_id, head, list(latest_first)[::-1])
+            earlier = await self._earlier(keys, latest) if whole else []
             if earlier is not None:
-                return await self._with_reply(thread_of(conversation_id, head, [*earlier, *elements]))
+                messages = {message.id: message for message in earlier} | latest.messages
+                return await self._with_reply(replace(latest, messages=messages))
         raise StoreUnavailable("The conversation changes too often to be read: try again in a moment.")
 
-    async def _slices(self, keys: Sequence[str], count: int, version: bytes) -> list[bytes] | None:
-        """The first messages; None if the conversation has changed meanwhile."""
-        found: list[bytes] = []
-        for start in range(0, count, SLICE_MESSAGES):
-            found += await self._line.ask("LRANGE", keys[1], start, min(start + SLICE_MESSAGES, count) - 1)
-        return found if await self._line.ask("HGET", keys[0], "version") == version else None
+    async def _earlier(self, keys: Sequence[str], latest: Thread) -> list[Message] | None:
+        """The messages before the latest; None if the conversation has changed meanwhile."""
+        found: list[Message] = []
+        count = latest.conversation.message_count - len(latest.messages)
+        while len(found) < count:
+            part = await self._slice(keys, len(found), count)
+            if part is None or part.version != latest.version or not part.messages:
+                return None
+            found += part.messages
+        return found
+
+    async def _slice(self, keys: Sequence[str], start: int, stop: int = END) -> _Slice | None:
+        """Some of the messages from `start` on and before `stop`; None if there is no such conversation."""
+        found = await self._line.run(SLICE, keys[:2], start, stop, SLICE_BYTES)
+        if found is None:
+            return None
+        length, version, elements = json.loads(found)
+        return _Slice(length, version, messages_of(list(elements)))
 
     async def slices(self, conversation_id: str) -> Slices:
-        keys, start, is_last = self._keys_of(conversation_id)[:2], 0, False
-        while not is_last and (found := await _within_patience(self._line.run(SLICE, keys, start, SLICE_BYTES))):
-            length, elements = found
-            start += len(elements)
-            is_last = not elements or start >= length
-            messages = [message_of(element) for element in elements]
-            messages[-1:] = [await _within_patience(self._with_text(reply)) for reply in messages[-1:]]
-            yield messages, is_last
+        keys, start, is_last = self._keys_of(conversation_id), 0, False
+        while not is_last and (part := await _within_patience(self._slice(keys, start))):
+            start += len(part.messages)
+            is_last = not part.messages or start >= part.length
+            part.messages[-1:] = [await _within_patience(self._with_text(last)) for last in part.messages[-1:]]
+            yield part.messages, is_last
 
     async def _with_reply(self, thread: Thread) -> Thread:
         """With the text of the reply in progress, which grows if it is made here."""
@@ -146,8 +171,7 @@ class Shared(Engine):
             return message
         if making := self._appending.makes.get(message.id):
             return making.message
-        generation_id = fill(message, await self._line.ask("XRANGE", self._keys.of(f"r:{message.id}"), "-", "+"))
-        return replace(message, generation_id=generation_id)
+        return filled(message, await self._line.ask("XRANGE", self._keys.of(f"r:{message.id}"), "-", "+"))
 
     async def commit(self, change: Change) -> Change | None:
         committing = asyncio.create_task(self._commit(change))
@@ -268,8 +292,8 @@ class Shared(Engine):
     async def settle(self, message_id: str) -> StoreError | None:
         return await self._appending.settle(message_id)
 
-    def identify(self, message_id: str, generation_id: str) -> None:
-        self._appending.identify(message_id, generation_id)
+    def report(self, message: Message) -> None:
+        self._appending.report(message.id, json.dumps({name: getattr(message, name) for name in REPORTED}))
 
     async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
         return await self._following.follow(message, is_wanted)

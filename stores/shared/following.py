@@ -5,12 +5,14 @@ A stream's ids are positions in the text, so the text that is here says where to
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from serving.logs import outline
-from stores.records import Kind, Message, StoreError, StoreUnavailable, Transcript
+from stores.records import REPORTED, Kind, Message, StoreError, StoreUnavailable, Transcript
 from stores.shared.appending import LEASE
 from stores.shared.line import Line
 from stores.shared.scripts import END, FENCE, NOTE, Keys
@@ -97,7 +99,7 @@ class Following:
 
     async def _listen(self) -> None:
         followed = {self._keys.of(f"r:{one.message.id}"): one for one in self._all if not one.is_over}
-        places = [f"{one.message.transcript.length}-2" for one in followed.values()]
+        places = [f"{one.message.transcript.length}-{END}" for one in followed.values()]
         streams = (self._inbox, *followed, self._read, *places)
         answer = await self._listening.ask("XREAD", "BLOCK", round(BLOCK * 1000), "STREAMS", *streams)
         for key, entries in answer or ():
@@ -129,12 +131,12 @@ def add(transcript: Transcript, position: int, kind: Kind, text: str) -> None:
         transcript.append(kind, text[len(text) - new :])
 
 
-def fill(message: Message, entries: Sequence[Any]) -> str | None:
-    """Add all that a stream has to a reply in progress; upstream's id of it, if that is known."""
-    generation_id = None
+def filled(message: Message, entries: Sequence[Any]) -> Message:
+    """A reply in progress with all that a stream has: its text, and what upstream says of it."""
+    report: dict[str, Any] = {}
     for entry_id, (kind, text) in entries:
         if kind in _KINDS:
             add(message.transcript, int(entry_id.partition(b"-")[0]), _KINDS[kind], text.decode())
         elif kind == b"g":
-            generation_id = text.decode()
-    return generation_id
+            report = {name: value for name, value in json.loads(text).items() if name in REPORTED}
+    return replace(message, **report)

@@ -7,12 +7,14 @@ written are left as they are.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from stores.changes import iso
 from stores.encoding import decode, encode
 from stores.records import Conversation, Message
 from stores.threads import Thread
+
+T = TypeVar("T")
 
 _ELSEWHERE = {"id", "title", "created_at", "updated_at", "message_count"}
 _FIELDS = [field.name for field in fields(Conversation) if field.name not in _ELSEWHERE]
@@ -27,9 +29,9 @@ def head_of(thread: Thread) -> list[str]:
     return [part for pair in written.items() for part in pair]
 
 
-def thread_of(conversation_id: str, head: Sequence[bytes], elements: Sequence[bytes] = ()) -> Thread:
+def thread_of(conversation_id: str, head: Sequence[str], elements: Sequence[str] = ()) -> Thread:
     """The thread with these messages."""
-    texts = {name.decode(): value.decode() for name, value in pairs(head)}
+    texts = dict(pairs(head))
     own_title, first_line = _read(texts.get("own_title", "")), _read(texts.get("auto_title", ""))
     conversation = Conversation(
         id=conversation_id,
@@ -39,10 +41,8 @@ def thread_of(conversation_id: str, head: Sequence[bytes], elements: Sequence[by
         message_count=int(texts["message_count"]),
         **{name: _read(texts[name]) for name in _FIELDS if name in texts},
     )
-    messages = (message_of(element) for element in elements)
-    return Thread(
-        conversation, own_title, first_line, {message.id: message for message in messages}, version=texts["version"]
-    )
+    messages = {message.id: message for message in messages_of(elements)}
+    return Thread(conversation, own_title, first_line, messages, version=texts["version"])
 
 
 def element_of(message: Message) -> str:
@@ -51,13 +51,14 @@ def element_of(message: Message) -> str:
     return f"{head}\n{'' if message.status == 'streaming' else text}"
 
 
-def message_of(element: bytes) -> Message:
-    """The message again."""
-    head, _, text = element.decode().partition("\n")
-    return decode(head, text)
+def messages_of(elements: Sequence[str]) -> list[Message]:
+    """The messages again."""
+    heads_and_texts = [element.partition("\n")[::2] for element in elements]
+    heads = json.loads(f"[{','.join(head for head, _ in heads_and_texts)}]")  # far quicker than one by one
+    return [decode(head, text) for head, (_, text) in zip(heads, heads_and_texts, strict=True)]
 
 
-def pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+def pairs(flat: Sequence[T]) -> Iterator[tuple[T, T]]:
     """Names and values of a hash as the server tells it."""
     return zip(flat[::2], flat[1::2], strict=True)
 

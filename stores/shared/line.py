@@ -4,12 +4,13 @@ Nothing is ever asked a second time by itself: what was done unheard and repeate
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from valkey.asyncio.connection import Connection
-from valkey.exceptions import OutOfMemoryError, ResponseError, ValkeyError
+from valkey.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError, ValkeyError
 
 from stores.records import StoreFull, StoreUnavailable
 from stores.shared.place import Place
@@ -18,7 +19,11 @@ ANSWERING = 3.0  # seconds
 
 Argument = str | bytes | int
 
+_CODES = {OutOfMemoryError: "OOM", ReadOnlyError: "READONLY", NoPermissionError: "NOPERM"}  # left out by the library
 _ELSEWHERE = ("READONLY", "MOVED", "ASK", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING")  # ask another server
+
+
+logger = logging.getLogger("store")
 
 
 class Unheard(StoreUnavailable):
@@ -26,12 +31,17 @@ class Unheard(StoreUnavailable):
 
 
 class Line:
-    """A connection that is made when it is needed, and again when it has broken."""
+    """A connection that is made when it is needed, and again when it has broken.
 
-    def __init__(self, place: Place, answering: float = ANSWERING) -> None:
+    `is_told`: whether the log says when it breaks, and what the server refuses.
+    """
+
+    def __init__(self, place: Place, answering: float = ANSWERING, *, is_told: bool = True) -> None:
         self.loop = asyncio.get_running_loop()
         self._place = place
         self._answering = answering
+        self._is_told = is_told
+        self._refused: set[str] = set()  # codes of errors that were told of since it broke
         self._connection: Connection | None = None
         self._asked: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
         self._asking: asyncio.Task[None] | None = None
@@ -78,12 +88,11 @@ class Line:
             async with asyncio.timeout(self._answering):
                 answers = await self._answers([command for command, _ in asked])
         except (OSError, TimeoutError, ValkeyError):
-            self._silent_since = self._silent_since or began
-            self.breaks += 1
+            self._breaks(began)
             await self._disconnect()
-            answers = [_unreachable()] * len(asked)
+            answers = [Unheard(_AWAY)] * len(asked)
         else:
-            self._silent_since = None
+            self._holds()
         for (_, answer), said in zip(asked, answers, strict=True):
             if answer.done():
                 continue
@@ -92,14 +101,42 @@ class Line:
             else:
                 answer.set_result(said)
 
+    def _breaks(self, began: float) -> None:
+        if self._silent_since is None and self._is_told:
+            logger.error("The server of STORE_URL can't be reached")
+        self._silent_since = self._silent_since or began
+        self._refused.clear()
+        self.breaks += 1
+
+    def _holds(self) -> None:
+        if self._silent_since is not None and self._is_told:
+            logger.warning("The server of STORE_URL answers again")
+        self._silent_since = None
+
     async def _answers(self, commands: list[Sequence[Argument]]) -> list[Any]:
+        if self._connection and await self._connection.can_read_destructive():  # it was closed: the server restarted
+            await self._disconnect()
         if self._connection is None:
             self._connection = await self._place.connect()
         await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-        answers = [await _answer_of(self._connection) for _ in commands]
+        answers = [await self._answer_of(self._connection) for _ in commands]
         if any(isinstance(answer, _Moved) for answer in answers):
             await self._disconnect()
         return answers
+
+    async def _answer_of(self, connection: Connection) -> Any:
+        try:
+            return await connection.read_response()
+        except ResponseError as error:
+            self._tell_of(code := _code(error))
+            if isinstance(error, OutOfMemoryError):
+                return StoreFull(_FULL)
+            return _Moved(_AWAY) if code in _ELSEWHERE else StoreUnavailable(_REFUSED)
+
+    def _tell_of(self, code: str) -> None:
+        if self._is_told and code not in self._refused:
+            self._refused.add(code)
+            logger.error("The server of STORE_URL refuses a command (%s)", code)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -111,17 +148,6 @@ class _Moved(StoreUnavailable):
     """Another server is the right one now."""
 
 
-async def _answer_of(connection: Connection) -> Any:
-    try:
-        return await connection.read_response()
-    except OutOfMemoryError:
-        return StoreFull(
-            "The store's server has no room (its maxmemory is reached): delete conversations, or raise it."
-        )
-    except ResponseError as error:
-        return _Moved(_AWAY) if _code(error) in _ELSEWHERE else StoreUnavailable(_AWAY)
-
-
 def _retrieve(answer: asyncio.Future[Any]) -> None:
     """Nobody has to want it."""
     if not answer.cancelled():
@@ -129,12 +155,9 @@ def _retrieve(answer: asyncio.Future[Any]) -> None:
 
 
 def _code(error: ResponseError) -> str:
-    """The library leaves out the code where it has a class for it."""
-    return "READONLY" if type(error).__name__ == "ReadOnlyError" else str(error).partition(" ")[0]
+    return _CODES.get(type(error)) or str(error).partition(" ")[0]
 
 
 _AWAY = "The store can't be reached: try again in a moment."
-
-
-def _unreachable() -> Unheard:
-    return Unheard(_AWAY)
+_REFUSED = "The store's server refuses this for now: try again in a moment."
+_FULL = "The store's server has no room (its maxmemory is reached): delete conversations, or raise it."

@@ -12,6 +12,7 @@ FENCE = END - 1  # behind which its maker may append nothing
 KEPT = 60  # seconds for which a stream stays when it has ended, for who still follows it
 NOTES = 1000  # to one relay, at most
 FORGOTTEN = 3600  # seconds without a sign of life
+AT_ONCE = 16  # messages that are read before their size is looked at
 
 _ALWAYS = "#!lua flags=allow-oom\n"
 _IF_ROOM = "#!lua\n"
@@ -117,21 +118,34 @@ COMMIT_ALWAYS = _ALWAYS + _COMMIT
 
 LOAD = f"""{_READING}
 local c, m, q = unpack(KEYS)
+local most = tonumber(ARGV[2])
 local head = redis.call('HGETALL', c)
 if #head == 0 then return false end
-local from = -tonumber(ARGV[2])
-local place = ARGV[1] ~= '' and redis.call('HGET', q, ARGV[1])
-if place then from = math.min(tonumber(place), math.max(0, redis.call('LLEN', m) + from)) end
-return {{head, redis.call('LRANGE', m, from, -1)}}
+local found, size = {{}}, 0
+local function read(first, last)
+  local some = redis.call('LRANGE', m, first, last)
+  for i = #some, 1, -1 do
+    found[#found + 1] = some[i]
+    size = size + #some[i]
+  end
+end
+local from = math.max(0, tonumber(redis.call('HGET', q, ARGV[1]) or redis.call('LLEN', m) - 1))
+read(from, -1)
+while from > 0 and size < most do
+  local first = math.max(0, from - {AT_ONCE})
+  read(first, from - 1)
+  from = first
+end
+return cjson.encode({{head, found}})
 """
 
 SLICE = f"""{_READING}
 local c, m = unpack(KEYS)
-local start, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+local start, stop, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local found, size = {{}}, 0
 if redis.call('EXISTS', c) == 0 then return false end
 while size < most do
-  local some = redis.call('LRANGE', m, start + #found, start + #found + 7)
+  local some = redis.call('LRANGE', m, start + #found, math.min(stop, start + #found + {AT_ONCE}) - 1)
   if #some == 0 then break end
   for _, element in ipairs(some) do
     if size >= most then break end
@@ -139,7 +153,13 @@ while size < most do
     size = size + #element
   end
 end
-return {{redis.call('LLEN', m), found}}
+return cjson.encode({{redis.call('LLEN', m), redis.call('HGET', c, 'version'), found}})
+"""
+
+HEADS = f"""{_READING}
+local heads = {{}}
+for i, c in ipairs(KEYS) do heads[i] = redis.call('HGETALL', c) end
+return cjson.encode(heads)
 """
 
 APPEND = f"""{_IF_ROOM}{_POSITION}
@@ -148,11 +168,7 @@ for i, stream in ipairs(KEYS) do
   local expected, after, kind, text = ARGV[i]:match('^(%d+) (%d+) (%a) (.*)$')
   local there = position(stream, '+')
   if there == tonumber(expected) then
-    if kind == 'g' then
-      redis.pcall('XADD', stream, after .. '-2', kind, text)
-    else
-      redis.call('XADD', stream, after .. '-1', kind, text)
-    end
+    redis.call('XADD', stream, after .. (kind == 'g' and '-*' or '-1'), kind, text)
     there = tonumber(after)
   end
   answers[i] = string.format('%.0f', there)

@@ -9,12 +9,14 @@ import logging
 import re
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from valkey.asyncio.connection import Connection
 from valkey.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ResponseError, ValkeyError
 
 from serving.settings import SettingsError
+from stores.records import StoreUnavailable
 from stores.shared.place import Place
 from stores.shared.scripts import Keys
 
@@ -36,6 +38,18 @@ async def check(place: Place, keys: Keys) -> None:
                 await connection.disconnect(nowait=True)
     except (OSError, TimeoutError, ValkeyError) as error:
         raise SettingsError(f"The server of STORE_URL can't be used: {_reason(error)}.") from None
+
+
+async def first(beat: Callable[[], Awaitable[None]]) -> None:
+    """Give the first sign of life: nothing is asked of a relay before. Raises `SettingsError`."""
+    patience_ends = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await beat()
+        except StoreUnavailable:
+            if time.monotonic() > patience_ends:
+                raise SettingsError("The server of STORE_URL can't be used: it doesn't answer.") from None
+            await asyncio.sleep(TRY_AGAIN)
 
 
 async def _connected(place: Place) -> Connection:

@@ -42,6 +42,11 @@ class RelayProcess(Relay):
         """False once it has exited."""
         return self._child.returncode is None
 
+    @property
+    def children(self) -> list[int]:
+        """The processes that it has started."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def terminate(self) -> None:
         """SIGTERM, as a container's runtime sends it."""
         self._child.send_signal(signal.SIGTERM)

@@ -200,3 +200,10 @@ class _Server(uvicorn.Server):
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 await bounded(self._stop.wait(), 1)
+
+
+async def comes_behind(relay: Relay, request: asyncio.Task[Any]) -> None:
+    """Return when the service has taken the request as far as it goes for now."""
+    for _ in range(3):
+        await relay.health()
+    assert not request.done()
