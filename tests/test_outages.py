@@ -17,7 +17,7 @@ from tests.support.problems import assert_problem
 from tests.support.readers import Reader
 from tests.support.relay import Relay
 from tests.support.replicas import Network, place, processes, relays
-from tests.support.servers import Server, server
+from tests.support.servers import KEEPS_ALL, Server, server
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, gated
 from tests.support.waiting import bounded, eventually
 
@@ -27,7 +27,7 @@ GONE = 15.0  # seconds within which the replies of a relay that died have ended
 @pytest.fixture
 def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server of the test's own."""
-    with server(request.config.getoption("--server")) as running:
+    with server(request.config.getoption("--server"), *KEEPS_ALL) as running:
         yield running
 
 
