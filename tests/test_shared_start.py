@@ -16,7 +16,7 @@ from store import Store, StoreUnavailable
 from stores.shared import starting
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, serving
-from tests.support.replicas import place, relays
+from tests.support.replicas import Network, place, relays
 from tests.support.servers import Server, free_port, server
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
@@ -143,7 +143,7 @@ async def test_a_server_that_writes_nothing_to_disk_is_warned_of(name: str, capl
 
 
 async def test_an_old_server_is_refused() -> None:
-    async with pretending(b"$%d\r\n%s\r\n" % (len(OLD), OLD)) as url:
+    async with pretending(OLD) as url:
         assert "too old (6.2.14)" in await refusal(url)
 
 
@@ -157,23 +157,40 @@ async def test_what_an_account_is_not_allowed_is_named(shared: Server) -> None:
     assert "isn't allowed to use EVAL" in await refusal(shared.url.replace("//", "//weak:s3cret@"))
 
 
+async def test_a_server_that_restarts_meanwhile_is_asked_again(shared: Server, upstream: ScriptedUpstream) -> None:
+    network = Network(shared.port)
+    async with network.laid() as far:
+        network.lose(b"\nINFO")
+        await works(upstream, place(far))
+
+
+async def test_a_server_that_still_loads_what_it_has_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    """What it says of `appendonly` isn't so yet."""
+    async with pretending(LOADING, OLD) as url:
+        assert "too old" in await refusal(url)
+    assert "appendonly" not in caplog.text
+
+
 OLD = b"redis_version:6.2.14\r\nrole:master\r\n"
+LOADING = b"redis_version:7.0.15\r\nrole:master\r\nloading:1\r\naof_enabled:0\r\n"
 
 
 @contextlib.asynccontextmanager
-async def pretending(info: bytes) -> AsyncIterator[str]:
-    """Something that says this to INFO, and OK to all else."""
+async def pretending(*infos: bytes) -> AsyncIterator[str]:
+    """Something that says these to INFO, one after the other, and OK to all else."""
 
-    left = asyncio.Event()
+    waiting, left = list(infos), asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while count := await reader.readline():
                 words = [await _word(reader) for _ in range(int(count[1:]))]
-                writer.write(info if words[0] == b"INFO" else b"+OK\r\n")
+                said = waiting.pop(0) if words[0] == b"INFO" else b""
+                writer.write(b"$%d\r\n%s\r\n" % (len(said), said) if said else b"+OK\r\n")
         writer.close()
         await writer.wait_closed()
-        left.set()
+        if not waiting:
+            left.set()
 
     listening = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with listening:
