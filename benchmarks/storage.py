@@ -5,9 +5,8 @@ Writes the table into benchmarks/README.md in the full form. `--beside PATH` mea
 
 import argparse
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,16 +14,16 @@ from uuid import uuid4
 
 import uvloop
 
-from benchmarks import install, report, rounds
+from benchmarks import install, report, rounds, shared
 from benchmarks.bench import FULL, QUICK, Bench, Sizes, cores
 from benchmarks.processes import Command, pin
 from benchmarks.results import Results
 from benchmarks.rounds import Measurement
+from benchmarks.shared import keeping_in
 from benchmarks.subjects import SERVICE, Subject, available
 from benchmarks.upstream import Upstream
 
 DICTS, SQLITE, SHARED, BESIDE = "dicts", "SQLite", "Redis", "beside"
-SERVER_PORT = 19379
 ROWS = (
     ("crowds", "cpu_100", "CPU a token, 100 streams × 25 tokens/s, µs", "{:.1f}"),
     ("crowds", "added_100", "added to each token, median, ms", "{:.2f}"),
@@ -43,8 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     sizes = FULL if options.full else replace(QUICK, window=3.0, probes=20, slow_rounds=3)
     results = uvloop.run(_run(sizes, options.beside))
-    shared = [SHARED] if shutil.which("redis-server") else []
-    table = _table(results, [DICTS, SQLITE, *shared, *([BESIDE] if options.beside else [])])
+    on_server = [SHARED] if shared.is_installed() else []
+    table = _table(results, [DICTS, SQLITE, *on_server, *([BESIDE] if options.beside else [])])
     print(table)
     if options.full and not options.beside:
         report.put(table, install.HERE / "README.md", "storage")
@@ -53,52 +52,29 @@ def main() -> None:
 async def _run(sizes: Sizes, beside: Path | None) -> Results:
     python = Path(sys.executable)
     [service], _ = available([SERVICE], python)
-    subjects = [replace(service, name=DICTS), _on(service, SQLITE, _new_file)]
+    subjects = [replace(service, name=DICTS), keeping_in(service, SQLITE, _new_file)]
     if beside:
         subjects.append(_elsewhere(service, beside))
     relay_core, our_core = cores()
     pin(our_core)
     upstream, results = Upstream(), Results(install.version(python), {})
-    server = _server()
-    if server:
-        subjects.append(_on(service, SHARED, lambda: f"redis://127.0.0.1:{SERVER_PORT}?prefix={uuid4()}"))
+    if shared.is_installed():
+        subjects.append(keeping_in(service, SHARED, lambda: f"{shared.URL}?prefix={uuid4()}"))
     bench = Bench(upstream, await upstream.listen(), sizes, relay_core)
     names = {row[0] for row in ROWS}
     measured = [Measurement(m.name, m.run) for m in rounds.MEASUREMENTS if m.name in names]
     try:
-        await rounds.run(bench, subjects, measured, results)
+        with shared.server(our_core) if shared.is_installed() else nullcontext():
+            await rounds.run(bench, subjects, measured, results)
     finally:
         upstream.close()
-        if server:
-            server.kill()
-            server.wait()
         shutil.rmtree(install.CACHE / "stores", ignore_errors=True)
     return results
-
-
-def _server() -> subprocess.Popen[bytes] | None:
-    """Debian's Redis, on the core that upstream and the readers have, if it is installed."""
-    program = shutil.which("redis-server")
-    if not program:
-        return None
-    stores = install.CACHE / "stores"
-    stores.mkdir(parents=True, exist_ok=True)
-    options = ["--port", str(SERVER_PORT), "--save", "", "--appendonly", "yes", "--dir", str(stores)]
-    return subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
 
 
 def _new_file() -> str:
     (install.CACHE / "stores").mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{mkdtemp(dir=install.CACHE / 'stores')}/chat.db"
-
-
-def _on(service: Subject, name: str, store_url: Callable[[], str]) -> Subject:
-    def command(port: int, url: str) -> Command:
-        on_dicts = service.command(port, url)
-        arguments = (sys.executable, *on_dicts.arguments[1:])  # which has the server's client
-        return Command(arguments, {**on_dicts.environment, "STORE_URL": store_url()})
-
-    return replace(service, name=name, command=command)
 
 
 def _elsewhere(service: Subject, root: Path) -> Subject:

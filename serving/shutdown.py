@@ -8,6 +8,7 @@ wait for clients for ever, and would raise the signal again.
 import asyncio
 import contextvars
 import logging
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -18,6 +19,9 @@ import uvicorn
 FLUSH_SECONDS = 0.7  # in which readers must take some of what is left for them
 LAST_SECONDS = 1.0  # for what was given up to end
 LOOKING = 0.1  # seconds between two looks whether a signal has come during the start
+
+HURRY = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has none, and no forks that would need it
+"""From the process that started this one, where it is one of several."""
 
 logger = logging.getLogger("server")
 uvicorn_logger = logging.getLogger("uvicorn.error")
@@ -46,7 +50,7 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._before = before  # anything says that it has started
-        self._until = until  # this descriptor is closed at its other end, which counts as a signal
+        self._until = until  # this descriptor is closed at its other end; then `HURRY` is the second signal
         self._grace = grace
         self._hint = hint  # what to do next, for whoever has started it
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,6 +80,7 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if self._until is not None:
             self._loop.add_reader(self._until, self._on_closed)
+            self._loop.add_signal_handler(HURRY, self._hurry)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         for one in (sockets or [])[:1]:  # all have the same port
             uvicorn_logger.info("Uvicorn running on http://%s:%d (Press CTRL+C to quit)", host, one.getsockname()[1])
@@ -87,13 +92,12 @@ class Server(uvicorn.Server):
         if self._loop is None:
             self.should_exit = True
         else:
-            self._loop.call_soon_threadsafe(self._drain_or_hurry, context=self._context)
+            self._loop.call_soon_threadsafe(self._on_signal, context=self._context)
 
     def _on_closed(self) -> None:
         assert self._loop is not None and self._until is not None
         self._loop.remove_reader(self._until)
-        if self._draining is None:
-            self._drain_or_hurry()
+        self._on_signal()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and wait for the connections as long as readers take what is left for them."""
@@ -101,14 +105,17 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         cutting_off.cancel()
 
-    def _drain_or_hurry(self) -> None:
+    def _on_signal(self) -> None:
         assert self._loop is not None
         if self._draining is None:
             self._deadline = self._loop.time() + self._grace
             self._draining = self._loop.create_task(self._drain())
-        else:
-            self._deadline = 0.0
-            self._replies.cut()
+        elif self._until is None:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        self._deadline = 0.0
+        self._replies.cut()
 
     async def _drain(self) -> None:
         logger.info("Draining: %d replies in progress, %g s at most", self._replies.in_progress, self._grace)

@@ -1,7 +1,7 @@
 """Several processes of one relay on the same sockets: one that dies is replaced, and a signal ends them all.
 
-Knows nothing of what they serve. That they shall end is told by a pipe that closes, not by a signal: a terminal and
-systemd send theirs to every process by themselves, and the second one that comes to a server hurries it.
+Knows nothing of what they serve. A terminal and systemd send their signals to every process, and kill(1) to one alone:
+so a pipe that closes tells the processes to end, and a signal of its own to hurry.
 """
 
 import logging
@@ -11,6 +11,8 @@ import sys
 import time
 
 from uvicorn.server import HANDLED_SIGNALS
+
+from serving.shutdown import HURRY
 
 STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
 SHORT_LIFE = 1.0  # seconds: what dies sooner isn't replaced at once
@@ -76,7 +78,7 @@ class _Supervisor:
         if not self._is_ending:
             return self._end()
         for pid in self._started:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, HURRY)
 
     def _end(self) -> None:
         self._is_ending = True

@@ -83,9 +83,10 @@ class Transcript:
     def of(cls, text: str, switches: Sequence[int], *, grows: bool) -> "Transcript":
         """The one that had these `parts()`."""
         transcript = cls(None if grows else text)
-        for number, (start, end) in enumerate(pairwise([0, *switches, len(text)] if grows else ())):
-            transcript.append(_KINDS[number % 2], text[start:end])
-        if not grows:
+        if grows:
+            for number, (start, end) in enumerate(pairwise([0, *switches, len(text)])):
+                transcript.append(_KINDS[number % 2], text[start:end])
+        else:
             transcript._switches.extend(switches)
         return transcript
 

@@ -29,6 +29,10 @@ class Keys:
         """`list`, `sums`, `running`, `relays`, `format`; or `c:`, `m:`, `q:`, `r:`, `in:` and an id."""
         return f"{{{self.prefix}}}:{name}"
 
+    def of_conversation(self, id: str) -> list[str]:
+        """Those of what it is, of its messages, and of where each of them is."""
+        return [self.of(f"{kind}:{id}") for kind in "cmq"]
+
 
 _NOTE = f"""
 local function note(inbox, kind, what)

@@ -99,7 +99,7 @@ def server(name: str, *options: str, config: str | None = None) -> Iterator[Serv
     found = program(name)
     assert found, f"{name} isn't installed: `make test` does it"
     port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         argv = [found, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
         if config is None:
             argv += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
