@@ -47,6 +47,24 @@ async def test_a_conversation_is_the_same_at_every_relay(upstream: ScriptedUpstr
         assert (await here.client.get(f"/conversations/{conversation_id}")).json() == renamed.json()
 
 
+@pytest.mark.parametrize(("count", "size"), [(1_998, 1), (40, 200_000)], ids=["many messages", "long ones"])
+async def test_a_long_conversation_is_read_answered_cut_and_deleted(url: str, count: int, size: int) -> None:
+    async with stores(url, url) as (here, there):
+        turns = [{"role": ("user", "assistant")[n % 2], "content": f"{n} " + "é" * size} for n in range(count)]
+        conversation_id = (await here.create_conversation(messages=turns)).id
+        messages = await there.messages(conversation_id)
+        assert [message.transcript.content for message in messages] == [turn["content"] for turn in turns]
+        sliced = [message.id async for part, _ in there.slices(conversation_id) for message in part]
+        assert sliced == [message.id for message in messages]
+        reply = await there.ask(conversation_id, Question("Why?"))
+        assert reply.turns == [*((turn["role"], turn["content"]) for turn in turns), ("user", "Why?")]
+        assert await here.finish_reply(conversation_id, reply.message.id, Ending("complete", "stop"))
+        await here.delete_messages_from(conversation_id, messages[10].id)
+        assert [message.id for message in await there.messages(conversation_id)] == sliced[:10]
+        await there.delete_conversation(conversation_id)
+        assert await there.text_size() == 0
+
+
 async def test_a_reply_is_joined_at_another_relay_and_read_as_it_comes(upstream: ScriptedUpstream, url: str) -> None:
     upstream.play(gated(gate := Gate(), "one ", "two ", "three"))
     async with relays(upstream, url) as (here, there):
