@@ -311,6 +311,35 @@ async def _is_failed(relay: Relay, conversation_id: str) -> bool:
     return response.status_code == 200 and response.json()["messages"][1]["status"] == "failed"
 
 
+@pytest.mark.row(
+    "SIGTERM here while the server is away",
+    "503 error within the grace and 2 s",
+    "503 error, when it is back",
+    "exit 0 within the grace and 2 s; failed, with its text",
+)
+@pytest.mark.bound(90)
+@pytest.mark.parametrize("outage", ["killed", "held up"])
+async def test_a_relay_leaves_in_time_while_the_server_is_away(
+    upstream: ScriptedUpstream, shared: Server, outage: str
+) -> None:
+    upstream.play(slowly)
+    url = place(shared.url)
+    async with processes(upstream, url, SHUTDOWN_GRACE="1") as [here], relays(upstream, url, 1) as [there]:
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            shared.kill() if outage == "killed" else shared.signal(signal.SIGSTOP)
+            here.terminate()
+            began = time.monotonic()
+            text = await failed(mine, 4)
+            assert await here.exit() == 0
+            assert time.monotonic() - began < 1 + 2 + 0.5
+            shared.start() if outage == "killed" else shared.signal(signal.SIGCONT)
+            assert (await failed(theirs, GONE + 5)).startswith(text)  # what was on its way may be there, too
+        assert "destroyed" not in here.output and "Traceback" not in here.output
+
+
 class Failover:
     """A server and its replica, which can be held back and then takes the server's place."""
 

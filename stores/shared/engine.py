@@ -58,6 +58,7 @@ class Shared(Engine):
         return []
 
     async def close(self) -> None:
+        self._appending.close()
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(StoreError, TimeoutError):
