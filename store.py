@@ -88,7 +88,7 @@ class Store:
         if not self._is_open:
             left = await self._engine.open()
             await asyncio.gather(*(self.abandon_reply(*ids, _RESTARTED) for ids in left))
-            if self._engine.is_shared:
+            if not self._engine.forgets:
                 self._sweeping = asyncio.create_task(self._sweep())
         self._is_open = True
 

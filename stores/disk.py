@@ -7,7 +7,7 @@ progress is written every `TICK`, the first at once, and shown once it is writte
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, groupby
@@ -24,6 +24,8 @@ from stores.records import Kind, Message, StoreError, StoreFull, StoreUnavailabl
 TICK = 0.016  # seconds between two writes of text
 MOST_WAITING = 256 * 1024  # bytes of a reply that wait for the file before its generation does
 LATER = 1.0  # seconds until an ending that couldn't be written is tried again
+ANSWERING = 3.0  # seconds that whoever asks for a change waits for a disk that hangs
+HANGING = 10.0  # seconds after which text that waits for it is given up
 
 _T = TypeVar("_T")
 
@@ -69,6 +71,7 @@ class _Part:
     change: Change | None = None
     known: int = 0  # bytes of the reply that it ends, as far as the change knows of it
     outcome: asyncio.Future[Change | StoreError] | None = None  # None: it was made before it was written
+    is_awaited: bool = True
 
 
 class Disk(Memory):
@@ -90,6 +93,7 @@ class Disk(Memory):
         self._changes: list[_Part] = []  # for the next transaction
         self._unwritten: list[_Part] = []  # that were made all the same
         self._changing: dict[str, asyncio.Future[Change | StoreError]] = {}  # by conversation
+        self._orphans: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._writing: asyncio.Task[None] | None = None
         self._later: asyncio.TimerHandle | None = None
         self._latest = 0  # moment of a change that was made
@@ -132,12 +136,20 @@ class Disk(Memory):
         known = change.ended.transcript.size if change.ended else 0
         waiting: asyncio.Future[Change | StoreError] = self._loop.create_future()
         self._changing[change.conversation_id] = waiting
-        self._changes.append(_Part((), change, known, waiting))
+        self._changes.append(part := _Part((), change, known, waiting))
         self._write_soon()
-        outcome = await asyncio.shield(waiting)
-        if isinstance(outcome, StoreError):
+        try:
+            await self._in_time(waiting)
+        except StoreUnavailable:
+            part.is_awaited = False
+            raise
+        if isinstance(outcome := waiting.result(), StoreError):
             raise outcome
         return outcome
+
+    async def orphans(self) -> AsyncIterator[tuple[str, str]]:
+        while True:
+            yield await self._orphans.get()
 
     async def abandon(self, change: Change) -> Change | None:
         if not await self._is_current(change):
@@ -150,7 +162,7 @@ class Disk(Memory):
 
     async def extend(self, message_id: str, kind: Kind, text: str) -> None:
         while (taken := self._taken.get(message_id)) and (changing := self._changing.get(taken.conversation_id)):
-            await asyncio.wait({changing})  # which may end the reply
+            await self._in_time(changing, HANGING)  # which may end the reply
         if taken is None:
             raise over()
         if taken.refusal:
@@ -195,9 +207,15 @@ class Disk(Memory):
 
     async def _is_current(self, change: Change) -> bool:
         if changing := self._changing.get(change.conversation_id):
-            await asyncio.wait({changing})
+            await self._in_time(changing)
             return False
         return self._threads.get(change.conversation_id) is change.before
+
+    async def _in_time(self, changing: asyncio.Future[Change | StoreError], seconds: float | None = None) -> None:
+        await asyncio.wait({changing}, timeout=seconds or ANSWERING)
+        if not changing.done():
+            self._note(hanging := _hanging())
+            raise hanging
 
     def _gather(self) -> None:
         """Have all text that was taken written."""
@@ -234,10 +252,18 @@ class Disk(Memory):
         if not (parts or self.is_reachable):
             parts = [_Part()]  # to see whether it is again
         if parts:
-            refusals = await self._in_thread(self._try, parts)
+            refusals = await self._tried(parts)
             self._note(next(filter(None, refusals), None))
             for part, refusal in zip(parts, refusals, strict=True):
                 self._refused(part, refusal) if refusal else self._made(part)
+
+    async def _tried(self, parts: Sequence[_Part]) -> list[StoreError | None]:
+        trying = asyncio.ensure_future(self._in_thread(self._try, parts))
+        while not (await asyncio.wait({trying}, timeout=HANGING))[0]:
+            self._note(hanging := _hanging())
+            for message_id in [message_id for message_id, taken in self._taken.items() if taken.size]:
+                self._refuse(message_id, hanging)
+        return trying.result()
 
     def _try_again(self) -> None:
         self._later = None
@@ -272,15 +298,16 @@ class Disk(Memory):
         """Whether the file can be written; told once, and once more when that changes."""
         if refusal and self.is_reachable:
             why = refusal.__cause__
-            where = "" if isinstance(why, sqlite3.Error) else f"\n{outline(why)}"
-            logger.error("The file of STORE_URL can't be written (%s)%s", what(why), where)
+            where = f"\n{outline(why)}" if why and not isinstance(why, sqlite3.Error) else ""
+            logger.error("The file of STORE_URL can't be written (%s)%s", what(why) if why else "it hangs", where)
         elif not refusal and not self.is_reachable:
             logger.warning("The file of STORE_URL can be written again")
         self.is_reachable = refusal is None
 
     def _made(self, part: _Part) -> None:
         for piece in part.pieces:
-            if taken := self._taken.get(piece.message_id):
+            taken = self._taken.get(piece.message_id)
+            if taken and not taken.refusal:
                 self._growing[piece.message_id].transcript.append(piece.kind, piece.text)
                 taken.size -= byte_size(piece.text)
                 taken.wake()
@@ -290,6 +317,8 @@ class Disk(Memory):
                 self.sums.text -= ended.transcript.size - part.known
             self._apply(part.change)
             part.outcome.set_result(part.change)
+            if part.change.began and not part.is_awaited:
+                self._orphans.put_nowait((part.change.conversation_id, part.change.began.id))
         elif part.change:
             self._unwritten.remove(part)
 
@@ -322,3 +351,7 @@ def _refusal_of(error: Exception) -> StoreError:
     return StoreUnavailable(
         "The file of STORE_URL can't be written; the log says why. Nothing was changed: try again in a moment."
     )
+
+
+def _hanging() -> StoreError:
+    return StoreUnavailable("The disk with the file of STORE_URL doesn't answer: try again in a moment.")

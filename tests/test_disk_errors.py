@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from store import Ending, NotFound, Question, Store, StoreError, StoreFull, StoreUnavailable
+from store import Ending, Failure, NotFound, Question, Repeated, Store, StoreError, StoreFull, StoreUnavailable
 from stores import disk
 from stores.file import File
 from tests.support.fragile import BROKEN, FULL, Fragile, asked, begun, contents, everything, opened
@@ -97,6 +97,75 @@ async def test_a_change_goes_on_though_its_caller_has_gone(pair: tuple[Store, Fr
     file.held.set()
     await eventually_counted(store, messages=2)
     assert await store.in_progress(conversation_id)
+
+
+# A disk that hangs
+
+
+@contextlib.contextmanager
+def hanging(file: Fragile) -> Iterator[None]:
+    """It takes nothing, within, and those who wait are told sooner than usual."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "ANSWERING", 0.05)
+        patch.setattr(disk, "HANGING", 0.2)
+        file.held.clear()
+        yield
+    file.held.set()
+
+
+async def test_whoever_asks_for_a_change_is_told_in_time_that_the_disk_hangs_and_may_ask_again(
+    pair: tuple[Store, Fragile], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, file = pair
+    conversation_id = await asked(store)
+    with hanging(file):
+        for question in (Question("And?", id="q-1"), Question("And?", id="q-1"), Question("Else?", id="q-2")):
+            with pytest.raises(StoreUnavailable, match="STORE_URL doesn't answer"):
+                await bounded(store.add_user_message(conversation_id, question), 2)
+        assert not store.is_reachable
+        assert await contents(store, conversation_id) == ["Why?"]
+    await eventually(lambda: store.is_reachable)
+    with pytest.raises(Repeated):
+        await store.add_user_message(conversation_id, Question("And?", id="q-1"))
+    assert await contents(store, conversation_id) == ["Why?", "And?"]
+    assert caplog.text.count("can't be written (it hangs)") == caplog.text.count("can be written again") == 1
+
+
+async def test_a_reply_whose_text_waits_for_a_disk_that_hangs_ends_and_has_what_was_written(
+    url: str,
+) -> None:
+    async with opened(url) as (store, file):
+        conversation_id = await asked(store)
+        owed = await store.begin_reply(conversation_id)
+        await store.extend_reply(owed.message.id, "content", "written ")
+        await store.settle_reply(owed.message.id)
+        with hanging(file):
+            await store.extend_reply(owed.message.id, "content", "never")
+            assert owed.interruption
+            assert isinstance(await bounded(owed.interruption, 2), StoreUnavailable)
+            refusal = await bounded(store.settle_reply(owed.message.id), 2)
+            assert isinstance(refusal, StoreUnavailable)
+            ending = Ending("failed", error=Failure(503, str(refusal), retryable=True))
+            ended = await bounded(store.abandon_reply(conversation_id, owed.message.id, ending), 2)
+            assert ended and (ended.status, ended.transcript.content) == ("failed", "written ")
+        await eventually(lambda: store.is_reachable)
+    async with opened(url) as (again, _):
+        assert await contents(again, conversation_id) == ["Why?", "written "]
+
+
+async def test_a_reply_that_a_disk_begins_after_its_caller_was_told_that_it_hangs_is_ended(
+    pair: tuple[Store, Fragile],
+) -> None:
+    store, file = pair
+    conversation_id = await asked(store)
+    with hanging(file), pytest.raises(StoreUnavailable):
+        await bounded(store.begin_reply(conversation_id), 2)
+
+    async def is_failed() -> bool:
+        return [message.status for message in await store.messages(conversation_id)] == ["complete", "failed"]
+
+    await eventually(is_failed)
+    assert (await store.begin_reply(conversation_id)).turns == [("user", "Why?")]
 
 
 async def eventually_counted(store: Store, messages: int) -> None:
