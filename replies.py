@@ -35,7 +35,7 @@ from store import (
 
 PATIENCE = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
 LAST_PATIENCE = 0.5  # seconds, where the service is on its way out
-LAST_SECOND = 1.0  # in which replies that were cut off end
+LAST_SECONDS = 0.8  # in which replies that were cut off end
 TRY_AGAIN = 0.3  # seconds between two offers
 
 _Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
@@ -152,7 +152,7 @@ class Replies:
         self._draining_for = round(grace)
         await self._all_ended(grace)
         self.cut()
-        await self._all_ended(LAST_SECOND)
+        await self._all_ended(LAST_SECONDS)
         self._give_up()
         self._mirrors.drop()
 

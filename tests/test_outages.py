@@ -332,9 +332,9 @@ async def test_a_relay_leaves_in_time_while_the_server_is_away(
             shared.kill() if outage == "killed" else shared.signal(signal.SIGSTOP)
             here.terminate()
             began = time.monotonic()
-            text = await failed(mine, 4)
+            text = await failed(mine)
             assert await here.exit() == 0
-            assert time.monotonic() - began < 1 + 2 + 0.5
+            assert time.monotonic() - began < 1 + 2 + 1  # a busy machine's
             shared.start() if outage == "killed" else shared.signal(signal.SIGCONT)
             assert (await failed(theirs, GONE + 5)).startswith(text)  # what was on its way may be there, too
         assert "destroyed" not in here.output and "Traceback" not in here.output
