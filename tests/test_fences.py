@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -157,6 +158,31 @@ async def test_a_reply_that_was_fenced_off_by_a_relay_that_died_then_is_ended_by
                 assert (whole.content, whole.last["status"]) == ("one ", "stopped")
             await bounded(upstream.requests[0].gone.wait(), 2)
         assert (await there.messages(conversation_id))[1]["status"] == "stopped"
+
+
+async def test_a_stop_elsewhere_in_the_moment_of_the_end_is_one_ending(shared: Server) -> None:
+    chance = random.Random(1)
+    async with stores(shared.url, shared.url) as (here, there):
+        for _ in range(50):
+            conversation_id, reply = await begun(here)
+            await said(here, reply, "one ")
+            ends = [
+                _end(here, conversation_id, reply, COMPLETE, chance.random() / 250),
+                _end(there, conversation_id, reply, STOPPED, chance.random() / 250),
+            ]
+            mine, theirs = await bounded(asyncio.gather(*ends), 5)
+            assert mine == theirs == await text_at(there, conversation_id)
+        assert shared.said("HLEN", "{relay}:running") == b":0\r\n"
+
+
+async def _end(
+    store: Store, conversation_id: str, reply: OwedReply, ending: Ending, after: float
+) -> tuple[str, str | None]:
+    """How the reply has ended, as that store tells it."""
+    await asyncio.sleep(after)
+    ended = await store.finish_reply(conversation_id, reply.message.id, ending)
+    assert ended
+    return ended.transcript.content, ended.status
 
 
 # Text is added only where it belongs

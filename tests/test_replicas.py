@@ -205,6 +205,16 @@ async def test_two_questions_at_once_at_two_relays_are_one_reply_and_one_conflic
             assert conversation["message_count"] == 2 * answered
 
 
+async def test_a_clients_id_at_two_relays_at_once_is_one_conversation(upstream: ScriptedUpstream, url: str) -> None:
+    async with relays(upstream, url) as both:
+        for number in range(20):
+            body = {"id": f"mine-{number}"}
+            responses = await asyncio.gather(*(relay.client.post("/conversations", json=body) for relay in both * 3))
+            assert sorted(response.status_code for response in responses) == [200] * 5 + [201]
+            assert len({response.text for response in responses}) == 1
+        assert (await both[0].health())["conversations"] == 20
+
+
 async def test_a_question_that_is_repeated_at_another_relay_is_asked_once(upstream: ScriptedUpstream, url: str) -> None:
     async with relays(upstream, url) as both:
         conversation_id = (await both[0].conversation())["id"]
