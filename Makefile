@@ -13,9 +13,10 @@ LIBRARIES := tests/clients/node_modules/.package-lock.json
 DOCKER ?= docker
 CHATS ?= 60
 SEED ?= 1
-ON_EACH_SERVER := $(patsubst %,tests/test_%.py,outages replica_campaign replicas shared_start)
+ON_EACH_SERVER := $(patsubst %,tests/test_%.py,fences outages replica_campaign replicas shared_start sweeping)
 ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once asking bad_clients errors \
 	many_readers metrics shutdown stop_and_delete stream)
+ON_VALKEY := $(patsubst %,tests/test_%.py,store api api_model asked_at_once stop_and_delete stream)
 PIP := pip install --quiet --disable-pip-version-check
 
 help:  ## this list
@@ -35,8 +36,9 @@ test: $(DEVELOPMENT)  ## all tests of the service, and on a SQLite file those th
 	$(BIN)/pytest -n 4 --store sqlite $(ON_EACH_ENGINE)
 	$(BIN)/pytest -n 4 --store valkey $(ON_EACH_ENGINE)
 
-test-valkey: $(DEVELOPMENT)  ## what several relays share, on Valkey: `make test` takes Debian's redis-server if it is there
+test-valkey: $(DEVELOPMENT)  ## relays that share a Valkey: `make test` takes Debian's redis-server if it is there
 	$(BIN)/pytest -n 4 --server valkey $(ON_EACH_SERVER)
+	$(BIN)/pytest -n 4 --server valkey --store valkey $(ON_VALKEY)
 
 campaign: $(DEVELOPMENT)  ## relays and their server are killed for minutes; SEED=, CHATS=
 	$(BIN)/pytest tests/test_replica_campaign.py --chats $(CHATS) --seed $(SEED)

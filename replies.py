@@ -35,6 +35,7 @@ from store import (
 
 PATIENCE = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
 LAST_PATIENCE = 0.5  # seconds, where the service is on its way out
+LAST_SECONDS = 0.8  # in which replies that were cut off end
 TRY_AGAIN = 0.3  # seconds between two offers
 
 _Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
@@ -58,6 +59,7 @@ class _Running(Reply):
         message.transcript.on_growth = self.wake
         self.conversation_id = conversation_id
         self.task: asyncio.Task[Ending] | None = None
+        self.finishing: asyncio.Task[None] | None = None
         self.report = Report()
         self.ending: Ending | None = None  # why it was interrupted
         self.retries = 0
@@ -150,7 +152,8 @@ class Replies:
         self._draining_for = round(grace)
         await self._all_ended(grace)
         self.cut()
-        await self._all_ended(1.0)
+        await self._all_ended(LAST_SECONDS)
+        self._give_up()
         self._mirrors.drop()
 
     def cut(self) -> None:
@@ -158,6 +161,12 @@ class Replies:
         self._is_cut = True
         for running in list(self._running.values()):
             running.interrupt(_restarting())
+
+    def _give_up(self) -> None:
+        """Don't wait any more for a store that doesn't answer: others end these replies, or the next start does."""
+        for running in self._running.values():
+            if running.finishing:
+                running.finishing.cancel()
 
     async def _all_ended(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -298,7 +307,7 @@ class Replies:
 
     def _on_generated(self, running: _Running, task: asyncio.Task[Ending]) -> None:
         # A callback, not a `finally` in the task: one that is cancelled before its first step never enters its body.
-        self._own(self._finish(running, self._ending(running, task)))
+        running.finishing = self._own(self._finish(running, self._ending(running, task)))
 
     def _ending(self, running: _Running, task: asyncio.Task[Ending]) -> Ending:
         if task.cancelled():
@@ -319,10 +328,16 @@ class Replies:
         ending, message = _reported(ending, running.report), None
         try:
             message = await self._stored(running, ending)
+        except asyncio.CancelledError:
+            self._end(running, ended(running.message, _restarting()))
+            raise
         except Exception as error:
             logger.error("reply %s could not be stored\n%s", running.message.id, outline(error))
+        self._end(running, message or ended(running.message, ending))
+
+    def _end(self, running: _Running, message: Message) -> None:
         del self._running[running.message.id]
-        running.end(message or ended(running.message, ending))
+        running.end(message)
         _log_end(running)
         self._metrics.count_reply(self._outcome(running))
 

@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.option.anyio_mode = "auto"
     config.addinivalue_line("markers", "bound(seconds): how long this async test may take, 60 s unless told")
+    config.addinivalue_line("markers", "row(*cells): what docs/faults.md says of what the test does")
     config.addinivalue_line("markers", "not_on(store=, server=): left out where that option names it")
 
 

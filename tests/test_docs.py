@@ -17,6 +17,7 @@ import pytest
 from routes import routes
 from serving.metrics import GAUGES, Metrics
 from serving.settings import Settings
+from tests import test_fences, test_outages, test_shared_start
 from tests.clients.libraries import LIBRARIES
 from tests.support.process import ROOT, process
 from tests.test_faults import FAULTS, Fault
@@ -299,3 +300,10 @@ def told(fault: Fault) -> list[str]:
     outcome = fault.status if fault.code is None else f"{fault.status}, {fault.code}"
     again = {True: "yes", False: "no", None: ""}[fault.retryable]
     return [fault.name.replace("|", "&#124;"), outcome, again, f"{fault.tries}", "yes" if fault.kept else ""]
+
+
+def test_the_table_of_outages_is_that_of_their_tests() -> None:
+    tests = [one for module in (test_outages, test_fences, test_shared_start) for one in vars(module).values()]
+    marks = [mark for test in tests for mark in getattr(test, "pytestmark", ()) if mark.name == "row"]
+    told = rows("docs/faults.md", "What may happen to relays and their server")
+    assert sorted(told) == sorted(list(mark.args) for mark in marks)

@@ -1,10 +1,14 @@
-"""Relays that die, stop and are cut off, and the server that they share, which does so, too: real processes."""
+"""Relays that die, stop and are cut off, and the server that they share, which does so, too: real processes.
+
+docs/faults.md quotes the rows: what happens, and what readers at the relay that makes the reply, and elsewhere, get.
+"""
 
 import asyncio
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -13,7 +17,7 @@ from tests.support.problems import assert_problem
 from tests.support.readers import Reader
 from tests.support.relay import Relay
 from tests.support.replicas import Network, place, processes, relays
-from tests.support.servers import Server, server
+from tests.support.servers import KEEPS_ALL, Server, server
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, gated
 from tests.support.waiting import bounded, eventually
 
@@ -23,7 +27,7 @@ GONE = 15.0  # seconds within which the replies of a relay that died have ended
 @pytest.fixture
 def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server of the test's own."""
-    with server(request.config.getoption("--server")) as running:
+    with server(request.config.getoption("--server"), *KEEPS_ALL) as running:
         yield running
 
 
@@ -73,6 +77,12 @@ async def answered_again(relay: Relay, conversation_id: str, upstream: ScriptedU
 # Relays
 
 
+@pytest.mark.row(
+    "the relay here is killed",
+    "cut; the rest and a 503 error at any relay",
+    "503 error within 15 s",
+    'its text is kept, "Try again" answers',
+)
 @pytest.mark.bound(90)
 async def test_the_reply_of_a_relay_that_was_killed_fails_with_its_text(
     upstream: ScriptedUpstream, shared: Server
@@ -99,6 +109,12 @@ async def test_the_reply_of_a_relay_that_was_killed_fails_with_its_text(
         await answered_again(there, conversation_id, upstream)
 
 
+@pytest.mark.row(
+    "the relay here is stopped for a while",
+    "503 error when it goes on",
+    "503 error within 15 s",
+    "it appends nothing more, and leaves upstream",
+)
 @pytest.mark.bound(90)
 async def test_a_relay_that_was_stopped_for_a_while_appends_nothing_to_what_others_have_ended(
     upstream: ScriptedUpstream, shared: Server
@@ -120,6 +136,12 @@ async def test_a_relay_that_was_stopped_for_a_while_appends_nothing_to_what_othe
         await answered_again(here, conversation_id, upstream)
 
 
+@pytest.mark.row(
+    "only the relay here is cut off from the server",
+    "503 error after 10 to 15 s",
+    "503 error within 15 s",
+    "both have the same text",
+)
 @pytest.mark.bound(90)
 async def test_a_relay_that_alone_is_cut_off_fails_its_replies_and_the_others_end_them(
     upstream: ScriptedUpstream, shared: Server
@@ -150,6 +172,8 @@ async def _is_reachable(relay: Relay) -> bool:
     return bool((await relay.health())["store"] == "ok")
 
 
+@pytest.mark.row("SIGTERM here", "the whole reply", "the whole reply", "exit 0")
+@pytest.mark.row("SIGTERM there", "the whole reply", "cut; the rest at any relay", "exit 0, at once")
 @pytest.mark.bound(90)
 async def test_at_sigterm_a_relay_finishes_what_it_makes_and_cuts_off_who_reads_of_others(
     upstream: ScriptedUpstream, shared: Server
@@ -178,6 +202,12 @@ async def test_at_sigterm_a_relay_finishes_what_it_makes_and_cuts_off_who_reads_
 # The server
 
 
+@pytest.mark.row(
+    "the server is killed and back in 8 s, or hangs for 3 s",
+    "the whole reply",
+    "the whole reply",
+    "requests meanwhile: 503",
+)
 @pytest.mark.bound(90)
 @pytest.mark.parametrize("outage", ["killed", "killed for nearly as long as is waited for", "held up"])
 async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstream, shared: Server, outage: str) -> None:
@@ -218,6 +248,12 @@ async def test_the_first_request_after_a_restart_of_the_server_is_answered(
             assert [message["role"] for message in await relay.messages(conversation_id)] == ["user"]
 
 
+@pytest.mark.row(
+    "upstream ends while the server is away for 4 s",
+    "the whole reply, when it is back",
+    "the same",
+    "complete, with usage",
+)
 @pytest.mark.bound(90)
 async def test_what_upstream_ends_while_the_server_is_away_is_kept_when_it_is_back(
     upstream: ScriptedUpstream, shared: Server
@@ -241,6 +277,12 @@ async def test_what_upstream_ends_while_the_server_is_away_is_kept_when_it_is_ba
         assert (await there.messages(conversation_id))[1]["status"] == "complete"
 
 
+@pytest.mark.row(
+    "the server is away for longer",
+    "503 error after 10 to 15 s",
+    "cut",
+    "failed, with the text that was kept, when it is back",
+)
 @pytest.mark.bound(90)
 async def test_a_server_that_stays_away_fails_the_replies_and_has_them_ended_when_it_is_back(
     upstream: ScriptedUpstream, shared: Server
@@ -269,36 +311,161 @@ async def _is_failed(relay: Relay, conversation_id: str) -> bool:
     return response.status_code == 200 and response.json()["messages"][1]["status"] == "failed"
 
 
+@pytest.mark.row(
+    "SIGTERM here while the server is away",
+    "503 error within the grace and 2 s",
+    "503 error, when it is back",
+    "exit 0 within the grace and 2 s; failed, with its text",
+)
 @pytest.mark.bound(90)
-async def test_a_failover_that_loses_what_came_last_loses_no_character(
-    request: pytest.FixtureRequest, upstream: ScriptedUpstream, shared: Server
+@pytest.mark.parametrize("outage", ["killed", "held up"])
+async def test_a_relay_leaves_in_time_while_the_server_is_away(
+    upstream: ScriptedUpstream, shared: Server, outage: str
 ) -> None:
     upstream.play(slowly)
+    url = place(shared.url)
+    async with processes(upstream, url, SHUTDOWN_GRACE="1") as [here], relays(upstream, url, 1) as [there]:
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            shared.kill() if outage == "killed" else shared.signal(signal.SIGSTOP)
+            here.terminate()
+            began = time.monotonic()
+            text = await failed(mine)
+            assert await here.exit() == 0
+            assert time.monotonic() - began < 1 + 2 + 1  # a busy machine's
+            shared.start() if outage == "killed" else shared.signal(signal.SIGCONT)
+            assert (await failed(theirs, GONE + 5)).startswith(text)  # what was on its way may be there, too
+        assert "destroyed" not in here.output and "Traceback" not in here.output
+
+
+class Failover:
+    """A server and its replica, which can be held back and then takes the server's place."""
+
+    def __init__(self, primary: Server, replica: Server, replication: Network, network: Network) -> None:
+        self._primary, self._replica = primary, replica
+        self._replication, self._network = replication, network
+
+    def lose(self) -> None:
+        """What comes from now on is lost."""
+        self._replication.hold()
+
+    def has(self, conversation_id: str) -> bool:
+        """Whether the replica has it, with its question."""
+        [key] = re.findall(rb"\{\S+\}:m:" + conversation_id.encode(), self._replica.said("KEYS", "*")) or [b""]
+        return b":1" in self._replica.said("LLEN", key.decode())
+
+    def happen(self) -> None:
+        """Now."""
+        self._primary.kill()
+        self._replication.cut()
+        self._replica.said("REPLICAOF", "NO", "ONE")
+        self._network.lead(self._replica.port)
+
+
+@pytest.fixture
+async def failover(request: pytest.FixtureRequest, shared: Server) -> AsyncIterator[tuple[Failover, str]]:
+    """One that can happen, and the URL by which relays find whichever server is the primary."""
     network, replication = Network(shared.port), Network(shared.port)
-    program = request.config.getoption("--server")
     async with replication.laid() as primary, network.laid() as far:
         master = ("127.0.0.1", primary.rpartition(":")[2])
-        with server(program, "--replicaof", *master) as replica:
+        with server(request.config.getoption("--server"), "--replicaof", *master) as replica:
             await eventually(lambda: b"master_link_status:up" in replica.said("INFO", "replication"))
-            async with relays(upstream, place(far)) as (here, there):
-                patient(here, there)
-                conversation_id = await here.ask()
-                async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
-                    await mine.until("word 20 "), await theirs.until("word 20 ")
-                    replication.hold()
-                    await mine.until("word 70 "), await theirs.until("word 70 ")
-                    shared.kill()
-                    replication.cut()
-                    replica.said("REPLICAOF", "NO", "ONE")
-                    network.lead(replica.port)
-                    await mine.until("word 200 "), await theirs.until("word 200 ")
-                    stopped = await there.client.delete(f"/conversations/{conversation_id}/stream")
-                    texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
-                assert texts[0] == texts[1] == words(texts[0]) == stopped.json()["content"]
-                await here.idle()
-                assert (await here.messages(conversation_id))[1]["content"] == texts[0]
+            yield Failover(shared, replica, replication, network), place(far)
 
 
+@pytest.mark.row(
+    "a failover that loses the last second",
+    "the whole reply",
+    "the whole reply",
+    "nothing is missing, nothing is there twice",
+)
+@pytest.mark.bound(90)
+async def test_a_failover_that_loses_what_came_last_loses_no_character(
+    upstream: ScriptedUpstream, failover: tuple[Failover, str]
+) -> None:
+    upstream.play(slowly)
+    it, url = failover
+    async with relays(upstream, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            it.lose()
+            await mine.until("word 70 "), await theirs.until("word 70 ")
+            it.happen()
+            await mine.until("word 200 "), await theirs.until("word 200 ")
+            stopped = await there.client.delete(f"/conversations/{conversation_id}/stream")
+            texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
+        assert texts[0] == texts[1] == words(texts[0]) == stopped.json()["content"]
+        await here.idle()
+        assert (await here.messages(conversation_id))[1]["content"] == texts[0]
+
+
+@pytest.mark.row(
+    "a failover that loses a reply's beginning",
+    "`stopped` within 15 s",
+    "`stopped` within 15 s",
+    "the reply is gone; asked again it is generated again",
+)
+@pytest.mark.bound(90)
+@pytest.mark.parametrize("word", ["", "word 20 "], ids=["before the first text", "in the middle"])
+async def test_a_reply_whose_beginning_a_failover_loses_is_gone_as_if_deleted(
+    upstream: ScriptedUpstream, failover: tuple[Failover, str], word: str
+) -> None:
+    """Asked again it is generated, and billed, again: docs/deploy.md says so."""
+    upstream.play(slowly if word else gated(Gate(), "never"))
+    it, url = failover
+    async with relays(upstream, url) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        await eventually(lambda: it.has(conversation_id))
+        it.lose()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.next(), await theirs.next()
+            await mine.until(word), await theirs.until(word)
+            it.happen()
+            for reader in (mine, theirs):
+                whole = await bounded(reader.whole(), GONE)
+                assert (whole.last["status"], whole.content) == ("stopped", words(whole.content))
+        await bounded(upstream.requests[0].gone.wait(), 5)
+        assert [message["role"] for message in await there.messages(conversation_id)] == ["user"]
+        await answered_again(there, conversation_id, upstream)
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.row(
+    "the server lacks the replicas that it wants (`min-replicas-to-write`), for 3 s",
+    "the whole reply",
+    "the whole reply",
+    "requests meanwhile that change something: 503; reading goes on",
+)
+@pytest.mark.bound(90)
+async def test_a_server_that_wants_replicas_and_has_none_takes_nothing_until_it_has(
+    upstream: ScriptedUpstream, shared: Server
+) -> None:
+    """`min-replicas-to-write`: what is acknowledged then is on two servers."""
+    upstream.play(slowly)
+    async with relays(upstream, place(shared.url)) as (here, there):
+        patient(here, there)
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+            await mine.until("word 20 "), await theirs.until("word 20 ")
+            shared.said("CONFIG", "SET", "min-replicas-to-write", "1")
+            refused = await here.client.post("/conversations")
+            assert_problem(refused, 503)
+            assert refused.headers["retry-after"]
+            assert (await there.messages(conversation_id))[0]["content"] == "Hi"
+            await asyncio.sleep(3.0)
+            shared.said("CONFIG", "SET", "min-replicas-to-write", "0")
+            await mine.until("word 250 "), await theirs.until("word 250 ")
+            assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+            texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
+        assert texts[0] == texts[1] == words(texts[0])
+
+
+@pytest.mark.row("the server is full (`maxmemory`)", "507 error", "507 error", "reading and deleting go on")
 @pytest.mark.bound(90)
 async def test_a_full_server_takes_nothing_more_and_ends_and_deletes_what_it_has(
     upstream: ScriptedUpstream, shared: Server

@@ -17,7 +17,7 @@ from tests.support.readers import Transcript
 from tests.support.relay import Relay
 from tests.support.replicas import Hopper
 from tests.support.replicas import place as place_on
-from tests.support.servers import Server, server
+from tests.support.servers import KEEPS_ALL, Server, server
 from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
 from tests.support.waiting import eventually
 
@@ -122,7 +122,7 @@ async def test_whoever_is_killed_every_reader_reads_what_is_stored_and_nothing_i
     chats, seed = request.config.getoption("--chats"), request.config.getoption("--seed")
     chance = random.Random(seed)
     upstream.play(telling)
-    with server(request.config.getoption("--server")) as shared:
+    with server(request.config.getoption("--server"), *KEEPS_ALL) as shared:
         async with placed(upstream, place_on(shared.url)) as places:
             running = [Chat(places, random.Random(chance.random())) for _ in range(chats)]
             async with asyncio.TaskGroup() as group:

@@ -3,13 +3,16 @@
 import asyncio
 import itertools
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
 
+from mirrors import Mirror, Mirrors
+from store import Ending, Question
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay
-from tests.support.replicas import Hopper, place, relays
+from tests.support.replicas import Hopper, place, relays, stores
 from tests.support.servers import Server, server
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
 from tests.support.waiting import bounded, eventually
@@ -42,6 +45,24 @@ async def test_a_conversation_is_the_same_at_every_relay(upstream: ScriptedUpstr
         assert (await here.client.get("/conversations")).json() == (await there.client.get("/conversations")).json()
         renamed = await there.client.patch(f"/conversations/{conversation_id}", json={"title": "Other"})
         assert (await here.client.get(f"/conversations/{conversation_id}")).json() == renamed.json()
+
+
+@pytest.mark.parametrize(("count", "size"), [(1_998, 1), (40, 200_000)], ids=["many messages", "long ones"])
+async def test_a_long_conversation_is_read_answered_cut_and_deleted(url: str, count: int, size: int) -> None:
+    async with stores(url, url) as (here, there):
+        turns = [{"role": ("user", "assistant")[n % 2], "content": f"{n} " + "é" * size} for n in range(count)]
+        conversation_id = (await here.create_conversation(messages=turns)).id
+        messages = await there.messages(conversation_id)
+        assert [message.transcript.content for message in messages] == [turn["content"] for turn in turns]
+        sliced = [message.id async for part, _ in there.slices(conversation_id) for message in part]
+        assert sliced == [message.id for message in messages]
+        reply = await there.ask(conversation_id, Question("Why?"))
+        assert reply.turns == [*((turn["role"], turn["content"]) for turn in turns), ("user", "Why?")]
+        assert await here.finish_reply(conversation_id, reply.message.id, Ending("complete", "stop"))
+        await here.delete_messages_from(conversation_id, messages[10].id)
+        assert [message.id for message in await there.messages(conversation_id)] == sliced[:10]
+        await there.delete_conversation(conversation_id)
+        assert await there.text_size() == 0
 
 
 async def test_a_reply_is_joined_at_another_relay_and_read_as_it_comes(upstream: ScriptedUpstream, url: str) -> None:
@@ -82,6 +103,71 @@ async def test_a_reader_that_hops_reads_every_character_once(
     assert len(upstream.requests) == 1
 
 
+async def test_a_reply_is_followed_while_it_is_read_and_again_when_it_is(
+    upstream: ScriptedUpstream, shared: Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirrors.UNREAD", 1.0)
+    upstream.play(talking)
+    async with relays(upstream, url) as (here, there):
+        conversation_id = await here.ask()
+        async with here.stream(conversation_id) as mine:
+            await mine.until("word 5 ")
+            async with there.stream(conversation_id) as theirs:
+                await theirs.until("word 10 ")
+                assert await _listens(shared)
+            await eventually(lambda: _is_quiet(shared))
+            async with there.stream(conversation_id, theirs.transcript.last_id) as again:
+                await again.until("word 100 ")
+                assert await _listens(shared)
+                assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+                whole = (await mine.whole()).content
+                assert theirs.transcript.content + (await again.whole()).content == whole
+
+
+async def test_a_reader_that_has_taken_nothing_for_long_goes_on_where_it_was(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reply wasn't followed meanwhile."""
+    monkeypatch.setattr("mirrors.UNREAD", 0.1)
+    monkeypatch.setattr("stores.shared.following.BLOCK", 0.1)
+    async with stores(url, url) as (here, there):
+        conversation_id = (await here.create_conversation()).id
+        reply = (await here.ask(conversation_id, Question("Why?"))).message
+        [_, found] = await there.messages(conversation_id)
+        mirror = Mirrors(there).of(conversation_id, found)
+        assert isinstance(mirror, Mirror)
+        await eventually(lambda: mirror.task is None)
+        await here.extend_reply(reply.id, "content", "text")
+        await bounded(mirror.change())
+        assert mirror.message.transcript.content == "text"
+        assert await here.finish_reply(conversation_id, reply.id, Ending("complete", "stop"))
+        assert (await bounded(mirror.wait())).status == "complete"
+
+
+async def talking(_: UpstreamRequest, wire: Wire) -> None:
+    """Words as long as anybody listens."""
+    await wire.head()
+    for number in range(10_000):
+        await wire.delta(f"word {number} ")
+        await asyncio.sleep(0.02)
+
+
+async def _listens(shared: Server) -> bool:
+    """Whether relays are told of text as it comes, 50 times a second; without any, twice in two."""
+    before = _asked(shared)
+    await asyncio.sleep(0.5)
+    return _asked(shared) - before > 10
+
+
+async def _is_quiet(shared: Server) -> bool:
+    return not await _listens(shared)
+
+
+def _asked(shared: Server) -> int:
+    found = re.search(rb"cmdstat_xread:calls=(\d+)", shared.said("INFO", "commandstats"))
+    return int(found[1]) if found else 0
+
+
 # Ask
 
 
@@ -117,6 +203,16 @@ async def test_two_questions_at_once_at_two_relays_are_one_reply_and_one_conflic
             conversation = (await both[1].client.get(f"/conversations/{conversation_id}")).json()
             answered = sum(response.status_code == 200 for response in responses)
             assert conversation["message_count"] == 2 * answered
+
+
+async def test_a_clients_id_at_two_relays_at_once_is_one_conversation(upstream: ScriptedUpstream, url: str) -> None:
+    async with relays(upstream, url) as both:
+        for number in range(20):
+            body = {"id": f"mine-{number}"}
+            responses = await asyncio.gather(*(relay.client.post("/conversations", json=body) for relay in both * 3))
+            assert sorted(response.status_code for response in responses) == [200] * 5 + [201]
+            assert len({response.text for response in responses}) == 1
+        assert (await both[0].health())["conversations"] == 20
 
 
 async def test_a_question_that_is_repeated_at_another_relay_is_asked_once(upstream: ScriptedUpstream, url: str) -> None:

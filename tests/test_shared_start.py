@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,9 +16,9 @@ from store import Store, StoreUnavailable
 from stores.shared import starting
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, serving
-from tests.support.replicas import place, relays
+from tests.support.replicas import Network, place, relays
 from tests.support.servers import Server, free_port, server
-from tests.support.upstream import ANSWER, ScriptedUpstream
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
 
 DEPLOYMENT = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
@@ -142,7 +143,7 @@ async def test_a_server_that_writes_nothing_to_disk_is_warned_of(name: str, capl
 
 
 async def test_an_old_server_is_refused() -> None:
-    async with pretending(b"$%d\r\n%s\r\n" % (len(OLD), OLD)) as url:
+    async with pretending(OLD) as url:
         assert "too old (6.2.14)" in await refusal(url)
 
 
@@ -156,23 +157,40 @@ async def test_what_an_account_is_not_allowed_is_named(shared: Server) -> None:
     assert "isn't allowed to use EVAL" in await refusal(shared.url.replace("//", "//weak:s3cret@"))
 
 
+async def test_a_server_that_restarts_meanwhile_is_asked_again(shared: Server, upstream: ScriptedUpstream) -> None:
+    network = Network(shared.port)
+    async with network.laid() as far:
+        network.lose(b"\nINFO")
+        await works(upstream, place(far))
+
+
+async def test_a_server_that_still_loads_what_it_has_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    """What it says of `appendonly` isn't so yet."""
+    async with pretending(LOADING, OLD) as url:
+        assert "too old" in await refusal(url)
+    assert "appendonly" not in caplog.text
+
+
 OLD = b"redis_version:6.2.14\r\nrole:master\r\n"
+LOADING = b"redis_version:7.0.15\r\nrole:master\r\nloading:1\r\naof_enabled:0\r\n"
 
 
 @contextlib.asynccontextmanager
-async def pretending(info: bytes) -> AsyncIterator[str]:
-    """Something that says this to INFO, and OK to all else."""
+async def pretending(*infos: bytes) -> AsyncIterator[str]:
+    """Something that says these to INFO, one after the other, and OK to all else."""
 
-    left = asyncio.Event()
+    waiting, left = list(infos), asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while count := await reader.readline():
                 words = [await _word(reader) for _ in range(int(count[1:]))]
-                writer.write(info if words[0] == b"INFO" else b"+OK\r\n")
+                said = waiting.pop(0) if words[0] == b"INFO" else b""
+                writer.write(b"$%d\r\n%s\r\n" % (len(said), said) if said else b"+OK\r\n")
         writer.close()
         await writer.wait_closed()
-        left.set()
+        if not waiting:
+            left.set()
 
     listening = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with listening:
@@ -222,12 +240,8 @@ async def test_tls_takes_a_certificate_of_that_name_alone(
     name: str, upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stores.shared.starting.PATIENCE", 4.0)
-    authority, others = trustme.CA(), trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    others.cert_pem.write_to_path(tmp_path / "others.pem")
-    certificate = authority.issue_cert("localhost")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certify(tmp_path, "localhost")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "others.pem")
     with relaying_tls(name, tmp_path) as port:
         trusted = f"?ssl_ca_certs={tmp_path}/ca.pem"
         await works(upstream, f"valkeys://localhost:{port}{trusted}")
@@ -235,13 +249,37 @@ async def test_tls_takes_a_certificate_of_that_name_alone(
             assert "certificate" in await refusal(f"rediss:{url}")
 
 
+@pytest.mark.not_on(server="valkey")  # PyPI's build has no TLS
+async def test_tls_is_spoken_with_sentinels_too(name: str, upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    certify(tmp_path, "localhost", "127.0.0.1")
+    with relaying_tls(name, tmp_path) as port:
+        own_port = free_port()
+        options = [*tls_files(tmp_path), "--tls-replication", "yes", "--tls-port", str(own_port)]
+        with server(name, "--sentinel", *options, config=SENTINEL.format(port)):
+            url = f"valkeys+sentinel://localhost:{own_port}/chats?ssl_ca_certs={tmp_path}/ca.pem"
+            await works(upstream, url)
+
+
+def certify(folder: Path, *names: str) -> None:
+    """An authority, and a certificate for these names, in files."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate = authority.issue_cert(*names)
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+
+
+def tls_files(folder: Path) -> list[str]:
+    """The options of a server with that certificate, which asks for none."""
+    files = ["--tls-cert-file", f"{folder}/cert.pem", "--tls-key-file", f"{folder}/key.pem"]
+    return [*files, "--tls-ca-cert-file", f"{folder}/ca.pem", "--tls-auth-clients", "no"]
+
+
 @contextlib.contextmanager
 def relaying_tls(name: str, folder: Path) -> Iterator[int]:
     """A server with TLS on a port of its own."""
-    files = ["--tls-cert-file", f"{folder}/cert.pem", "--tls-key-file", f"{folder}/key.pem"]
-    files += ["--tls-ca-cert-file", f"{folder}/ca.pem", "--tls-auth-clients", "no"]
     port = free_port()
-    with server(name, "--tls-port", str(port), *files):
+    with server(name, "--tls-port", str(port), *tls_files(folder)):
         yield port
 
 
@@ -261,17 +299,77 @@ async def test_a_cluster_is_asked_where_the_keys_are(name: str, upstream: Script
 
 
 async def test_sentinels_know_the_primary_and_its_successor(name: str, upstream: ScriptedUpstream) -> None:
-    with server(name) as primary, server(name, "--replicaof", "127.0.0.1", str(primary.port)) as replica:
-        await eventually(lambda: b"master_link_status:up" in replica.said("INFO", "replication"))
-        with sentinel(name, primary.port) as port:
-            async with relays(upstream, f"valkey+sentinel://127.0.0.1:1,127.0.0.1:{port}/chats") as both:
+    async with pair(name) as (primary, replica):
+        with sentinel(name, primary) as watching:
+            async with relays(upstream, f"valkey+sentinel://127.0.0.1:1,127.0.0.1:{watching.port}/chats") as both:
                 conversation_id = await both[0].ask()
                 await both[1].read(conversation_id)
-                await asyncio.sleep(1.5)  # the replica has it
+                await eventually(lambda: _has_all(primary, replica))
                 primary.kill()
-                await eventually(lambda: _answers(both, conversation_id), 20)
-                assert replica.said("ROLE").startswith(b"*3\r\n$6\r\nmaster")
+                await eventually(lambda: _answers(both, conversation_id))
+                assert _is_primary(replica)
                 assert (await both[1].read(await both[0].ask())).content == ANSWER
+
+
+@pytest.mark.row("a planned failover (Sentinel)", "the whole reply", "the whole reply", "upstream was asked once")
+async def test_a_planned_failover_cuts_nobody_off(name: str, upstream: ScriptedUpstream) -> None:
+    upstream.play(gated(gate := Gate(), "one ", "two ", "three"))
+    async with pair(name) as (primary, replica):
+        with sentinel(name, primary) as watching:
+            async with relays(upstream, f"valkey+sentinel://127.0.0.1:{watching.port}/chats") as (here, there):
+                conversation_id = await here.ask()
+                async with here.stream(conversation_id) as mine, there.stream(conversation_id) as theirs:
+                    gate.open()
+                    await mine.until("one "), await theirs.until("one ")
+                    await eventually(lambda: watching.said("SENTINEL", "FAILOVER", "chats") == b"+OK\r\n")
+                    gate.open()
+                    await eventually(lambda: _is_primary(replica))
+                    await mine.until("two "), await theirs.until("two ")
+                    gate.open_wide()
+                    for reader in (mine, theirs):
+                        whole = await reader.whole()
+                        assert (whole.content, whole.last["status"]) == ("one two three", "complete")
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["the servers alone", "the Sentinels, too"])
+async def test_sentinels_are_given_the_password_if_they_ask_for_it(
+    name: str, asks: bool, upstream: ScriptedUpstream
+) -> None:
+    with server(name, "--requirepass", "s3cret") as primary:
+        more = "sentinel auth-pass chats s3cret\n" + ("requirepass s3cret\n" if asks else "")
+        with sentinel(name, primary, more) as watching:
+            await works(upstream, f"valkey+sentinel://:s3cret@127.0.0.1:{watching.port}/chats")
+            wrong = await refusal(f"valkey+sentinel://:{PASSWORD}@127.0.0.1:{watching.port}/chats")
+            assert "refuses the user or the password" in wrong
+
+
+async def test_a_service_that_sentinels_do_not_know_is_refused(
+    name: str, shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stores.shared.starting.PATIENCE", 2.5)
+    with sentinel(name, shared) as watching:
+        assert "can't be reached" in await refusal(f"valkey+sentinel://127.0.0.1:{watching.port}/others")
+
+
+@contextlib.asynccontextmanager
+async def pair(name: str) -> AsyncIterator[tuple[Server, Server]]:
+    """A primary and its replica, which has what it has."""
+    with server(name) as primary, server(name, "--replicaof", "127.0.0.1", str(primary.port)) as replica:
+        await eventually(lambda: b"master_link_status:up" in replica.said("INFO", "replication"))
+        yield primary, replica
+
+
+def _is_primary(one: Server) -> bool:
+    """Now; a Sentinel closes all connections of a server to which it gives a role."""
+    with contextlib.suppress(OSError):
+        return one.said("ROLE").startswith(b"*3\r\n$6\r\nmaster")
+    return False
+
+
+def _has_all(primary: Server, replica: Server) -> bool:
+    offsets = [re.findall(rb"master_repl_offset:(\d+)", one.said("INFO", "replication")) for one in (primary, replica)]
+    return offsets[0] == offsets[1]
 
 
 async def _answers(both: list[Relay], conversation_id: str) -> bool:
@@ -280,10 +378,10 @@ async def _answers(both: list[Relay], conversation_id: str) -> bool:
 
 
 @contextlib.contextmanager
-def sentinel(name: str, primary: int) -> Iterator[int]:
+def sentinel(name: str, primary: Server, more: str = "") -> Iterator[Server]:
     """One Sentinel, which is enough to agree with itself."""
-    with server(name, "--sentinel", config=SENTINEL.format(primary)) as watching:
-        yield watching.port
+    with server(name, "--sentinel", config=SENTINEL.format(primary.port) + more) as watching:
+        yield watching
 
 
 SENTINEL = """

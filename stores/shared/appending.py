@@ -135,6 +135,15 @@ class Appending:
             _settle(making.ended)
         making.interrupt(over())
 
+    def close(self) -> None:
+        """Try no more to store what the server hasn't."""
+        self.makes.clear()
+        self._waiting.clear()
+        if self._tick:
+            self._tick.cancel()
+        if self._task:
+            self._task.cancel()
+
     async def extend(self, message_id: str, kind: Kind, text: str) -> None:
         """As `Engine.extend`."""
         making = self.makes.get(message_id)

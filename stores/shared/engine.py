@@ -25,7 +25,7 @@ from stores.shared.reading import Reading
 from stores.shared.scripts import Keys
 from stores.threads import Thread
 
-LEAVING = 0.5  # seconds to say goodbye
+LEAVING = 0.3  # seconds to say goodbye
 HANGING_UP = 0.3  # seconds for connections to close
 
 
@@ -58,6 +58,7 @@ class Shared(Engine):
         return []
 
     async def close(self) -> None:
+        self._appending.close()
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(StoreError, TimeoutError):

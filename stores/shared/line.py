@@ -46,6 +46,7 @@ class Line:
         self._asked: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
         self._asking: asyncio.Task[None] | None = None
         self._silent_since: float | None = None
+        self._is_closed = False
         self.breaks = 0
         """How often it has broken."""
 
@@ -58,6 +59,9 @@ class Line:
         """The answer; `StoreFull` where the server's memory is, else `StoreUnavailable`."""
         answer: asyncio.Future[Any] = self.loop.create_future()
         answer.add_done_callback(_retrieve)
+        if self._is_closed:
+            answer.set_exception(Unheard(_AWAY))
+            return answer
         self._asked.append((command, answer))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_all())
@@ -68,7 +72,8 @@ class Line:
         return self.ask("EVAL", script, len(keys), *keys, *arguments)
 
     async def close(self) -> None:
-        """What is asked for now isn't waited for."""
+        """What is asked for now isn't waited for, and nothing can be asked any more."""
+        self._is_closed = True
         if self._asking:
             self._asking.cancel()
             await asyncio.wait({self._asking})

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from valkey.asyncio import Sentinel
 from valkey.asyncio.connection import Connection, SSLConnection
+from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 from valkey.exceptions import ConnectionError as Refused
-from valkey.exceptions import ResponseError
 
 from serving.settings import SettingsError
 
@@ -107,20 +106,42 @@ class Place:
         return None
 
     async def _primary(self) -> tuple[str, int]:
-        sentinel = Sentinel(self.hosts, socket_timeout=CONNECTING, socket_connect_timeout=CONNECTING)
+        """As the first Sentinel that can tell says: https://valkey.io/topics/sentinel-clients/."""
+        failure: Exception = Refused("there are no Sentinels")
+        for host, port in self.hosts:
+            try:
+                return await self._told_by(host, port)
+            except (OSError, ValkeyError) as error:
+                failure = error
+        raise failure
+
+    async def _told_by(self, host: str, port: int) -> tuple[str, int]:
+        """Sentinels have no password, as a rule; one that asks for it has that of the servers."""
         try:
-            host, port = await sentinel.discover_master(self.service)
-            return host, port
+            return await self._asked(host, port)
+        except AuthenticationError:
+            return await self._asked(host, port, username=self.user, password=self.password)
+
+    async def _asked(self, host: str, port: int, **account: str | None) -> tuple[str, int]:
+        sentinel = await self._opened(host, port, socket_timeout=CONNECTING, **account)
+        try:
+            await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+            found = await sentinel.read_response()
         finally:
-            for client in sentinel.sentinels:
-                await client.aclose()
+            await sentinel.disconnect(nowait=True)
+        if not found:
+            raise Refused("the Sentinel doesn't know the service")
+        return found[0].decode(), int(found[1])
 
     async def _connected(self, host: str, port: int) -> Connection:
-        options: dict[str, Any] = {"db": self.database, "username": self.user, "password": self.password}
-        options |= {"socket_timeout": None, "socket_connect_timeout": CONNECTING}  # `Line` bounds the rest
+        account: dict[str, Any] = {"username": self.user, "password": self.password}
+        return await self._opened(host, port, db=self.database, socket_timeout=None, **account)  # `Line` bounds it
+
+    async def _opened(self, host: str, port: int, **options: Any) -> Connection:
         if self.has_tls:
             options |= {"ssl_ca_certs": self.ca_certs, "ssl_check_hostname": True}
-        connection = (SSLConnection if self.has_tls else Connection)(host=host, port=port, **options)
+        kind = SSLConnection if self.has_tls else Connection
+        connection = kind(host=host, port=port, socket_connect_timeout=CONNECTING, **options)
         try:
             await connection.connect()
         except BaseException:

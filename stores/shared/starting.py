@@ -13,7 +13,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from valkey.asyncio.connection import Connection
-from valkey.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ResponseError, ValkeyError
+from valkey.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ResponseError,
+    ValkeyError,
+)
 
 from serving.settings import SettingsError
 from stores.records import StoreUnavailable
@@ -31,11 +38,7 @@ async def check(place: Place, keys: Keys) -> None:
     """Raises `SettingsError` with one line, which never has the password."""
     try:
         async with asyncio.timeout(PATIENCE):
-            connection = await _connected(place)
-            try:
-                await _check(connection, keys)
-            finally:
-                await connection.disconnect(nowait=True)
+            await _checked(place, keys)
     except (OSError, TimeoutError, ValkeyError) as error:
         raise SettingsError(f"The server of STORE_URL can't be used: {_reason(error)}.") from None
 
@@ -52,11 +55,12 @@ async def first(beat: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(TRY_AGAIN)
 
 
-async def _connected(place: Place) -> Connection:
+async def _checked(place: Place, keys: Keys) -> None:
+    """Again and again while it is only just starting."""
     patience_ends = time.monotonic() + PATIENCE - 2
     while True:
         try:
-            return await place.connect()
+            return await _checked_once(place, keys)
         except (AuthenticationError, NoPermissionError, ssl.SSLCertVerificationError):
             raise
         except (OSError, TimeoutError, ValkeyError) as error:
@@ -65,8 +69,18 @@ async def _connected(place: Place) -> Connection:
             await asyncio.sleep(TRY_AGAIN)
 
 
+async def _checked_once(place: Place, keys: Keys) -> None:
+    connection = await place.connect()
+    try:
+        await _check(connection, keys)
+    finally:
+        await connection.disconnect(nowait=True)
+
+
 async def _check(connection: Connection, keys: Keys) -> None:
     info = dict(re.findall(r"^(\w+):(.*?)\r?$", (await _ask(connection, "INFO")).decode(), re.MULTILINE))
+    if info.get("loading") == "1":
+        raise BusyLoadingError  # what it says of itself isn't so yet
     version = info.get("valkey_version") or info.get("redis_version", "0")
     if int(version.partition(".")[0]) < 7:
         raise SettingsError(f"The server of STORE_URL is too old ({version}): it must be Valkey 7.2 or Redis 7.0.")

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
 import httpx
 
+from serving.settings import Settings
+from store import Store
 from tests.support.process import RelayProcess, process
 from tests.support.readers import Transcript
 from tests.support.relay import Relay, serving
@@ -21,6 +23,20 @@ async def relays(upstream: ScriptedUpstream, url: str, count: int = 2, **setting
     """Relays in this process, each with a store of its own."""
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(serving(upstream, store_url=url, **settings)) for _ in range(count)]
+
+
+@contextlib.asynccontextmanager
+async def stores(*urls: str) -> AsyncIterator[list[Store]]:
+    """A store without a relay for each URL."""
+    opened: list[Store] = []
+    try:
+        for url in urls:
+            opened.append(Store(Settings(store_url=url)))
+            await opened[-1].open()
+        yield opened
+    finally:
+        for store in opened:
+            await store.close()
 
 
 @contextlib.asynccontextmanager
@@ -72,14 +88,17 @@ class Hopper:
 
 
 class Network:
-    """TCP between a relay and its server, which can be cut, held up, and led to another server."""
+    """TCP between a relay and its server, which can be cut, held up, slow, and led to another server."""
 
     def __init__(self, to: int) -> None:
         self.to = to
+        self.delay = 0.0
+        """Seconds that everything takes, each way."""
         self._is_cut = False
-        self._flows = asyncio.Event()
-        self._flows.set()
+        self._asks, self._answers = asyncio.Event(), asyncio.Event()
+        self._lost: bytes | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self.mend()
 
     @contextlib.asynccontextmanager
     async def laid(self) -> AsyncIterator[str]:
@@ -98,13 +117,23 @@ class Network:
         self._drop()
 
     def mend(self) -> None:
-        """Take connections again."""
+        """Let everything through again, and take connections."""
         self._is_cut = False
-        self._flows.set()
+        self._asks.set()
+        self._answers.set()
 
     def hold(self) -> None:
         """Let nothing through, and close nothing."""
-        self._flows.clear()
+        self._asks.clear()
+        self._answers.clear()
+
+    def deafen(self) -> None:
+        """Let nothing through that the server says, so that it does what it is asked for unheard."""
+        self._answers.clear()
+
+    def lose(self, octets: bytes) -> None:
+        """Close the connection that carries these to the server, once, in place of its answer."""
+        self._lost = octets
 
     def lead(self, to: int) -> None:
         """To another server from now on."""
@@ -124,11 +153,19 @@ class Network:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut:
             return
+        is_lost = False
+
+        def asked(octets: bytes) -> bool:
+            nonlocal is_lost
+            if self._lost and self._lost in octets:
+                self._lost, is_lost = None, True
+            return True
+
         with contextlib.suppress(OSError):
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.to)
             ways = [
-                asyncio.create_task(self._copy(reader, far_writer)),
-                asyncio.create_task(self._copy(far_reader, writer)),
+                asyncio.create_task(self._copy(reader, far_writer, self._asks, asked)),
+                asyncio.create_task(self._copy(far_reader, writer, self._answers, lambda _: not is_lost)),
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -137,9 +174,16 @@ class Network:
                     way.cancel()
                 far_writer.transport.abort()
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        flows: asyncio.Event,
+        passes: Callable[[bytes], bool],
+    ) -> None:
         with contextlib.suppress(OSError):
-            while octets := await reader.read(65536):
-                await self._flows.wait()
+            while (octets := await reader.read(65536)) and passes(octets):
+                await asyncio.sleep(self.delay)
+                await flows.wait()
                 writer.write(octets)
                 await writer.drain()

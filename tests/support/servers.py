@@ -86,6 +86,10 @@ class Server:
         return said.startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
 
 
+KEEPS_ALL = ("--appendfsync", "always")
+"""For a server that is to be killed: with `everysec` it holds changes back while it flushes, and may lose them."""
+
+
 @contextlib.contextmanager
 def server(name: str, *options: str, config: str | None = None) -> Iterator[Server]:
     """`redis` or `valkey`, with options as on its command line, killed at the end with all that it has kept.
