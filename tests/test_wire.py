@@ -4,6 +4,7 @@ The recorded chunks are those of OpenRouter's streams of May 2026; the shapes of
 and of other OpenAI-compatible servers.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -781,8 +782,10 @@ SCRAP_BYTES = st.lists(FRAGMENTS | st.binary(max_size=8) | CHUNKS.map(raw) | BAD
 
 
 @given(SCRAP_BYTES.map(b"".join), st.lists(st.integers(0, 10_000), max_size=6))
+@example(b"<", [])
 def test_no_bytes_raise_anything_but_an_upstream_error(stream: bytes, cuts: list[int]) -> None:
-    assert_bears(parsed(pieces_of(stream, cuts)))
+    with contextlib.suppress(UpstreamError):
+        assert_bears(parsed(pieces_of(stream, cuts)))
 
 
 def test_a_usage_report_that_is_too_long_is_left_out() -> None:

@@ -104,9 +104,16 @@ async def test_several_processes_that_cannot_start_say_so_once() -> None:
 
 
 async def test_several_processes_of_uvicorn_share_a_server(shared: Server, upstream: ScriptedUpstream) -> None:
+    upstream.play(gated(gate := Gate(), ANSWER))
     env = {"STORE_URL": place(shared.url), "OPENROUTER_BASE_URL": upstream.base_url, "OPENROUTER_API_KEY": "k"}
-    async with process("uvicorn", "server:app", "--workers", "2", env=env) as relay:
+    async with (
+        process("uvicorn", "server:app", "--workers", "2", env=env) as relay,
+        contextlib.AsyncExitStack() as stack,
+    ):
         conversation_id = await relay.ask()
-        read = await asyncio.gather(*(relay.read(conversation_id) for _ in range(10)))
-        assert {one.content for one in read} == {ANSWER}
+        readers = [await stack.enter_async_context(relay.stream(conversation_id)) for _ in range(10)]
+        for reader in readers:
+            await reader.next()
+        gate.open_wide()
+        assert {(await reader.whole()).content for reader in readers} == {ANSWER}
     assert len(upstream.requests) == 1
