@@ -18,9 +18,6 @@ from tests.support.upstream import ScriptedUpstream
 
 LONGEST_TEST = 60.0
 
-settings.register_profile("relay", settings(), deadline=None)  # an example may start a server
-settings.load_profile("relay")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, metavar="N", help="fuzz the contract with N examples an operation, at random")
@@ -40,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.anyio_mode = "auto"
+    is_random = config.getoption("--fuzz") is not None
+    settings.register_profile("relay", settings(), deadline=None, derandomize=not is_random)  # may start a server
+    settings.load_profile("relay")
     config.addinivalue_line("markers", "bound(seconds): how long this async test may take, 60 s unless told")
     config.addinivalue_line("markers", "row(*cells): what docs/faults.md says of what the test does")
     config.addinivalue_line("markers", "not_on(store=, server=): left out where that option names it")
