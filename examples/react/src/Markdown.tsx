@@ -6,16 +6,19 @@ import { CopyButton } from './CopyButton'
 
 /** Markdown without raw HTML; links keep to safe protocols. A long text may lag behind its stream, typing never does. */
 export function Markdown({ text }: { text: string }) {
-  return <Rendered text={useDeferredValue(text)} />
+  const shown = useDeferredValue(text)
+  return (
+    <div className="markdown" dir="auto" aria-busy={shown !== text}>
+      <Rendered text={shown} />
+    </div>
+  )
 }
 
 const Rendered = memo(function Rendered({ text }: { text: string }) {
   return (
-    <div className="markdown" dir="auto">
-      <ReactMarkdown remarkPlugins={[remarkGfm]} rehypePlugins={[rehypeHighlight]} components={components}>
-        {text}
-      </ReactMarkdown>
-    </div>
+    <ReactMarkdown remarkPlugins={[remarkGfm]} rehypePlugins={[rehypeHighlight]} components={components}>
+      {text}
+    </ReactMarkdown>
   )
 })
 

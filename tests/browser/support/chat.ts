@@ -72,6 +72,7 @@ export class Chat {
   async ends(status: Message['status']) {
     await expect(this.answer).toHaveAttribute('data-status', status)
     await expect(this.stop).toHaveCount(0)
+    await expect(this.answer.locator('[aria-busy=true]')).toHaveCount(0) // a long text lags behind
   }
 
   /** The last answer's text, without what stands between its paragraphs; empty if there is none yet. */
