@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,9 +87,7 @@ def test_three_replicas_behind_nginx_share_their_conversations(composed: Namespa
     again = ("--retry", "60", "--retry-delay", "1", "--retry-all-errors", "--silent", "--show-error", "--fail")
     composed.run("curl", *again, f"{SHARED_PAGE}/api/conversations")  # which needs the server, too
     assert json.loads(composed.run("curl", *again, f"{SHARED_PAGE}/api/health"))["engine"] == "valkey"
-    names = composed.run("podman", "ps", "--format", "{{.Names}}").split()
-    replicas = [name for name in names if "replica" in name]
-    assert len(replicas) == 3
+    replicas = started(composed, 3)
     conversation = json.loads(curl(composed, "/conversations", body="{}", page=SHARED_PAGE))["id"]
     path = f"/conversations/{conversation}"
     curl(composed, f"{path}/messages", body='{"content": "Are you three?"}', page=SHARED_PAGE)
@@ -98,6 +97,18 @@ def test_three_replicas_behind_nginx_share_their_conversations(composed: Namespa
     messages = json.loads(composed.run("curl", *again, f"{SHARED_PAGE}/api{path}/messages"))["messages"]
     assert [message["status"] for message in messages] == ["complete", "complete"]
     composed.run("podman-compose", "--profile", "replicas", "down", cwd=ROOT)
+
+
+def started(inside: Namespaces, count: int) -> list[str]:
+    """The names of the replicas, once so many run: one that came before its server is started again."""
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:
+        names = inside.run("podman", "ps", "--format", "{{.Names}}").split()
+        if len(replicas := [name for name in names if "replica" in name]) == count:
+            return replicas
+        time.sleep(0.5)
+    logs = "for one in $(podman ps --all --quiet); do podman logs --names $one; done 2>&1"
+    raise AssertionError(inside.run("sh", "-c", f"podman ps --all; {logs}"))
 
 
 def curl(inside: Namespaces, path: str, body: str | None = None, page: str = PAGE) -> str:

@@ -64,7 +64,7 @@ const LONGEST = 8 // s between two tries
  * name `model` and `options`.
  */
 export function relayTransport(url: string, { headers, conversation, onWait }: Options = {}): RelayTransport {
-  const known = new Map<string, Map<string, string>>() // of each chat: the ids of its messages, here and at the relay
+  const known = new Map<string, Map<string, string>>() // of each chat: the ids of its messages that say something, here and at the relay
   const unread = new Map<string, Stored>() // of each chat: the answer that was in progress when it was loaded
   const sending = new Map<string, AbortController>() // of each chat: ends the tries
 
@@ -102,13 +102,15 @@ export function relayTransport(url: string, { headers, conversation, onWait }: O
   async function* read(chatId: string, response: Response, begin: () => Promise<Response>, signal?: AbortSignal, from?: Stored) {
     const parts = new Parts()
     let last = from?.last_event_id ?? ''
+    let reply = from?.id
     if (from) yield* parts.add(from)
     for (;;) {
       if (response.status === 204) return yield* parts.end() // deleted meanwhile
       try {
         for await (const { data, id } of events(response)) {
           const event: Event = JSON.parse(data)
-          if (event.message_id) known.get(chatId)?.set(event.message_id, event.message_id)
+          reply = event.message_id ?? reply
+          if (reply && (event.content || event.reasoning)) known.get(chatId)?.set(reply, reply)
           yield* parts.add({ ...event, id: event.message_id })
           last = id ?? last
           if (event.error) throw new RelayError(event.error.code, event.error.message, event.error.retry_after ?? undefined)
@@ -126,7 +128,7 @@ export function relayTransport(url: string, { headers, conversation, onWait }: O
     const get = () => call('GET', `/conversations/${chatId}/messages`)
     const response = await insist(get, Infinity).catch(orNone)
     const { messages }: { messages: Stored[] } = response ? await response.json() : { messages: [] }
-    known.set(chatId, new Map(messages.map(({ id }) => [id, id])))
+    known.set(chatId, new Map(messages.filter(({ content, reasoning }) => content || reasoning).map(({ id }) => [id, id])))
     const last = messages.at(-1)
     if (last?.status === 'streaming') unread.set(chatId, last)
     else unread.delete(chatId)
