@@ -13,6 +13,7 @@ export default defineConfig({
   fullyParallel: true,
   workers: 3,
   forbidOnly: Boolean(process.env.CI),
+  retries: 1, // on a busy machine Chromium itself may go away; what passes only then is listed as flaky
   timeout,
   expect: { timeout: 30_000 },
   reporter: 'list',
