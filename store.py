@@ -283,7 +283,7 @@ class Store:
 
     def report_reply(self, message: Message, so_far: Ending) -> None:
         """What upstream says of a reply that is made here, beside its text, for others that end it."""
-        self._engine.report(ended(message, so_far))
+        self._engine.report(message, so_far)
 
     async def follow_reply(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
         """Add to a reply in progress what another relay makes of it: True when it has ended, False once unwanted.

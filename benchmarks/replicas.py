@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -110,7 +111,7 @@ async def _run(sizes: Sizes) -> str:
                 for way, measure in WAYS.items():
                     url = f"{shared.URL}?prefix={uuid4()}"
                     workers = {"WEB_CONCURRENCY": "2"} if measure is two_relays else {}
-                    relay = shared.keeping_in(service, "replica", lambda url=url: url, **workers)  # type: ignore[misc]
+                    relay = shared.keeping_in(service, "replica", partial(str, url), **workers)
                     found[way].append(await measure(bench, relay, server))
     finally:
         upstream.close()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from stores.changes import Change, Sums
-from stores.records import Conversation, Kind, Message, StoreError
+from stores.records import Conversation, Ending, Kind, Message, StoreError
 from stores.threads import Thread
 
 Slices = AsyncGenerator[tuple[list[Message], bool], None]
@@ -97,7 +97,7 @@ class Engine(ABC):
     async def settle(self, message_id: str) -> StoreError | None:
         """Wait until all text that was taken is kept; the error if some of it can't be."""
 
-    def report(self, message: Message) -> None:  # noqa: B027
+    def report(self, message: Message, so_far: Ending) -> None:  # noqa: B027
         """Tell other relays, if there are any, what is known of a reply that is made here, beside its text."""
 
     async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
@@ -108,7 +108,10 @@ class Engine(ABC):
         """A reply isn't made any more, and its end couldn't be told: it is among the `orphans` when it can be."""
 
     def orphans(self) -> AsyncIterator[tuple[str, str]]:
-        """Replies in progress that nobody makes, (conversation, message) each, told again until they have ended."""
+        """Replies in progress that nobody makes: (conversation, message) each.
+
+        Where relays share them, told again until they have ended.
+        """
         raise AssertionError("every reply is made here")
 
     @abstractmethod

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from stores.changes import Change, Sums, moment
 from stores.engine import Engine, Slices
-from stores.records import REPORTED, Conversation, Kind, Message, StoreError
+from stores.records import REPORTED, Conversation, Ending, Kind, Message, StoreError, ended
 from stores.shared import starting
 from stores.shared.appending import Appending, over
 from stores.shared.clock import Clock
@@ -111,8 +111,9 @@ class Shared(Engine):
     async def settle(self, message_id: str) -> StoreError | None:
         return await self._appending.settle(message_id)
 
-    def report(self, message: Message) -> None:
-        self._appending.report(message.id, json.dumps({name: getattr(message, name) for name in REPORTED}))
+    def report(self, message: Message, so_far: Ending) -> None:
+        known = ended(message, so_far)
+        self._appending.report(message.id, json.dumps({name: getattr(known, name) for name in REPORTED}))
 
     async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
         return await self._following.follow(message, is_wanted)
