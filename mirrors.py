@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from serving.logs import outline
+from logs import outline
 from store import Ending, Message, NotFound, Store, StoreUnavailable, ended
 
-UNREAD = 5.0  # seconds after which a reply isn't followed for nobody
+UNREAD_GRACE = 5.0  # seconds after which a reply isn't followed for nobody
 
 logger = logging.getLogger("replies")
 
@@ -74,7 +74,7 @@ class Mirror(Reply):
     def is_wanted(self) -> bool:
         """Whether it is read, or was just now."""
         is_waited_for = any(not waiter.done() for waiter in self._waiters)
-        return is_waited_for or time.monotonic() - self._read_at < UNREAD
+        return is_waited_for or time.monotonic() - self._read_at < UNREAD_GRACE
 
     def change(self) -> asyncio.Future[None]:
         self._read_at = time.monotonic()

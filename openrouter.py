@@ -8,12 +8,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import httpx
 
-from serving.settings import Settings
+from settings import Settings
 from upstream.completion import Completion
-from upstream.connection import Exchange
 from upstream.errors import (
     NotConfigured,
     UpstreamBroken,
@@ -23,11 +23,10 @@ from upstream.errors import (
     UpstreamUnreachable,
     UpstreamUnreadable,
 )
+from upstream.http.connection import Exchange
 from upstream.models import Models, ModelsCache
-from upstream.redaction import redacted
-from upstream.refusals import decoded, refusal, retry_after_seconds
+from upstream.refusals import decoded, redacted, refusal, retry_after_seconds
 from upstream.request import encode_request
-from upstream.timers import Timers
 from upstream.values import Delta, Finish, Prompt, Report, Retry
 
 __all__ = ["Delta", "Finish", "Models", "OpenRouter", "Prompt", "Report", "Retry", "Timers", "UpstreamError", "Values"]
@@ -40,6 +39,21 @@ _ENCODINGS = {"identity", "gzip", "x-gzip", "deflate", ""}  # that httpx decodes
 Values = AsyncGenerator[Report | Retry | Delta | Finish, None]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timers:
+    """How long upstream is waited for, and how often it is asked again, in seconds."""
+
+    connect: float = 10.0
+    read: float = 60.0  # without a byte
+    delta: float = 300.0  # without a delta, whatever comments come
+    tail: float = 5.0  # for the usage, after the finish reason, and for the body of an error
+    rest: float = 1.0  # for the response's end, after `[DONE]`
+    retries: tuple[float, ...] = (0.5, 1.5)  # before the second and the third try
+    retry_after: float = 30.0  # the longest `Retry-After` that is waited for
+    models: float = 3600.0  # that the models list is fresh
+    models_retry: float = 30.0  # after a failed refresh, until the next
 
 
 class OpenRouter:
@@ -62,7 +76,7 @@ class OpenRouter:
         ]
         if self._api_key:
             headers.append((b"Authorization", f"Bearer {self._api_key}".encode()))
-        self._models = ModelsCache(self._fetch_models, timers)
+        self._models = ModelsCache(self._fetch_models, timers.models, timers.models_retry)
         self._models_url = self._url("/models")
         self._models_headers = [*headers, (b"Accept-Encoding", b"gzip, deflate")]
         self._completions_url = self._url("/chat/completions")

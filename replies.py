@@ -14,11 +14,11 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
+from logs import outline
 from mirrors import Mirror, Mirrors, Reply
 from openrouter import Delta, OpenRouter, Prompt, Report, Retry, UpstreamError, Values
-from serving.logs import outline
 from serving.metrics import Metrics, Outcome
-from serving.settings import Settings
+from settings import Settings
 from store import (
     Ending,
     Failure,
@@ -33,10 +33,10 @@ from store import (
     ended,
 )
 
-PATIENCE = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
-LAST_PATIENCE = 0.5  # seconds, where the service is on its way out
-LAST_SECONDS = 0.8  # in which replies that were cut off end
-TRY_AGAIN = 0.3  # seconds between two offers
+ENDING_TIMEOUT = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
+CUT_ENDING_TIMEOUT = 0.5  # seconds, where the service is on its way out
+CUT_GRACE = 0.8  # in which replies that were cut off end
+ENDING_RETRY_INTERVAL = 0.3  # seconds between two offers
 
 _Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
 
@@ -152,7 +152,7 @@ class Replies:
         self._draining_for = round(grace)
         await self._all_ended(grace)
         self.cut()
-        await self._all_ended(LAST_SECONDS)
+        await self._all_ended(CUT_GRACE)
         self._give_up()
         self._mirrors.drop()
 
@@ -365,10 +365,10 @@ class Replies:
             except StoreFull as error:
                 refusal = error
             except StoreUnavailable as error:
-                if time.monotonic() - began > (LAST_PATIENCE if self._is_cut else PATIENCE):
+                if time.monotonic() - began > (CUT_ENDING_TIMEOUT if self._is_cut else ENDING_TIMEOUT):
                     refusal = error
                 else:
-                    await asyncio.sleep(TRY_AGAIN)
+                    await asyncio.sleep(ENDING_RETRY_INTERVAL)
         refused = _refused(refusal)
         failed = replace(ending, status=refused.status, finish_reason=None, error=refused.error)
         try:

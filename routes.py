@@ -16,20 +16,17 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Match, Route
 
-from api.accept import wants_events, wants_text
-from api.bodies import Rejected, read_fields, unprocessable
-from api.event_ids import place_of
 from api.events import STREAM_HEADERS, reply_response
-from api.fields import MODEL, OPTIONAL_MODEL, TITLE, Rule, Text, Turns, identifier, reference
-from api.options import Options
+from api.fields import MODEL, OPTIONAL_MODEL, TITLE, Options, Rule, Text, Turns, identifier, reference
 from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
-from api.shapes import conversation_fields, message_fields
+from api.requests import Rejected, read_fields, unprocessable, wants_events, wants_text
+from api.shapes import conversation_fields, message_fields, place_of
 from mirrors import Reply
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
 from serving.metrics import MEDIA_TYPE, Metrics
-from serving.settings import Settings
+from settings import Settings
 from store import (
     IdTaken,
     Message,

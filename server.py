@@ -23,22 +23,20 @@ from starlette.middleware import Middleware
 from uvicorn.server import HANDLED_SIGNALS
 
 import demo
+import logs
 from openrouter import OpenRouter, Timers
 from replies import Replies
 from routes import VERSION, State, exception_handlers, routes
-from serving import logs
 from serving.access import Access, Origins, is_loopback
 from serving.connections import MAX_CONNECTIONS, ClientConnection
-from serving.hint import demo_hint
-from serving.listening import BACKLOG, listen
 from serving.metrics import Metrics
 from serving.middleware import Boundary, Cors, Envelope
-from serving.settings import Settings, SettingsError
-from serving.shutdown import Server
-from serving.workers import STARTUP_FAILURE, forked
+from serving.process import BACKLOG, Server, listen
+from settings import Settings, SettingsError
 from store import Store
-from stores.expiry import expiring
-from upstream.transport import Transport
+from upstream.http.transport import Transport
+
+STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
 
 logger = logging.getLogger("server")
 
@@ -62,8 +60,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
         _warn(settings)
         await store.open()
         try:
-            async with expiring(store.delete_expired, settings.conversation_ttl):
-                yield State(settings=settings, store=store, replies=replies, openrouter=openrouter, metrics=metrics)
+            yield State(settings=settings, store=store, replies=replies, openrouter=openrouter, metrics=metrics)
         finally:
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()
@@ -142,6 +139,8 @@ def refuse_workers(store: Store) -> None:
 def serve(settings: Settings, *, is_demo: bool = False) -> None:
     """Run until a signal. Raises `SettingsError` before anything has started."""
     app = create_app(settings, is_demo=is_demo)
+    if os.environ.get("WEB_CONCURRENCY"):  # some platforms set it by themselves
+        logger.info("WEB_CONCURRENCY means nothing to `python server.py`: it is one process")
     sockets = listen(settings.host, settings.port)
     port = sockets[0].getsockname()[1]
     config = uvicorn.Config(
@@ -162,25 +161,10 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
     _raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals
     with contextlib.suppress(KeyboardInterrupt):
-        store: Store = app.state.store
-        until = _forked(settings, store) if store.is_shared and not is_demo else None
-        hint = demo_hint(port) if is_demo else ""
-        Server(config, settings.shutdown_grace, hint, before=store.open, until=until).run(sockets)
+        hint = demo.hint(port) if is_demo else ""
+        Server(config, settings.shutdown_grace, hint, before=app.state.store.open).run(sockets)
     for number in HANDLED_SIGNALS:  # nothing is left to end
         signal.signal(number, signal.SIG_IGN)
-
-
-def _forked(settings: Settings, store: Store) -> int | None:
-    """Return in each of several processes, if several are wanted. Raises `SettingsError` before there are any."""
-    if settings.web_concurrency == 1 or not hasattr(os, "fork"):
-        return None
-    asyncio.run(_tried(store))
-    return forked(settings.web_concurrency)
-
-
-async def _tried(store: Store) -> None:
-    await store.open()
-    await store.close()
 
 
 def _raise_file_limit() -> None:

@@ -6,15 +6,17 @@ engine's business. Several may change one conversation at a time: a change is ma
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from serving.logs import outline
-from serving.settings import Settings
-from stores.changes import Change, iso
-from stores.engine import Slices
-from stores.engines import engine_for
+from logs import outline
+from settings import Settings, SettingsError
+from stores.engine import Engine, Slices
+from stores.memory import Memory
 from stores.records import (
     Conversation,
     Ending,
@@ -33,7 +35,8 @@ from stores.records import (
     ended,
 )
 from stores.rules import Rules
-from stores.threads import Thread
+from stores.snapshot import Change, Snapshot, iso
+from stores.sqlite.engine import Sqlite
 
 __all__ = ["Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed", "OwedReply"]
 __all__ += [
@@ -49,13 +52,16 @@ __all__ += [
 ]
 
 PAGE = 200  # conversations that are looked at in one go
+LOCK_GRACE = 5.0  # seconds beyond SHUTDOWN_GRACE, in which another process lets go of its file
+EXPIRY_INTERVAL = 10.0  # seconds between two looks for conversations to delete
 ROUNDS = 100  # of loading, asking and committing, before a conversation counts as too busy
 
-_Rule = Callable[[Rules, Thread], Change]
+_Rule = Callable[[Rules, Snapshot], Change]
 _Commit = Callable[[Change], Awaitable[Change | None]]
 
 _GONE = Ending("failed", error=Failure(503, "The relay that made this reply is gone: ask again.", retryable=True))
 _RESTARTED = Ending("failed", error=Failure(503, "The service was restarted: ask again.", retryable=True))
+
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +86,7 @@ class Store:
         self._settings = settings
         self._engine = engine_for(settings)
         self._is_open = False
-        self._sweeping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._left: dict[str, Ending] = {}  # of replies whose end couldn't be told
 
     async def open(self) -> None:
@@ -89,14 +95,16 @@ class Store:
             left = await self._engine.open()
             await asyncio.gather(*(self.abandon_reply(*ids, _RESTARTED) for ids in left))
             if not self._engine.forgets:
-                self._sweeping = asyncio.create_task(self._sweep())
+                self._tasks.append(asyncio.create_task(self._sweep()))
+            if self._settings.conversation_ttl:
+                self._tasks.append(asyncio.create_task(self._expire(self._settings.conversation_ttl)))
         self._is_open = True
 
     async def close(self) -> None:
         """Keep what is to be kept."""
         self._is_open = False
-        if self._sweeping:
-            self._sweeping.cancel()
+        while self._tasks:
+            self._tasks.pop().cancel()
         await self._engine.close()
 
     @property
@@ -116,11 +124,11 @@ class Store:
 
     async def counts(self) -> tuple[int, int]:
         """How many conversations and messages there are."""
-        return self._engine.sums.conversations, self._engine.sums.messages
+        return self._engine.totals.conversations, self._engine.totals.messages
 
     async def text_size(self) -> int:
         """Bytes of text in all of them."""
-        return self._engine.sums.text
+        return self._engine.totals.text
 
     async def create_conversation(
         self,
@@ -138,9 +146,9 @@ class Store:
         """
 
         async def created() -> Change:
-            if id and (thread := await self._engine.thread(id, whole=False)):
-                raise Repeated(thread.conversation)
-            return self._rules().created(
+            if id and (snapshot := await self._engine.snapshot(id, whole=False)):
+                raise Repeated(snapshot.conversation)
+            return self._rules().create(
                 id=id,
                 default_model=default_model,
                 title=title,
@@ -171,13 +179,15 @@ class Store:
 
         Raises `NotFound`, `StoreFull`.
         """
-        change = await self._change(conversation_id, lambda rules, thread: rules.updated(thread, changes), whole=False)
+        change = await self._change(
+            conversation_id, lambda rules, snapshot: rules.update(snapshot, changes), whole=False
+        )
         logger.info("Updated conversation %s", conversation_id)
         return _conversation(change)
 
     async def delete_conversation(self, conversation_id: str) -> None:
         """Forget it and its messages. Raises `NotFound`."""
-        await self._change(conversation_id, Rules.deleted)
+        await self._change(conversation_id, Rules.delete)
         logger.info("Deleted conversation %s", conversation_id)
 
     async def delete_expired(self, seconds: float) -> None:
@@ -192,7 +202,7 @@ class Store:
 
     async def messages(self, conversation_id: str) -> list[Message]:
         """All messages, oldest first. Raises `NotFound`."""
-        return list((await self._thread(conversation_id)).messages.values())
+        return list((await self._snapshot(conversation_id)).messages.values())
 
     async def slices(self, conversation_id: str) -> Slices:
         """All messages, oldest first, some at a time, with whether these were the last. Raises `NotFound`."""
@@ -205,34 +215,37 @@ class Store:
 
     async def message(self, conversation_id: str, message_id: str) -> Message | None:
         """One message, None if it isn't there. Raises `NotFound` for the conversation."""
-        thread = await self._thread(conversation_id, whole=False, since=message_id)
-        return thread.messages.get(message_id)
+        snapshot = await self._snapshot(conversation_id, whole=False, since=message_id)
+        return snapshot.messages.get(message_id)
 
     async def in_progress(self, conversation_id: str) -> Message | None:
         """The reply in progress, None if there is none. Raises `NotFound`."""
-        return (await self._thread(conversation_id, whole=False)).in_progress
+        return (await self._snapshot(conversation_id, whole=False)).in_progress
 
     async def reply_to(self, conversation_id: str, question: Question) -> Message | None:
         """The first reply behind a question that was asked before, None if there is none.
 
         Raises `NotFound`, `IdTaken`.
         """
-        thread = await self._thread(conversation_id, whole=False, since=question.id)
+        snapshot = await self._snapshot(conversation_id, whole=False, since=question.id)
         try:
-            thread.check_is_new(question)
+            snapshot.check_is_new(question)
         except Repeated as repeated:
-            return thread.first_reply(repeated.found.id)
+            return snapshot.first_reply(repeated.found.id)
         return None
 
     async def check_is_new(self, conversation_id: str, question: Question) -> None:
         """Raises `Repeated` where the question is there already, `IdTaken` where its id is another's; `NotFound`."""
-        (await self._thread(conversation_id, whole=False, since=question.id)).check_is_new(question)
+        (await self._snapshot(conversation_id, whole=False, since=question.id)).check_is_new(question)
 
     async def add_user_message(self, conversation_id: str, question: Question) -> Message:
         """Add a question. Raises what `check_is_new` raises, `ReplyInProgress`, `StoreFull`."""
         cuts = question.after is not ...
         change = await self._change(
-            conversation_id, lambda rules, thread: rules.asked(thread, question), whole=cuts, since=question.id
+            conversation_id,
+            lambda rules, snapshot: rules.add_question(snapshot, question),
+            whole=cuts,
+            since=question.id,
         )
         logger.info("Added user message to conversation %s", conversation_id)
         return change.added[0]
@@ -243,26 +256,28 @@ class Store:
         One that was asked before has its first reply, or begins the one that is owed. Raises what `add_user_message`
         raises but `Repeated`.
         """
-        owed = await self._begin(conversation_id, lambda rules, thread: rules.asked_and_begun(thread, question))
+        owed = await self._begin(
+            conversation_id, lambda rules, snapshot: rules.add_question_and_begin_reply(snapshot, question)
+        )
         if owed.turns is not None:
             logger.info("Added user message to conversation %s", conversation_id)
         return owed
 
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
         """Forget that message and every later one. Raises `NotFound`."""
-        change = await self._change(conversation_id, lambda rules, thread: rules.truncated(thread, message_id))
+        change = await self._change(conversation_id, lambda rules, snapshot: rules.truncate(snapshot, message_id))
         logger.info("Deleted %d messages from conversation %s", len(change.removed), conversation_id)
 
     async def last_owed(self, conversation_id: str) -> Message:
         """The message that `begin_reply` would answer, replace or join. Raises `NotFound`, `NothingOwed`."""
-        return (await self._thread(conversation_id, whole=False)).check_owed()
+        return (await self._snapshot(conversation_id, whole=False)).check_owed()
 
     async def begin_reply(self, conversation_id: str, model: str | None = None) -> OwedReply:
         """Begin the reply that is owed, or tell which one is in progress. A failed one is replaced.
 
         Raises `NotFound`, `NothingOwed`, `StoreFull`.
         """
-        return await self._begin(conversation_id, lambda rules, thread: rules.begun(thread, model))
+        return await self._begin(conversation_id, lambda rules, snapshot: rules.begin_reply(snapshot, model))
 
     async def extend_reply(self, message_id: str, kind: Kind, text: str) -> None:
         """Add text to a reply that was begun here, as much as there is room for. It is shown when it is kept.
@@ -270,7 +285,7 @@ class Store:
         Raises `NotFound` once it has been deleted, and `StoreFull` where that isn't all of it.
         """
         engine = self._engine
-        if len(text) * 4 <= self._settings.max_store_bytes - engine.sums.text:
+        if len(text) * 4 <= self._settings.max_store_bytes - engine.totals.text:
             return await engine.extend(message_id, kind, text)
         fitting = (rules := self._rules()).fitting(text)
         await engine.extend(message_id, kind, fitting)
@@ -325,18 +340,27 @@ class Store:
                 logger.error("reply %s could not be ended\n%s", message_id, outline(error))
             logger.warning("Ended reply %s of conversation %s, which nobody made any more", message_id, conversation_id)
 
+    async def _expire(self, seconds: float) -> None:
+        """Delete expired conversations again and again."""
+        while True:
+            try:
+                await self.delete_expired(seconds)
+            except Exception as error:  # the next look may be luckier
+                logger.error("expired conversations could not be deleted\n%s", outline(error))
+            await asyncio.sleep(EXPIRY_INTERVAL)
+
     async def _delete_if_expired(self, conversation_id: str, since: str) -> None:
         async def ask() -> Change | None:
-            thread = await self._engine.thread(conversation_id)
-            return self._rules().expired(thread, since) if thread else None
+            snapshot = await self._engine.snapshot(conversation_id)
+            return self._rules().expire(snapshot, since) if snapshot else None
 
         if await self._committed(ask, self._engine.commit):
             logger.info("Deleted conversation %s", conversation_id)
 
     async def _finished(self, conversation_id: str, message_id: str, ending: Ending, commit: _Commit) -> Message | None:
         async def ask() -> Change | None:
-            thread = await self._thread(conversation_id, whole=False, since=message_id)
-            return self._rules().finished(thread, message_id, ending)
+            snapshot = await self._snapshot(conversation_id, whole=False, since=message_id)
+            return self._rules().finish(snapshot, message_id, ending)
 
         try:
             change = await self._committed(ask, commit)
@@ -353,11 +377,11 @@ class Store:
         interruption = self._engine.interruption(change.began.id)
         return OwedReply(change.began, change.after.turns(), change.after.options(), interruption)
 
-    async def _thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread:
-        thread = await self._engine.thread(conversation_id, whole=whole, since=since)
-        if thread is None:
+    async def _snapshot(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Snapshot:
+        snapshot = await self._engine.snapshot(conversation_id, whole=whole, since=since)
+        if snapshot is None:
             raise self._no_conversation()
-        return thread
+        return snapshot
 
     def _no_conversation(self) -> NotFound:
         what_if = " They are kept in memory: a restart forgets them." if self._engine.forgets else ""
@@ -369,7 +393,7 @@ class Store:
         """The change that the rule makes, committed. Raises `NotFound`, and what the rule raises."""
 
         async def ask() -> Change | None:
-            return rule(self._rules(), await self._thread(conversation_id, whole=whole, since=since))
+            return rule(self._rules(), await self._snapshot(conversation_id, whole=whole, since=since))
 
         change = await self._committed(ask, self._engine.commit)
         assert change is not None, "such a rule makes a change or raises"
@@ -384,9 +408,34 @@ class Store:
         raise StoreUnavailable("The conversation is changed by too many at once: try again in a moment.")
 
     def _rules(self) -> Rules:
-        return Rules(self._settings, self._engine.sums, self._engine.now())
+        return Rules(self._settings, self._engine.totals, self._engine.now())
 
 
 def _conversation(change: Change) -> Conversation:
     assert change.after is not None
     return change.after.conversation
+
+
+def engine_for(settings: Settings) -> Engine:
+    """Raises `SettingsError`."""
+    url = settings.store_url
+    if not url:
+        return Memory()
+    if re.match(r"(valkey|redis)s?(\+\w+)?:", url):
+        return _shared(url)
+    if file := re.fullmatch(r"sqlite:///(?!:memory:|.*%00)([^?#]*[^?#/])", url):
+        return Sqlite(Path(unquote(file[1])), settings.shutdown_grace + LOCK_GRACE)
+    raise SettingsError(
+        "STORE_URL must be empty, or sqlite:///chat.db, or with an absolute path sqlite:////data/chat.db, "
+        "or the URL of a server: valkey://host:6379, or another of docs/settings.md."
+    )
+
+
+def _shared(url: str) -> Engine:
+    try:
+        from stores.valkey.engine import Valkey
+    except ModuleNotFoundError as error:
+        if error.name != "valkey":
+            raise
+        raise SettingsError("STORE_URL needs one package more: pip install -r requirements-valkey.txt") from None
+    return Valkey(url)

@@ -12,13 +12,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
-from api.event_ids import event_id
-from api.shapes import last_event_fields
+from api.shapes import event_id, last_event_fields
 from mirrors import Reply
 from store import Kind, Message
 
-KEEP_ALIVE = 15  # seconds between pings on a silent stream
-RETRY_MS = 1_000  # after which an EventSource that was cut off comes back
+PING_INTERVAL = 15  # seconds between pings on a silent stream
+RECONNECT_INTERVAL_MS = 1_000  # after which an EventSource that was cut off comes back
 SLICE_CHARS = 4_900  # at most in one event: as JSON in ASCII a line of 60,000 bytes; some clients take no longer ones
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
@@ -29,7 +28,7 @@ def reply_response(reply: Reply, position: int = 0, *, as_text: bool = False) ->
     if as_text:
         return _TextStream(_parts(reply, position, _Text()), headers=headers, media_type="text/plain")
     parts = _parts(reply, position, _Events(reply.message))
-    return _EventStream(parts, headers=headers, ping=KEEP_ALIVE, ping_message_factory=_ping)
+    return _EventStream(parts, headers=headers, ping=PING_INTERVAL, ping_message_factory=_ping)
 
 
 class _TextStream(StreamingResponse):
@@ -69,7 +68,7 @@ class _Events:
     def start(self, position: int) -> bytes:
         message = self._message
         data = {"message_id": message.id, "model": message.model, "question_id": message.question_id}
-        head = f"event: start\nretry: {RETRY_MS}\n"
+        head = f"event: start\nretry: {RECONNECT_INTERVAL_MS}\n"
         return f"{head}data: {json.dumps(data)}\nid: {event_id(message.id, position)}\n\n".encode()
 
     def text(self, kind: Kind, text: str, position: int) -> bytes:

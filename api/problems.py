@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-LINGER = 5.0  # seconds that a client has for the rest of a body that is refused
+LINGER_TIMEOUT = 5.0  # seconds that a client has for the rest of a body that is refused
 
 
 def problem(
@@ -26,7 +26,7 @@ def problem(
 
 
 class Lingering(Response):
-    """Sends `response` at once, but closes only when the client has sent its body, or after `LINGER` seconds.
+    """Sends `response` at once, but closes only when the client has sent its body, or after `LINGER_TIMEOUT` seconds.
 
     A server that closes at once may reset the connection before its response is read (RFC 9112, 9.6).
     """
@@ -39,7 +39,7 @@ class Lingering(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         with suppress(TimeoutError):  # then the client has had its time
-            async with asyncio.timeout(LINGER):
+            async with asyncio.timeout(LINGER_TIMEOUT):
                 while (await receive()).get("more_body"):
                     pass
         await send({"type": "http.response.body"})

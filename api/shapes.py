@@ -1,10 +1,15 @@
-"""What conversations, messages and failures look like in JSON."""
+"""What conversations, messages and failures look like in JSON, and the ids of a stream's events.
+
+An event's id is a message, and how much of it its reader has. Clients send it back as it came.
+"""
 
 import json
+import re
 from typing import Any
 
-from api.event_ids import event_id
 from store import Conversation, Failure, Message
+
+_EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|[0-9]{1,9})")
 
 
 def conversation_fields(conversation: Conversation) -> dict[str, Any]:
@@ -57,3 +62,14 @@ def _value(text: str | None) -> Any:
 
 def failure_fields(failure: Failure) -> dict[str, Any]:
     return {name: getattr(failure, name) for name in Failure.__slots__}
+
+
+def event_id(message_id: str, position: int | None) -> str:
+    """The id of the event behind which a reader is at `position` (in characters), None: behind the last event."""
+    return f"{message_id}:{'end' if position is None else position}"
+
+
+def place_of(event_id: str) -> tuple[str, int | None] | None:
+    """The message and the position that an id tells; None if it isn't one."""
+    match = _EVENT_ID.fullmatch(event_id)
+    return (match[1], None if match[2] == "end" else int(match[2])) if match else None

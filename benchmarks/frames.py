@@ -23,7 +23,7 @@ from benchmarks.readers import open_reader
 from benchmarks.upstream import Upstream
 from server import create_app
 from serving.connections import ClientConnection
-from serving.settings import Settings
+from settings import Settings
 
 KEY, WARM_UP, TOKENS, GAP = 1, 50, 300, 0.02  # tokens come one every `GAP` seconds
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from serving.settings import Settings
+from settings import Settings
 from store import Question, Store
-from stores.changes import Change, Sums
-from stores.file import File
 from stores.rules import Rules
+from stores.snapshot import Change, Totals
+from stores.sqlite.file import File
 
 CONVERSATIONS, MESSAGES, TEXT = 10_000, 10, 256 * 1024 * 1024
 COMMITS = 500
@@ -57,7 +57,7 @@ def imports(conversations: int) -> Iterator[Change]:
     turns = [{"role": role, "content": text} for role in ("user", "assistant") * (MESSAGES // 2)]
     now = time.time_ns() // 1000
     for number in range(conversations):
-        yield Rules(settings, Sums(), now + number * 100).created(
+        yield Rules(settings, Totals(), now + number * 100).create(
             id=None, default_model=None, title=None, system_prompt=None, options=None, messages=turns
         )
 

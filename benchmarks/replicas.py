@@ -58,12 +58,6 @@ async def elsewhere(bench: Bench, relay: Subject, server: Process) -> Figures:
         return await _measured(bench, crowd, server, making.process, reading.process)
 
 
-async def two_relays(bench: Bench, relay: Subject, server: Process) -> Figures:
-    """Two processes that listen together: all that both cost stands under making."""
-    async with bench.running(relay) as both:
-        return await _measured(bench, Crowd(bench, both), server, both.process)
-
-
 async def _measured(bench: Bench, crowd: Crowd, server: Process, *relays: Process) -> Figures:
     with closing(crowd):
         await crowd.grow(STREAMS)
@@ -82,7 +76,6 @@ async def _measured(bench: Bench, crowd: Crowd, server: Process, *relays: Proces
 WAYS: dict[str, Callable[[Bench, Subject, Process], Awaitable[Figures]]] = {
     "at the relay that makes the reply": here,
     "at another relay": elsewhere,
-    "at either of two processes (`WEB_CONCURRENCY=2`)": two_relays,
 }
 
 
@@ -110,8 +103,7 @@ async def _run(sizes: Sizes) -> str:
             for _ in range(sizes.rounds):
                 for way, measure in WAYS.items():
                     url = f"{shared.URL}?prefix={uuid4()}"
-                    workers = {"WEB_CONCURRENCY": "2"} if measure is two_relays else {}
-                    relay = shared.keeping_in(service, "replica", partial(str, url), **workers)
+                    relay = shared.keeping_in(service, "replica", partial(str, url))
                     found[way].append(await measure(bench, relay, server))
     finally:
         upstream.close()

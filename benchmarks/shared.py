@@ -37,12 +37,12 @@ def server(core: int | None) -> Iterator[Process]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def keeping_in(service: Subject, name: str, store_url: Callable[[], str], **settings: str) -> Subject:
+def keeping_in(service: Subject, name: str, store_url: Callable[[], str]) -> Subject:
     """The relay with this `STORE_URL`, asked for at each start."""
 
     def command(port: int, url: str) -> Command:
         on_dicts = service.command(port, url)
         arguments = (sys.executable, *on_dicts.arguments[1:])  # which has the server's client
-        return Command(arguments, {**on_dicts.environment, **settings, "STORE_URL": store_url()})
+        return Command(arguments, {**on_dicts.environment, "STORE_URL": store_url()})
 
     return replace(service, name=name, command=command)

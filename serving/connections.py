@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol, with bounds on what a client may keep a connection waiting for.
 
 Knows nothing of the app. uvicorn has a time-out between requests, but none within one, and none for what was sent.
+Offers to speak another protocol are ignored.
 """
 
 import asyncio
@@ -9,9 +10,8 @@ import math
 from collections import deque
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-
-from serving.offers import Parser
 
 MAX_CONNECTIONS = 10_000  # beyond them requests are refused
 HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head, once the connection is open or something has come
@@ -115,3 +115,39 @@ class ClientConnection(HttpToolsProtocol):
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
+
+
+class Parser(httptools.HttpRequestParser):
+    """A request with an offer is parsed again as if it had none.
+
+    Its `on_headers_complete` and `on_message_complete` come twice: `makes_offer` is true the first time.
+    """
+
+    def __init__(self, protocol: HttpToolsProtocol) -> None:
+        super().__init__(protocol)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._protocol = protocol
+
+    @property
+    def makes_offer(self) -> bool:
+        """Whether the head that is complete offers another protocol; a CONNECT is no offer."""
+        return self.should_upgrade() and self.get_method() != b"CONNECT"
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn has nothing else
+        """As httptools has it; `HttpParserUpgrade` is raised for a CONNECT alone."""
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if not self.makes_offer:
+                raise
+            rest = data[offer.args[0] :]
+        else:
+            return
+        head = self._head_without_offer()
+        self._protocol.parser = Parser(self._protocol)
+        self._protocol.parser.feed_data(head + rest)
+
+    def _head_without_offer(self) -> bytes:
+        line = b"%b %b HTTP/%b" % (self.get_method(), self._protocol.url, self.get_http_version().encode())
+        fields = [b"%b: %b" % field for field in self._protocol.headers if field[0] != b"upgrade"]
+        return b"\r\n".join([line, *fields, b"", b""])

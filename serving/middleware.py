@@ -18,11 +18,11 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import problem
+from logs import outline, request_id
 from serving.access import Origins
-from serving.logs import outline, request_id
 from serving.metrics import METHODS, Metrics
 
-GONE_SECONDS = 1.0  # in which an aborted connection is gone
+ABORT_TIMEOUT = 1.0  # in which an aborted connection is gone
 
 logger = logging.getLogger("server")
 
@@ -68,7 +68,7 @@ class Envelope:
             if not _abort(receive):
                 raise
             with suppress(TimeoutError):  # until the server, too, knows that the connection is gone
-                async with asyncio.timeout(GONE_SECONDS):
+                async with asyncio.timeout(ABORT_TIMEOUT):
                     while (await receive())["type"] != "http.disconnect":
                         pass
 

@@ -1,6 +1,7 @@
 """What keeps conversations: what each engine promises to the store above it.
 
-An engine knows no rule. It hands out threads, and makes a change if the thread is still what the change was made from.
+An engine knows no rule. It hands out snapshots of conversations, and makes a change if the conversation is still what
+its snapshot says.
 A reply's text is kept before it is shown: only what is kept is added to the transcript.
 """
 
@@ -8,9 +9,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-from stores.changes import Change, Sums
 from stores.records import Conversation, Ending, Kind, Message, StoreError
-from stores.threads import Thread
+from stores.snapshot import Change, Snapshot, Totals
 
 Slices = AsyncGenerator[tuple[list[Message], bool], None]
 
@@ -27,7 +27,7 @@ class Engine(ABC):
     is_shared = False
     """Whether other relays have the same conversations, and make replies in them."""
 
-    sums: Sums
+    totals: Totals
     """What it holds, with the changes that are on their way."""
 
     @property
@@ -55,7 +55,7 @@ class Engine(ABC):
         """Newest `updated_at` first, and the `before` of the next page, None after the last."""
 
     @abstractmethod
-    async def thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread | None:
+    async def snapshot(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Snapshot | None:
         """The conversation with its messages, None if it isn't there.
 
         An engine that has to fetch them may leave some out if not all are wanted. It always has the last one, and all
@@ -64,20 +64,20 @@ class Engine(ABC):
 
     async def conversation(self, conversation_id: str) -> Conversation | None:
         """Without its messages, None if it isn't there."""
-        thread = await self.thread(conversation_id, whole=False)
-        return thread.conversation if thread else None
+        snapshot = await self.snapshot(conversation_id, whole=False)
+        return snapshot.conversation if snapshot else None
 
     async def slices(self, conversation_id: str) -> Slices:
         """The messages, oldest first, as many at a time as are at hand, and whether these are all that were left.
 
         At least one slice of a conversation that is there. What is changed meanwhile may be seen in a later one.
         """
-        if thread := await self.thread(conversation_id):
-            yield list(thread.messages.values()), True
+        if snapshot := await self.snapshot(conversation_id):
+            yield list(snapshot.messages.values()), True
 
     @abstractmethod
     async def commit(self, change: Change) -> Change | None:
-        """Make it, whole or not at all: the change as it was made, or None if its thread isn't there as it was.
+        """Make it, whole or not at all: the change as it was made, or None if its snapshot isn't there as it was.
 
         It goes on if the caller is cancelled. Raises `StoreFull`.
         """

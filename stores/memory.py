@@ -5,10 +5,9 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 
-from stores.changes import Change, Sums
 from stores.engine import Engine
 from stores.records import Conversation, Kind, Message, NotFound, StoreError, Transcript, byte_size
-from stores.threads import Thread
+from stores.snapshot import Change, Snapshot, Totals
 
 
 @dataclass(slots=True)
@@ -32,8 +31,8 @@ class Memory(Engine):
     is_reachable = True
 
     def __init__(self) -> None:
-        self.sums = Sums()
-        self._threads: dict[str, Thread] = {}
+        self.totals = Totals()
+        self._snapshots: dict[str, Snapshot] = {}
         self._growing: dict[str, Growing] = {}  # by message
         self._clock = 0
 
@@ -49,18 +48,18 @@ class Memory(Engine):
         return self._clock
 
     async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
-        newest_first = (thread.conversation for thread in reversed(self._threads.values()))
+        newest_first = (snapshot.conversation for snapshot in reversed(self._snapshots.values()))
         older = (entry for entry in newest_first if before is None or entry.updated_at < before)
         page = list(islice(older, limit + 1))
         return page[:limit], page[limit - 1].updated_at if len(page) > limit else None
 
-    async def thread(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Thread | None:
-        return self._threads.get(conversation_id)
+    async def snapshot(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Snapshot | None:
+        return self._snapshots.get(conversation_id)
 
     async def commit(self, change: Change) -> Change | None:
-        if self._threads.get(change.conversation_id) is not change.before:
+        if self._snapshots.get(change.conversation_id) is not change.before:
             return None
-        self.sums.add(change.sums)
+        self.totals.add(change.totals)
         self._apply(change)
         return change
 
@@ -75,7 +74,7 @@ class Memory(Engine):
         growing = self._growing.get(message_id)
         if growing is None:
             raise over()
-        self.sums.text += byte_size(text)
+        self.totals.text += byte_size(text)
         growing.transcript.append(kind, text)
 
     async def settle(self, message_id: str) -> StoreError | None:
@@ -86,9 +85,9 @@ class Memory(Engine):
 
     def _apply(self, change: Change) -> None:
         self._clock = max(self._clock, change.at)
-        self._threads.pop(change.conversation_id, None)
+        self._snapshots.pop(change.conversation_id, None)
         if change.after:
-            self._threads[change.conversation_id] = change.after
+            self._snapshots[change.conversation_id] = change.after
         if ended := change.ended:
             ended.transcript.close()
             self._stop(ended.id)

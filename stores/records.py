@@ -8,7 +8,7 @@ import json
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from types import EllipsisType
 from typing import Any, Literal
@@ -277,3 +277,26 @@ def byte_size(text: str | None) -> int:
 def _compact(text: str) -> str | bytes:
     """In a string one emoji makes every character take four bytes; in UTF-8 it doesn't."""
     return text if text.isascii() else text.encode()
+
+
+_FIELDS = {field.name: None for field in fields(Message) if field.name != "transcript"}  # in their order
+
+
+def encode(message: Message) -> tuple[str, str]:
+    """Its head, in ASCII and without line ends, and its text, content and reasoning as they came."""
+    head: dict[str, Any] = {name: value for name in _FIELDS if (value := getattr(message, name)) is not None}
+    if message.error:
+        head["error"] = asdict(message.error)
+    text, switches = message.transcript.parts()
+    if switches:
+        head["switches"] = switches
+    return json.dumps(head, separators=(",", ":")), text
+
+
+def decode(head: Mapping[str, Any], text: str) -> Message:
+    """The message again; one that is `streaming` has a transcript that grows."""
+    known = {name: value for name, value in head.items() if name in _FIELDS}
+    if "error" in known:
+        known["error"] = Failure(**known["error"])
+    transcript = Transcript.of(text, head.get("switches", ()), grows=known["status"] == "streaming")
+    return Message(transcript=transcript, **known)

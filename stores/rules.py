@@ -1,4 +1,4 @@
-"""Every rule of the store, once: from a thread to a change, or a `StoreError`.
+"""Every rule of the store, once: from a snapshot to a change, or a `StoreError`.
 
 Knows no engine, no clock and no wait: what it goes by is given to it.
 """
@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from serving.settings import Settings
-from stores.changes import Change, Sums, head_size, held, iso, spliced
+from settings import Settings
 from stores.records import (
     Conversation,
     Ending,
@@ -22,7 +21,7 @@ from stores.records import (
     byte_size,
     ended,
 )
-from stores.threads import Thread
+from stores.snapshot import Change, Snapshot, Totals, head_size, iso, spliced, totals_of
 
 # Bytes that are kept beside text, measured: ids, times, and the objects themselves.
 CONVERSATION_BYTES = 512
@@ -37,10 +36,10 @@ class Rules:
     """The rules at one moment: with the limits, what the store holds, and the time in microseconds since 1970."""
 
     settings: Settings
-    sums: Sums
+    totals: Totals
     now: int
 
-    def created(
+    def create(
         self,
         *,
         id: str | None,
@@ -51,7 +50,7 @@ class Rules:
         messages: Sequence[Mapping[str, Any]],
     ) -> Change:
         """A new conversation, with the turns of an import (role, content, perhaps model). Raises `StoreFull`."""
-        if self.sums.conversations >= self.settings.max_conversations:
+        if self.totals.conversations >= self.settings.max_conversations:
             raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
         conversation = Conversation(
             id=id or str(uuid4()),
@@ -62,49 +61,49 @@ class Rules:
             created_at=iso(self.now),
             updated_at=iso(self.now),
         )
-        empty = Thread(conversation, title)
+        empty = Snapshot(conversation, title)
         turns = [_turn(turn, self.now + place) for place, turn in enumerate(messages, start=1)]
         filled = spliced(empty, self.now + len(turns), added=turns)
         assert filled.after is not None
-        self._check_room(sums := held(filled.after))
-        return replace(filled, before=None, sums=sums)
+        self._check_room(totals := totals_of(filled.after))
+        return replace(filled, before=None, totals=totals)
 
-    def updated(self, thread: Thread, changes: Mapping[str, Any]) -> Change:
+    def update(self, snapshot: Snapshot, changes: Mapping[str, Any]) -> Change:
         """With any of `default_model`, `title`, `system_prompt`, `options` set; a title of None is an automatic one.
 
         Raises `StoreFull`.
         """
         if "options" in changes:
             changes = {**changes, "options": as_json(changes["options"])}
-        own_title = changes.get("title", thread.own_title)
-        conversation = replace(thread.conversation, **changes)
-        more = head_size(conversation, own_title) - head_size(thread.conversation, thread.own_title)
-        self._check_room(sums := Sums(text=more))
-        change = spliced(replace(thread, conversation=conversation, own_title=own_title), self.now)
-        return replace(change, before=thread, sums=sums)
+        own_title = changes.get("title", snapshot.own_title)
+        conversation = replace(snapshot.conversation, **changes)
+        more = head_size(conversation, own_title) - head_size(snapshot.conversation, snapshot.own_title)
+        self._check_room(totals := Totals(text=more))
+        change = spliced(replace(snapshot, conversation=conversation, own_title=own_title), self.now)
+        return replace(change, before=snapshot, totals=totals)
 
-    def deleted(self, thread: Thread) -> Change:
+    def delete(self, snapshot: Snapshot) -> Change:
         """Without the conversation and its messages."""
-        less = Sums()
-        less.add(held(thread), -1)
-        return Change(thread, None, self.now, removed=list(thread.messages.values()), sums=less)
+        less = Totals()
+        less.add(totals_of(snapshot), -1)
+        return Change(snapshot, None, self.now, removed=list(snapshot.messages.values()), totals=less)
 
-    def expired(self, thread: Thread, since: str) -> Change | None:
+    def expire(self, snapshot: Snapshot, since: str) -> Change | None:
         """Without the conversation, if nothing has happened in it since then and no reply is in progress."""
-        is_needed = thread.in_progress or thread.conversation.updated_at >= since
-        return None if is_needed else self.deleted(thread)
+        is_needed = snapshot.in_progress or snapshot.conversation.updated_at >= since
+        return None if is_needed else self.delete(snapshot)
 
-    def truncated(self, thread: Thread, message_id: str) -> Change:
+    def truncate(self, snapshot: Snapshot, message_id: str) -> Change:
         """Without that message and every later one. Raises `NotFound`."""
-        return spliced(thread, self.now, removed=thread.since(message_id))
+        return spliced(snapshot, self.now, removed=snapshot.since(message_id))
 
-    def asked(self, thread: Thread, question: Question, *, to_reply: bool = False) -> Change:
+    def add_question(self, snapshot: Snapshot, question: Question, *, to_reply: bool = False) -> Change:
         """With the question at its place; with room for its reply, if there is to be one.
 
-        Raises what `Thread.check_is_new` raises, `NotFound`, `ReplyInProgress`, `StoreFull`.
+        Raises what `Snapshot.check_is_new` raises, `NotFound`, `ReplyInProgress`, `StoreFull`.
         """
-        thread.check_is_new(question)
-        removed = thread.cut_by(question)
+        snapshot.check_is_new(question)
+        removed = snapshot.cut_by(question)
         message = Message(
             id=question.id or str(uuid4()),
             role="user",
@@ -113,80 +112,83 @@ class Rules:
             options=as_json(question.options),
             timestamp=iso(self.now),
         )
-        change = spliced(thread, self.now, removed=removed, added=[message])
-        self._check_count(thread, change.sums.messages + to_reply)
-        self._check_room(Sums(0, change.sums.messages + to_reply, change.sums.text + to_reply))  # its first byte, too
+        change = spliced(snapshot, self.now, removed=removed, added=[message])
+        self._check_count(snapshot, change.totals.messages + to_reply)
+        self._check_room(
+            Totals(0, change.totals.messages + to_reply, change.totals.text + to_reply)
+        )  # its first byte, too
         return change
 
-    def begun(self, thread: Thread, model: str | None = None) -> Change:
+    def begin_reply(self, snapshot: Snapshot, model: str | None = None) -> Change:
         """With the reply that is owed begun; a failed one is replaced.
 
         Raises `NothingOwed`, `StoreFull`, and `Repeated` with the reply that is in progress already.
         """
-        last = thread.check_owed()
+        last = snapshot.check_owed()
         if last.status == "streaming":
             raise Repeated(last)
         failed = [last] if last.role == "assistant" else []  # whose place the reply takes, however full the store is
-        question = thread.last_question
+        question = snapshot.last_question
         reply = Message(
             id=str(uuid4()),
             role="assistant",
             transcript=Transcript(None),
-            model=model or (question and question.model) or thread.conversation.default_model,
+            model=model or (question and question.model) or snapshot.conversation.default_model,
             timestamp=iso(self.now),
             status="streaming",
             question_id=question.id if question else None,
         )
-        change = spliced(thread, self.now, removed=failed, added=[reply])
-        self._check_count(thread, change.sums.messages)
-        self._check_room(Sums(0, change.sums.messages, change.sums.text + 1))
+        change = spliced(snapshot, self.now, removed=failed, added=[reply])
+        self._check_count(snapshot, change.totals.messages)
+        self._check_room(Totals(0, change.totals.messages, change.totals.text + 1))
         return change
 
-    def asked_and_begun(self, thread: Thread, question: Question) -> Change:
+    def add_question_and_begin_reply(self, snapshot: Snapshot, question: Question) -> Change:
         """With the question and the beginning of its reply; of one that was asked before, the reply that is owed.
 
-        Raises what `asked` and `begun` raise, but `Repeated` with the first reply behind a question asked before.
+        Raises what `add_question` and `begin_reply` raise, but `Repeated` with the first reply behind a question that
+        was asked before.
         """
         try:
-            change = self.asked(thread, question, to_reply=True)
+            change = self.add_question(snapshot, question, to_reply=True)
         except Repeated as repeated:
-            if reply := thread.first_reply(repeated.found.id):
+            if reply := snapshot.first_reply(repeated.found.id):
                 raise Repeated(reply) from None
-            return self.begun(thread)
+            return self.begin_reply(snapshot)
         assert change.after is not None
-        return change.then(replace(self, now=self.now + 1).begun(change.after))
+        return change.then(replace(self, now=self.now + 1).begin_reply(change.after))
 
-    def finished(self, thread: Thread, message_id: str, ending: Ending) -> Change | None:
+    def finish(self, snapshot: Snapshot, message_id: str, ending: Ending) -> Change | None:
         """With the reply in its final state; None if it has one already, or isn't there."""
-        message = thread.in_progress
+        message = snapshot.in_progress
         if message is None or message.id != message_id:
             return None
-        cost = _sum(thread.conversation.cost, ending.usage)
-        change = spliced(thread, self.now, removed=[message], added=[ended(message, ending)])
+        cost = _sum(snapshot.conversation.cost, ending.usage)
+        change = spliced(snapshot, self.now, removed=[message], added=[ended(message, ending)])
         assert change.after is not None
         conversation = replace(change.after.conversation, cost=cost)
         return replace(change, after=replace(change.after, conversation=conversation))
 
     def fitting(self, text: str) -> str:
         """As much of a reply's text as there is room for."""
-        room = self.settings.max_store_bytes - self.sums.text
+        room = self.settings.max_store_bytes - self.totals.text
         return text if byte_size(text) <= room else text.encode()[:room].decode(errors="ignore")
 
     def no_room(self) -> StoreFull:
         """The error where a text doesn't fit."""
         return self._full("max_store_bytes", "The store has no room for more text", "conversations")
 
-    def _check_count(self, thread: Thread, more: int) -> None:
-        if thread.conversation.message_count + more > self.settings.max_messages:
+    def _check_count(self, snapshot: Snapshot, more: int) -> None:
+        if snapshot.conversation.message_count + more > self.settings.max_messages:
             raise self._full("max_messages", "The conversation has no room for another message", "messages")
 
-    def _check_room(self, more: Sums) -> None:
+    def _check_room(self, more: Totals) -> None:
         """Raises `StoreFull` where there is no room for so much text, or for what is kept beside it."""
         most = self.settings.max_store_bytes
-        beside = CONVERSATION_BYTES * (self.sums.conversations + more.conversations)
-        beside += MESSAGE_BYTES * (self.sums.messages + more.messages)
+        beside = CONVERSATION_BYTES * (self.totals.conversations + more.conversations)
+        beside += MESSAGE_BYTES * (self.totals.messages + more.messages)
         has_room_beside = beside <= max(most, LEAST_BESIDE) or (more.conversations <= 0 and more.messages <= 0)
-        if (more.text > 0 and self.sums.text + more.text > most) or not has_room_beside:
+        if (more.text > 0 and self.totals.text + more.text > most) or not has_room_beside:
             raise self.no_room()
 
     def _full(self, limit: str, what: str, to_delete: str) -> StoreFull:

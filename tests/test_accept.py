@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.accept import wants_events, wants_text
+from api.requests import wants_events, wants_text
 from tests.support.relay import Relay
 from tests.support.upstream import ANSWER
 

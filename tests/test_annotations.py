@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upstream.annotations import Citations
 from upstream.completion import Completion
+from upstream.texts import Citations
 from upstream.values import Citation, Report
 
 PAGE = "https://example.com/page"

@@ -15,7 +15,7 @@ import uvicorn.protocols.http.auto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api import bodies
+from api import requests
 from serving import connections
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, client, serving
@@ -55,7 +55,7 @@ async def ready(upstream: ScriptedUpstream, relay: Relay) -> AsyncIterator[Relay
 @pytest.fixture
 async def hurried(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relay]:
     """The same with a long reply allowed and clients' times cut short."""
-    monkeypatch.setattr(bodies, "BODY_TIMEOUT", SOON)
+    monkeypatch.setattr(requests, "BODY_TIMEOUT", SOON)
     monkeypatch.setattr(connections, "TAKE_TIMEOUT", SOON)
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", SOON)
     monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", Narrow)

@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.peers import HELLO, OK, Peer, Script, Wire, deaf, hello, served_by, turns
 from tests.support.transports import cancelled_at_every_turn, in_use, nothing_left_of
 from tests.support.waiting import bounded, eventually
-from upstream import addresses
-from upstream.addresses import STAGGER, Dialer
-from upstream.connection import HIGH_WATER, Connection, Exchange
-from upstream.proxies import proxy_for
-from upstream.transport import Transport
+from upstream.http import addresses
+from upstream.http.addresses import ATTEMPT_INTERVAL, Dialer
+from upstream.http.connection import HIGH_WATER, Connection, Exchange
+from upstream.http.proxies import proxy_for
+from upstream.http.transport import Transport
 
 ELSEWHERE = "https://upstream.example"
 PROXIES = [name for kind in ("http", "https", "all", "no") for name in (f"{kind}_proxy", f"{kind}_proxy".upper())]
@@ -114,7 +114,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *found: str) -> None:
         families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in found]
         return [(family, 1, 6, "", (address, 0)) for family, address in zip(families, found, strict=True)]
 
-    monkeypatch.setattr("upstream.addresses.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("upstream.http.addresses.socket.getaddrinfo", getaddrinfo)
 
 
 # Addresses
@@ -129,12 +129,12 @@ async def test_an_address_that_does_not_answer_costs_a_quarter_of_a_second(
             resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1")
             started = time.monotonic()
             assert await fetch(f"http://two.example:{port}/", transport) == b"hello"
-            assert STAGGER <= time.monotonic() - started < 3.0
+            assert ATTEMPT_INTERVAL <= time.monotonic() - started < 3.0
 
 
 async def test_an_address_that_refuses_costs_no_time(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     async with served_by(hello) as peer:
-        monkeypatch.setattr("upstream.addresses.STAGGER", 60.0)
+        monkeypatch.setattr("upstream.http.addresses.ATTEMPT_INTERVAL", 60.0)
         resolve_to(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
         assert await fetch(f"http://three.example:{peer.port}/", transport) == b"hello"
 
@@ -155,7 +155,7 @@ async def test_a_name_is_looked_up_once_however_many_ask_and_again_when_it_has_f
         answer.wait(10)
         raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr("upstream.addresses.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("upstream.http.addresses.socket.getaddrinfo", getaddrinfo)
     dialer = Dialer()
     together = [asyncio.create_task(dialer.connect("host.example", 80)) for _ in range(5)]
     await eventually(lambda: asked)
@@ -601,7 +601,7 @@ async def test_cancelling_at_any_turn_of_a_tunnel_leaves_nothing(
 async def test_cancelling_while_two_addresses_are_tried_leaves_nothing(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("upstream.addresses.STAGGER", 0.0)
+    monkeypatch.setattr("upstream.http.addresses.ATTEMPT_INTERVAL", 0.0)
     resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1", "127.0.0.3")
     async with served_by(hello) as peer, nothing_left_of(peer):
         await cancelled_at_every_turn(transport, peer, 60, url=f"http://three.example:{peer.port}")

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from api.fields import Text
 from routes import routes
-from serving.settings import Settings
+from settings import Settings
 from tests.support.contract import DOCUMENT, Json, check_response, event_violations, operations, resolved, violations
 from tests.support.sse import Parser
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import full_file
-from stores.file import File
+from stores.sqlite.file import File
 from tests.crash import campaign
 from tests.support.process import ROOT, RelayProcess, process
 from tests.support.readers import Transcript
@@ -199,7 +199,7 @@ FOLDING = """
 import sys
 from pathlib import Path
 from benchmarks.full_file import imports
-from stores.file import File
+from stores.sqlite.file import File
 
 file = File(Path(sys.argv[1]))
 file.open(0)

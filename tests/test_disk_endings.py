@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from store import Ending, Question, Store, StoreError, StoreFull
-from stores import disk
-from stores.changes import Change
-from stores.file import Piece
+from stores.snapshot import Change
+from stores.sqlite import engine as sqlite
+from stores.sqlite.file import Piece
 from tests.support.fragile import BROKEN, FULL, Fragile, begun, contents, everything, opened
 from tests.support.problems import assert_problem
 from tests.support.relay import serving
@@ -22,8 +22,8 @@ from tests.support.waiting import bounded, eventually
 
 @pytest.fixture(autouse=True)
 def _fragile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "File", Fragile)
-    monkeypatch.setattr(disk, "LATER", 0.02)
+    monkeypatch.setattr(sqlite, "File", Fragile)
+    monkeypatch.setattr(sqlite, "FILE_RETRY_INTERVAL", 0.02)
 
 
 @pytest.fixture
@@ -218,12 +218,12 @@ async def test_whatever_fails_beside_whatever_the_file_has_what_is_shown_and_the
         page, _ = await store.list_conversations(100)
         await store.delete_conversation(page[0].id)
         await eventually(lambda: store.is_reachable)
-        before, sums = await everything(store), store._engine.sums
+        before, sums = await everything(store), store._engine.totals
         times = [entry.updated_at for entry, _ in before]
         assert times == sorted(times, reverse=True) and times
     async with opened(url, max_store_bytes=50_000, max_conversations=20) as (store, file):
         assert await everything(store) == before
-        assert store._engine.sums == sums
+        assert store._engine.totals == sums
         assert file.count("pieces") == 0
         await empty(store)
         await assert_has_all_its_room(store, 50_000)

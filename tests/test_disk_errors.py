@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from store import Ending, Failure, NotFound, Question, Repeated, Store, StoreError, StoreFull, StoreUnavailable
-from stores import disk
-from stores.file import File
+from stores.sqlite import engine as sqlite
+from stores.sqlite.file import File
 from tests.support.fragile import BROKEN, FULL, Fragile, asked, begun, contents, everything, opened
 from tests.support.stores import some_turns
 from tests.support.waiting import bounded, eventually
@@ -21,8 +21,8 @@ BEYOND = 300 * 1024
 
 @pytest.fixture(autouse=True)
 def _fragile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "File", Fragile)
-    monkeypatch.setattr(disk, "LATER", 0.02)
+    monkeypatch.setattr(sqlite, "File", Fragile)
+    monkeypatch.setattr(sqlite, "FILE_RETRY_INTERVAL", 0.02)
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ async def test_a_change_goes_on_though_its_caller_has_gone(pair: tuple[Store, Fr
 def hanging(file: Fragile) -> Iterator[None]:
     """It takes nothing, within, and those who wait are told sooner than usual."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disk, "ANSWERING", 0.05)
-        patch.setattr(disk, "HANGING", 0.2)
+        patch.setattr(sqlite, "COMMIT_TIMEOUT", 0.05)
+        patch.setattr(sqlite, "DISK_TIMEOUT", 0.2)
         file.held.clear()
         yield
     file.held.set()

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import SettingsError
-from stores import file as stored
-from stores.file import APPLICATION_ID, MIGRATIONS, VERSION, File
+from settings import SettingsError
+from stores.sqlite import file as stored
+from stores.sqlite.file import APPLICATION_ID, MIGRATIONS, VERSION, File
 from tests.support.process import ROOT, process
 from tests.support.upstream import Gate, ScriptedUpstream, gated
 from tests.support.waiting import eventually
@@ -345,7 +345,7 @@ def test_a_step_that_fails_leaves_the_file_as_the_step_before_left_it(
 KILLED = """
 import os, sys
 from pathlib import Path
-from stores import file
+from stores.sqlite import file
 
 class Dying(file.File):
     def _prepare(self):

@@ -16,7 +16,7 @@ import pytest
 
 from routes import routes
 from serving.metrics import GAUGES, Metrics
-from serving.settings import Settings
+from settings import Settings
 from tests import test_fences, test_outages, test_shared_start
 from tests.clients.libraries import LIBRARIES
 from tests.support.process import ROOT, process
@@ -238,11 +238,13 @@ def test_the_fields_are_those_of_the_contract(name: str) -> None:
     assert told == [*CONTRACT["components"]["schemas"][name]["properties"]]
 
 
+FOLDERS = ("api", "serving", "upstream", "stores")
+
+
 def test_the_table_of_modules_is_that_of_the_tree() -> None:
     told = {name for row in rows("docs/design.md", "How it works") for name in re.findall(r"`([\w/]+\.py)`", row[0])}
-    folders = ("", "api/", "serving/", "upstream/", "stores/", "stores/shared/")
-    there = {f"{folder}{file.name}" for folder in folders for file in (ROOT / folder).glob("*.py")}
-    assert told == {name for name in there if not name.endswith("__init__.py")}
+    files = [*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))]
+    assert told == {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
 
 
 def test_the_events_are_those_of_the_contract() -> None:

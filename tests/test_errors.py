@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from api import bodies, problems
+from api import problems, requests
 from openrouter import Timers
 from store import Store
 from tests.support.contract import check_response
@@ -421,7 +421,7 @@ async def test_a_client_that_waits_for_100_is_told_413_instead(upstream: Scripte
 
 
 async def test_an_endless_body_is_cut_at_the_limit(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(problems, "LINGER", 0.05)
+    monkeypatch.setattr(problems, "LINGER_TIMEOUT", 0.05)
     async with serving(upstream, max_body_bytes=1000) as relay, connected(relay) as connection:
         await connection.send(head("POST", "/conversations", "Transfer-Encoding: chunked") + chunk(1000))
         await connection.send(chunk(1))
@@ -440,7 +440,7 @@ async def test_a_client_that_sends_all_before_it_reads_gets_its_413(upstream: Sc
 
 
 async def test_a_body_that_does_not_come_is_a_408(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr(requests, "BODY_TIMEOUT", 0.05)
     async with serving(upstream) as relay, connected(relay) as connection:
         await connection.send(head("POST", "/conversations", "Content-Length: 100") + b"{")
         response = await connection.response()

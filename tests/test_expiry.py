@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from serving.settings import Settings
+import store
+from settings import Settings
 from store import Conversation, Ending, Question, Store
-from stores import expiry
-from stores.expiry import expiring
 from tests.support.engines import engine, new_store_url
 from tests.support.relay import Relay, serving
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
@@ -47,9 +46,9 @@ def _each_engine(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def opened(url: str | None = None, **settings: Any) -> AsyncIterator[Store]:
+async def opened(url: str | None = None, *, kind: type[Store] = Store, **settings: Any) -> AsyncIterator[Store]:
     """A store with a file of its own, unless that is told."""
-    store = Store(Settings(model_name="m", store_url=new_store_url() if url is None else url, **settings))
+    store = kind(Settings(model_name="m", store_url=new_store_url() if url is None else url, **settings))
     await store.open()
     try:
         yield store
@@ -141,8 +140,8 @@ async def test_what_is_deleted_is_told_in_the_log(clock: Clock, caplog: pytest.L
 async def test_a_service_looks_at_its_start_and_again_and_again(
     upstream: ScriptedUpstream, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert expiry.EVERY < 15
-    monkeypatch.setattr(expiry, "EVERY", 0.01)
+    assert store.EXPIRY_INTERVAL < 15
+    monkeypatch.setattr(store, "EXPIRY_INTERVAL", 0.01)
     upstream.play(gated(gate := Gate(), ANSWER))
     async with serving(upstream, conversation_ttl=HOUR) as relay:
         for _ in range(2):
@@ -160,28 +159,35 @@ async def is_gone(relay: Relay, conversation_id: str) -> bool:
     return (await relay.client.get(f"/conversations/{conversation_id}")).status_code == 404
 
 
-async def test_without_a_time_nothing_is_deleted() -> None:
-    looks = []
-
-    async def look(seconds: float) -> None:
-        looks.append(seconds)
-
-    async with expiring(look, 0):
-        await asyncio.sleep(0)
+async def test_without_a_time_nothing_is_deleted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    others: list[float] = []
+    monkeypatch.setattr(store, "EXPIRY_INTERVAL", 0.0)
+    async with opened(kind=looking(looks)):
+        clock.later(10 * 365 * 24 * HOUR)
+        async with opened(kind=looking(others), conversation_ttl=HOUR):
+            await eventually(lambda: len(others) > 2)
     assert looks == []
 
 
 async def test_a_look_that_fails_is_logged_and_the_next_one_comes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(expiry, "EVERY", 0.0)
-    looks, text = [], "a text"
-
-    async def look(seconds: float) -> None:
-        looks.append(seconds)
-        if len(looks) == 1:
-            raise OSError(text)
-
-    async with expiring(look, 5.0):
+    monkeypatch.setattr(store, "EXPIRY_INTERVAL", 0.0)
+    looks: list[float] = []
+    async with opened(kind=looking(looks, failure := OSError("a text")), conversation_ttl=5.0):
         await eventually(lambda: len(looks) > 2)
-    assert "could not be deleted" in caplog.text and text not in caplog.text
+    assert looks[:3] == [5.0, 5.0, 5.0]
+    assert "could not be deleted" in caplog.text and str(failure) not in caplog.text
+
+
+def looking(looks: list[float], failure: Exception | None = None) -> type[Store]:
+    """A store that notes its looks for expired conversations, and fails the first one."""
+
+    class Looking(Store):
+        async def delete_expired(self, seconds: float) -> None:
+            looks.append(seconds)
+            if failure and len(looks) == 1:
+                raise failure
+
+    return Looking

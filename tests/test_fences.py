@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from store import Ending, OwedReply, Question, Store, StoreUnavailable
-from stores.shared.scripts import FENCE
+from stores.valkey.keys import FENCE
 from tests.support.replicas import Network, relays, stores
 from tests.support.servers import Server, server
 from tests.support.upstream import Gate, ScriptedUpstream, gated
@@ -91,7 +91,7 @@ async def test_a_relay_cannot_end_its_reply_with_less_than_others_have_read(
     shared: Server, network: Network, far: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server has text of which its relay never heard that it has."""
-    monkeypatch.setattr("stores.shared.appending.LEASE", 0.5)
+    monkeypatch.setattr("stores.valkey.writer.LEASE_TIMEOUT", 0.5)
     async with stores(far, shared.url) as (here, there):
         conversation_id, reply = await begun(here)
         await said(here, reply, "one ")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.peers import CHUNKED, HELLO, OK, UNTIL_THE_END, Wire, hello, saying, served_by
 from tests.support.transports import ask, body, get, in_use, kept
 from tests.support.waiting import bounded, eventually
-from upstream.transport import Transport
+from upstream.http.transport import Transport
 
 MEGABYTE = 1024 * 1024
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 import uvloop
 
-from serving.listening import listen
-from serving.settings import SettingsError
+from serving.process import listen
+from settings import SettingsError
 from tests.support.process import ROOT, process
 from tests.support.relay import client
 from tests.support.waiting import bounded, eventually

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serving.logs import JsonFormatter, TextFormatter
+from logs import JsonFormatter, TextFormatter
 from tests.support.process import process
 from tests.support.upstream import ANSWER, ScriptedUpstream, answer, status
 

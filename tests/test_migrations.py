@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import Settings
+from settings import Settings
 from store import Ending, Failure, Question, Store
-from stores.file import VERSION
+from stores.sqlite.file import VERSION
 from tests.support.process import ROOT
 
 FIRST = (ROOT / "tests/data/version-1.sql").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ from openrouter import (
     UpstreamError,
     _as_upstream_error,
 )
-from serving.settings import Settings
+from settings import Settings
 from tests.support.upstream import (
     ANSWER,
     MODELS,
@@ -57,7 +57,7 @@ from upstream.errors import (
     UpstreamUnreachable,
     UpstreamUnreadable,
 )
-from upstream.transport import Transport
+from upstream.http.transport import Transport
 
 Value = Report | Retry | Delta | Finish
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.options import Options
+from api.fields import Options
 
 
 def complaints(options: object, max_tokens: int = 0) -> dict[str, str]:

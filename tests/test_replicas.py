@@ -106,7 +106,7 @@ async def test_a_reader_that_hops_reads_every_character_once(
 async def test_a_reply_is_followed_while_it_is_read_and_again_when_it_is(
     upstream: ScriptedUpstream, shared: Server, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirrors.UNREAD", 1.0)
+    monkeypatch.setattr("mirrors.UNREAD_GRACE", 1.0)
     upstream.play(talking)
     async with relays(upstream, url) as (here, there):
         conversation_id = await here.ask()
@@ -128,8 +128,8 @@ async def test_a_reader_that_has_taken_nothing_for_long_goes_on_where_it_was(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reply wasn't followed meanwhile."""
-    monkeypatch.setattr("mirrors.UNREAD", 0.1)
-    monkeypatch.setattr("stores.shared.following.BLOCK", 0.1)
+    monkeypatch.setattr("mirrors.UNREAD_GRACE", 0.1)
+    monkeypatch.setattr("stores.valkey.follower.BLOCK_TIMEOUT", 0.1)
     async with stores(url, url) as (here, there):
         conversation_id = (await here.create_conversation()).id
         reply = (await here.ask(conversation_id, Question("Why?"))).message

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.settings import Settings, SettingsError
+from settings import Settings, SettingsError
 from tests.support.process import ROOT, RelayProcess, process
 from tests.support.relay import Relay
 from tests.support.upstream import Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status

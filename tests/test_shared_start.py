@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from serving.settings import Settings, SettingsError
+from settings import Settings, SettingsError
 from store import Store, StoreUnavailable
-from stores.shared import starting
+from stores.valkey import server as starting
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, serving
 from tests.support.replicas import Network, place, relays
@@ -101,7 +101,7 @@ def test_the_package_is_imported_only_where_it_is_asked_for() -> None:
 
 
 async def test_a_server_that_cannot_be_reached_ends_the_start_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.shared.starting.PATIENCE", 2.5)
+    monkeypatch.setattr("stores.valkey.server.START_TIMEOUT", 2.5)
     assert await refusal(f"valkey://u:{PASSWORD}@127.0.0.1:1") == (
         "The server of STORE_URL can't be used: it can't be reached."
     )
@@ -239,7 +239,7 @@ async def test_another_database_is_another_store(shared: Server, upstream: Scrip
 async def test_tls_takes_a_certificate_of_that_name_alone(
     name: str, upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.shared.starting.PATIENCE", 4.0)
+    monkeypatch.setattr("stores.valkey.server.START_TIMEOUT", 4.0)
     certify(tmp_path, "localhost")
     trustme.CA().cert_pem.write_to_path(tmp_path / "others.pem")
     with relaying_tls(name, tmp_path) as port:
@@ -347,7 +347,7 @@ async def test_sentinels_are_given_the_password_if_they_ask_for_it(
 async def test_a_service_that_sentinels_do_not_know_is_refused(
     name: str, shared: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.shared.starting.PATIENCE", 2.5)
+    monkeypatch.setattr("stores.valkey.server.START_TIMEOUT", 2.5)
     with sentinel(name, shared) as watching:
         assert "can't be reached" in await refusal(f"valkey+sentinel://127.0.0.1:{watching.port}/others")
 
@@ -419,5 +419,5 @@ async def test_a_signal_ends_a_relay_that_waits_for_its_server() -> None:
         began = time.monotonic()
         relay.terminate()
         assert await relay.exit() == 0
-        assert time.monotonic() - began < 5 < starting.PATIENCE
+        assert time.monotonic() - began < 5 < starting.START_TIMEOUT
         assert "Traceback" not in relay.output

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from demo import hint
 from server import exiting_with_one_line, load_settings
-from serving.hint import demo_hint
-from serving.settings import Settings, SettingsError
+from settings import Settings, SettingsError
 from store import Store
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT, process
@@ -98,8 +98,9 @@ async def test_it_works_below_a_path_that_a_proxy_takes_away() -> None:
 # One process
 
 
-async def test_python_starts_one_process_whatever_web_concurrency_says() -> None:
+async def test_python_starts_one_process_whatever_web_concurrency_says_and_says_so() -> None:
     async with process("python", "server.py", env={"WEB_CONCURRENCY": "4"}) as relay:
+        assert "WEB_CONCURRENCY means nothing to `python server.py`" in relay.output
         ids = {(await relay.conversation())["id"] for _ in range(8)}
         assert relay.children == []
         for _ in range(8):
@@ -155,7 +156,6 @@ WRONG = {
         "sqlite:///a%00b",
         "mysql://user:secret-password@host/db",
     ],
-    "WEB_CONCURRENCY": ["0", "-1", "1.5", "many", "257"],
     "CONVERSATION_TTL": ["-1", "soon", "nan", "inf"],
     "REPLY_TIMEOUT": ["0", "-1", "soon", "nan", "inf", "1 s"],
     "SHUTDOWN_GRACE": ["-1", "soon", "nan", "inf"],
@@ -371,7 +371,7 @@ async def test_the_demo_says_what_to_do_next_once_it_has_started() -> None:
 
 
 def test_the_page_finds_the_usual_port_by_itself() -> None:
-    assert "`make react`" in demo_hint(8001) and "http://localhost:8001/docs" in demo_hint(8001)
+    assert "`make react`" in hint(8001) and "http://localhost:8001/docs" in hint(8001)
 
 
 async def test_any_page_of_this_machine_may_call_the_demo_and_no_other() -> None:
@@ -447,7 +447,7 @@ async def test_curl_cut_in_the_middle_is_taken_up_again_with_the_last_id(
 
 HURRIED = """
 import server
-from upstream.timers import Timers
+from openrouter import Timers
 
 server.Timers = lambda: Timers(read=1.0, delta=1.5)
 server.main()

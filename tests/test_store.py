@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serving.settings import Settings
+from settings import Settings
 from store import (
     Conversation,
     Ending,

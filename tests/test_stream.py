@@ -610,7 +610,7 @@ async def test_a_patch_between_two_replies_counts_for_the_second(upstream: Scrip
 async def test_pings_keep_a_silent_stream_alive(
     upstream: ScriptedUpstream, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "KEEP_ALIVE", 0.01)
+    monkeypatch.setattr(events, "PING_INTERVAL", 0.01)
     gate = Gate()
     upstream.play(gated(gate, "Hello"))
     async with relay.stream(await relay.ask()) as reader:

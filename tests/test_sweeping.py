@@ -24,8 +24,8 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signs of life come more often, and their absence tells sooner."""
-    monkeypatch.setattr("stores.shared.presence.EVERY", 0.1)
-    monkeypatch.setattr("stores.shared.presence.LEASE", LEASE)
+    monkeypatch.setattr("stores.valkey.heartbeat.HEARTBEAT_INTERVAL", 0.1)
+    monkeypatch.setattr("stores.valkey.heartbeat.LEASE_TIMEOUT", LEASE)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from tests.support.peers import CHUNKED, HELLO, OK, UNTIL_THE_END, Wire, hello, saying, served_by, turns
 from tests.support.transports import ask, body, cancelled_at_every_turn, get, in_use, kept, nothing_left_of
 from tests.support.waiting import bounded, eventually
-from upstream.connection import HIGH_WATER
-from upstream.transport import Transport
+from upstream.http.connection import HIGH_WATER
+from upstream.http.transport import Transport
 
 MEGABYTE = 1024 * 1024
 
@@ -241,7 +241,7 @@ async def test_a_connection_is_used_again(transport: Transport) -> None:
 async def test_an_idle_connection_is_closed_after_a_while(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("upstream.transport.KEPT_SECONDS", 0.3)
+    monkeypatch.setattr("upstream.http.transport.IDLE_TIMEOUT", 0.3)
     async with served_by(hello) as peer:
         await bounded(asyncio.gather(*(get(transport, peer) for _ in range(5))))
         assert kept(transport)

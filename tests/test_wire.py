@@ -22,9 +22,9 @@ from tests.support.sse import Parser
 from upstream.completion import Completion
 from upstream.errors import UpstreamBroken, UpstreamError, UpstreamRefused, UpstreamUnreadable
 from upstream.events import EventParser
-from upstream.redaction import encodable, plain_usage, redacted
 from upstream.refusals import parsed as parsed_json
-from upstream.refusals import refusal, retry_after_seconds
+from upstream.refusals import plain_usage, redacted, refusal, retry_after_seconds
+from upstream.texts import encodable
 from upstream.values import Delta, Finish, Report
 
 KEY = "sk-or-v1-0123456789abcdef"

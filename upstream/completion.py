@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from upstream.annotations import Citations
 from upstream.errors import (
     NO_STREAM,
     UpstreamBroken,
@@ -23,9 +22,17 @@ from upstream.errors import (
     UpstreamWithoutText,
 )
 from upstream.events import ErrorData, EventParser
-from upstream.redaction import encodable, plain_usage
-from upstream.refusals import BLANK, decode, decoded, is_error, refusal, said
-from upstream.texts import CONTENT, THINKING, content_in, other_than_text, reasoning_beside, reasoning_in
+from upstream.refusals import BLANK, decode, decoded, is_error, plain_usage, refusal, said
+from upstream.texts import (
+    CONTENT,
+    THINKING,
+    Citations,
+    content_in,
+    encodable,
+    other_than_text,
+    reasoning_beside,
+    reasoning_in,
+)
 from upstream.values import Delta, Finish, Kind, Report
 
 MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300

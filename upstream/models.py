@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 
 from upstream.errors import UpstreamBroken, UpstreamError
 from upstream.refusals import parsed
-from upstream.timers import Timers
 
 logger = logging.getLogger("openrouter")
 
@@ -34,11 +33,11 @@ class _Cached:
 
 
 class ModelsCache:
-    """The list as `fetch` gives it (upstream's body), kept for an hour."""
+    """The list as `fetch` gives it (upstream's body): kept for `fresh` seconds, `retry` after a fetch that failed."""
 
-    def __init__(self, fetch: Callable[[], Awaitable[bytes]], timers: Timers) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[bytes]], fresh: float, retry: float) -> None:
         self._fetch = fetch
-        self._timers = timers
+        self._fresh, self._retry = fresh, retry
         self._cached: _Cached | None = None
         self._is_used = False
         self.ids: frozenset[str] = frozenset()
@@ -73,11 +72,11 @@ class ModelsCache:
             logger.warning("models not fetched: %s, code %d", type(error).__name__, error.code)
             if self._cached is None:
                 raise
-            until = time.monotonic() + self._timers.models_retry
+            until = time.monotonic() + self._retry
             self._cached = replace(self._cached, until=until, answer=self._cached.stale)
             return self._cached.stale
         logger.info("Models fetched: %d bytes in %.2f s", len(body), time.monotonic() - started)
-        self._cached = _Cached(time.monotonic() + self._timers.models, cached, stale)
+        self._cached = _Cached(time.monotonic() + self._fresh, cached, stale)
         self._is_used, self.ids = False, ids
         return fetched
 

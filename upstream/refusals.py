@@ -7,13 +7,14 @@ an object or as text, `{"message"}`, `{"detail"}` as text or a list, a list with
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from upstream.errors import UpstreamRefused, UpstreamUnreadable
-from upstream.redaction import PRIVATE, redacted
+from upstream.texts import encodable
 
 BLANK = " \t\r\n\ufeff"
 
@@ -89,6 +90,11 @@ _OF_CONTEXT = re.compile(
     r"|(?:prompt|input|conversation) is too long|too many (?:input )?tokens",
     re.IGNORECASE,
 )
+
+
+LARGEST_FIGURE = 1e100  # that is kept: figures are summed up
+PRIVATE = ("user_id", "raw", "flagged_input")  # the fields that tell of an account, or quote
+_CREDENTIAL = re.compile(r"\b(?:g?sk|xai|user|org|key)[-_][\w.*-]{6,}")
 
 
 def decoded(body: bytes) -> object:
@@ -216,3 +222,23 @@ def _status(value: object) -> int | None:
         word = re.sub("[^a-z]", "", value[:64].lower()).removesuffix("error")
         value = int(value) if is_number else _STATUS_OF_WORD.get(word)
     return value if isinstance(value, int) and 400 <= value <= 599 else None
+
+
+def redacted(message: object, secrets: Iterable[str] = ()) -> str:
+    """Upstream's own words without these secrets and whatever looks like one; at most 300 characters."""
+    if not isinstance(message, str):
+        return ""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):  # a longer one may contain a shorter one
+        message = message.replace(secret, "[redacted]")
+    return encodable(" ".join(_CREDENTIAL.sub("[redacted]", message).split())[:300])
+
+
+def plain_usage(value: Any, depth: int = 3) -> Any:
+    """`usage` as upstream reported it, less what isn't a plain figure: it is stored and sent as JSON."""
+    if isinstance(value, dict):
+        entries = [(str(name)[:64], part) for name, part in list(value.items())[:64] if name not in PRIVATE]
+        kept = {sys.intern(encodable(name)): plain_usage(part, depth - 1) for name, part in entries}
+        return kept if depth else None
+    if isinstance(value, str):
+        return redacted(value[:64])
+    return value if isinstance(value, (int, float)) and abs(value) < LARGEST_FIGURE else None

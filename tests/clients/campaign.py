@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.clients.cable import Cable
-from tests.clients.hurried import KEEP_ALIVE
+from tests.clients.hurried import PING_INTERVAL
 from tests.clients.libraries import Library
 from tests.support.process import ROOT, RelayProcess, process
 from tests.support.upstream import Script, ScriptedUpstream, UpstreamRequest, Wire, cut
@@ -143,7 +143,7 @@ def lively(cables: Sequence[Cable]) -> Script:
             await wire.reasoning(piece)
         for number, piece in enumerate(cut(TEXT, 50)):
             await wire.delta(piece)
-            await asyncio.sleep(2.5 * KEEP_ALIVE if number == 25 else 0.005)
+            await asyncio.sleep(2.5 * PING_INTERVAL if number == 25 else 0.005)
         await wire.finish()
         await wire.done()
 
@@ -176,7 +176,7 @@ def spelled(cables: Sequence[Cable]) -> Script:
         await eventually(lambda: cable.settled)
         for word in WORDS:
             await wire.delta(word)
-            await asyncio.sleep(KEEP_ALIVE / 2)  # else they might be one event
+            await asyncio.sleep(PING_INTERVAL / 2)  # else they might be one event
         await wire.finish()
         await wire.done()
 

@@ -4,9 +4,9 @@ import runpy
 
 import api.events
 
-KEEP_ALIVE = 0.2
+PING_INTERVAL = 0.2
 
 if __name__ == "__main__":
-    api.events.KEEP_ALIVE = KEEP_ALIVE  # type: ignore[assignment]  # any number does
-    api.events.RETRY_MS = 20
+    api.events.PING_INTERVAL = PING_INTERVAL  # type: ignore[assignment]  # any number does
+    api.events.RECONNECT_INTERVAL_MS = 20
     runpy.run_path("server.py", run_name="__main__")

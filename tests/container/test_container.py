@@ -35,7 +35,7 @@ def test_the_image_says_how_it_is_run(image: Image) -> None:
     assert config["Labels"]["org.opencontainers.image.version"] in (ROOT / "openapi.json").read_text()
 
 
-FOLDERS = ("api", "serving", "stores", "stores/shared", "upstream")
+FOLDERS = ("api", "serving", "stores", "upstream")
 
 
 def test_it_adds_the_relay_its_packages_and_nothing_else_to_its_base(image: Image, base: Image) -> None:
@@ -45,7 +45,12 @@ def test_it_adds_the_relay_its_packages_and_nothing_else_to_its_base(image: Imag
         "app/openapi.json",
         "app/LICENSE",
         *(f"app/{module.name}" for module in ROOT.glob("*.py")),
-        *(f"app/{f}/{module.name}" for f in FOLDERS for module in (ROOT / f).glob("*.py")),
+        *(
+            f"app/{file.relative_to(ROOT)}"
+            for folder in FOLDERS
+            for file in (ROOT / folder).rglob("*")
+            if file.suffix in (".py", ".lua")
+        ),
     }
     packages = {path.name.split("-")[0] for path in site_packages(image).glob("*.dist-info")}
     assert {"starlette", "uvicorn", "httpx", "sse_starlette", "python_dotenv", "uvloop"} <= packages

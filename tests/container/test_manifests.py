@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from serving.settings import Settings
+from settings import Settings
 from store import Store
 from tests.container.namespaces import output
 from tests.support.process import ROOT

@@ -54,7 +54,7 @@ async def test_a_question_and_its_answer_are_one_request(
 async def test_pings_keep_a_silent_stream_open(
     proxy: str, upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.events.KEEP_ALIVE", 0.3)
+    monkeypatch.setattr("api.events.PING_INTERVAL", 0.3)
     gate = Gate()
     upstream.play(gated(gate, "One"))
     async with (

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from serving.settings import Settings
+from settings import Settings
 from store import Conversation, Question, Store
-from stores.changes import Change
-from stores.file import File, Piece
+from stores.snapshot import Change
+from stores.sqlite.file import File, Piece
 
 SQLITE_FULL_SYNC = 2
 """https://www.sqlite.org/pragma.html#pragma_synchronous"""

@@ -12,7 +12,7 @@ import uvicorn
 from openrouter import Timers
 from server import create_app
 from serving.connections import ClientConnection
-from serving.settings import Settings
+from settings import Settings
 from tests.support.connections import Connections
 from tests.support.engines import new_store_url
 from tests.support.readers import Reader, Transcript

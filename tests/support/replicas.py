@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import httpx
 
-from serving.settings import Settings
+from settings import Settings
 from store import Store
 from tests.support.process import RelayProcess, process
 from tests.support.readers import Transcript

@@ -12,8 +12,8 @@ import httpx
 from tests.support.peers import Peer, turns
 from tests.support.sockets import Leftovers
 from tests.support.waiting import bounded
-from upstream.connection import Exchange
-from upstream.transport import Transport
+from upstream.http.connection import Exchange
+from upstream.http.transport import Transport
 
 
 async def ask(

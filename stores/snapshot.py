@@ -1,0 +1,241 @@
+"""One conversation with its messages, as it was at one moment, and what can be asked of it.
+
+Knows nothing of limits, clocks or engines.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import chain, dropwhile, islice
+from typing import Any
+
+from stores.records import (
+    Conversation,
+    IdTaken,
+    Message,
+    NotFound,
+    NothingOwed,
+    Question,
+    Repeated,
+    ReplyInProgress,
+    byte_size,
+)
+
+TITLE_CHARS = 80
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A conversation, and its messages by id from the oldest on: all of them, or the latest.
+
+    Never changed: what comes after it is another snapshot. Only the transcript of a reply in progress grows.
+    """
+
+    conversation: Conversation
+    own_title: str | None = None  # None: the title is taken from the first question
+    first_line: str | None = None  # of the first question there is
+    messages: dict[str, Message] = field(default_factory=dict)
+    version: str = ""  # by which an engine that shares its conversations knows it again
+
+    @property
+    def last(self) -> Message | None:
+        """The last message, None if there is none."""
+        return next(reversed(self.messages.values()), None)
+
+    @property
+    def last_question(self) -> Message | None:
+        """The last message of a user, None if there is none."""
+        return next((message for message in reversed(self.messages.values()) if message.role == "user"), None)
+
+    @property
+    def in_progress(self) -> Message | None:
+        """The reply in progress, which is the last message; None if there is none."""
+        return self.last if self.last is not None and self.last.status == "streaming" else None
+
+    def check_is_new(self, question: Question) -> None:
+        """Raises `Repeated` where the question is there already, `IdTaken` where its id is another message's."""
+        found = self.messages.get(question.id) if question.id else None
+        if found is None:
+            return
+        if found.role == "user" and _asked(found) == (question.content, question.model, _plain(question.options)):
+            raise Repeated(found)
+        raise IdTaken(
+            "The `id` is that of another message of this conversation: a new question needs a new one, or none."
+        )
+
+    def first_reply(self, message_id: str) -> Message | None:
+        """The first reply behind that message, None if there is none."""
+        return next((message for message in self.since(message_id) if message.role == "assistant"), None)
+
+    def since(self, message_id: str) -> list[Message]:
+        """That message and every later one. Raises `NotFound`."""
+        if message_id not in self.messages:
+            raise NotFound("There is no message with this id in the conversation.")
+        return list(dropwhile(lambda message: message.id != message_id, self.messages.values()))
+
+    def cut_by(self, question: Question) -> list[Message]:
+        """The messages that the question removes. Raises `NotFound`, and `ReplyInProgress` where one is in the way."""
+        match question.after:
+            case None:
+                return list(self.messages.values())
+            case str(after):
+                kept, *removed = self.since(after)
+                if kept.status == "streaming":
+                    raise ReplyInProgress(
+                        "`after` is the reply in progress: stop it first, with DELETE on the conversation's stream."
+                    )
+                return removed
+        if self.in_progress:
+            raise ReplyInProgress(
+                "A reply is in progress: read it to its end, or stop it with DELETE on the conversation's stream, "
+                "then send the message."
+            )
+        return []
+
+    def check_owed(self) -> Message:
+        """The message to answer, to replace or to join. Raises `NothingOwed`."""
+        if self.last is None:
+            raise NothingOwed("The conversation is empty: add a message first, then stream the reply.")
+        if self.last.role == "assistant" and self.last.status in ("complete", "stopped"):
+            raise NothingOwed(
+                "The last message is answered already: add a message, or delete the reply to have another one."
+            )
+        return self.last
+
+    def turns(self) -> list[tuple[str, str]]:
+        """What upstream is told, (role, content) each: the system prompt, then all that has content but failures."""
+        prompt = self.conversation.system_prompt
+        turns: list[tuple[str, str]] = [("system", prompt)] if prompt is not None else []
+        answered = (message for message in self.messages.values() if message.status != "failed")
+        return turns + [(message.role, content) for message in answered if (content := message.transcript.content)]
+
+    def options(self) -> dict[str, Any]:
+        """What upstream is asked with: the conversation's, and the last question's over it; null takes a name away."""
+        question = self.last_question
+        layers = (self.conversation.options, question.options if question else None)
+        merged = {name: value for layer in layers if layer for name, value in json.loads(layer).items()}
+        return {name: value for name, value in merged.items() if value is not None}
+
+
+def _asked(question: Message) -> tuple[str, str | None, str]:
+    options = json.loads(question.options) if question.options else None
+    return question.transcript.content, question.model, _plain(options)
+
+
+def _plain(options: Mapping[str, Any] | None) -> str:
+    """The same for the same options, however their names are ordered."""
+    return json.dumps(options, sort_keys=True)
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a store holds, or by how much a change makes that more or less."""
+
+    conversations: int = 0
+    messages: int = 0
+    text: int = 0  # bytes of UTF-8: messages with their options and sources, prompts, titles and options that were set
+
+    def add(self, more: "Totals", times: int = 1) -> None:
+        """Add another's figures, or with `times` of -1 take them away."""
+        self.conversations += times * more.conversations
+        self.messages += times * more.messages
+        self.text += times * more.text
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From one snapshot to another, at one moment. Every change is a splice of the tail.
+
+    The first `kept` messages of the conversation stay, `removed` go, `added` come.
+    """
+
+    before: Snapshot | None  # None: the conversation is new
+    after: Snapshot | None  # None: it is deleted
+    at: int = 0  # microseconds since 1970
+    kept: int = 0
+    removed: Sequence[Message] = ()
+    added: Sequence[Message] = ()
+    totals: Totals = field(default_factory=Totals)
+
+    @property
+    def conversation_id(self) -> str:
+        """Whose messages these are."""
+        snapshot = self.before or self.after
+        assert snapshot is not None
+        return snapshot.conversation.id
+
+    @property
+    def began(self) -> Message | None:
+        """The reply that this begins, None if it begins none."""
+        return self.added[-1] if self.added and self.added[-1].status == "streaming" else None
+
+    @property
+    def ended(self) -> Message | None:
+        """The reply that was in progress and isn't any more, as it was; None if there was none."""
+        return self.removed[-1] if self.removed and self.removed[-1].status == "streaming" else None
+
+    def then(self, next: "Change") -> "Change":
+        """This and a change of what it leads to, as one. `next` removes nothing."""
+        assert next.before is self.after and not next.removed
+        totals = replace(self.totals)
+        totals.add(next.totals)
+        return replace(self, after=next.after, at=next.at, added=(*self.added, *next.added), totals=totals)
+
+
+def spliced(
+    snapshot: Snapshot,
+    at: int,
+    *,
+    removed: Sequence[Message] = (),
+    added: Sequence[Message] = (),
+) -> Change:
+    """The last messages, `removed`, give way to `added`."""
+    staying = len(snapshot.messages) - len(removed)
+    messages = {message.id: message for message in chain(islice(snapshot.messages.values(), staying), added)}
+    first_line = snapshot.first_line
+    if first_line is None or any(message.role == "user" for message in removed):
+        first_line = _first_line(messages.values())
+    kept = snapshot.conversation.message_count - len(removed)
+    conversation = replace(
+        snapshot.conversation,
+        title=snapshot.own_title or first_line,
+        message_count=kept + len(added),
+        updated_at=iso(at),
+    )
+    after = replace(snapshot, conversation=conversation, first_line=first_line, messages=messages)
+    totals = Totals(messages=len(added) - len(removed), text=text_size(added) - text_size(removed))
+    return Change(snapshot, after, at, kept, removed, added, totals)
+
+
+def totals_of(snapshot: Snapshot) -> Totals:
+    """What a conversation with all its messages adds to a store."""
+    messages = list(snapshot.messages.values())
+    return Totals(1, len(messages), head_size(snapshot.conversation, snapshot.own_title) + text_size(messages))
+
+
+def iso(at: int) -> str:
+    """Microseconds since 1970 as ISO 8601 in UTC."""
+    return (_EPOCH + timedelta(microseconds=at)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def moment(text: str) -> int:
+    """ISO 8601 as microseconds since 1970."""
+    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
+
+
+def text_size(messages: Sequence[Message]) -> int:
+    """Bytes of their text."""
+    return sum(message.size for message in messages)
+
+
+def head_size(conversation: Conversation, own_title: str | None) -> int:
+    """Bytes of the text that a conversation has beside its messages."""
+    return byte_size(own_title) + byte_size(conversation.system_prompt) + byte_size(conversation.options)
+
+
+def _first_line(messages: Iterable[Message]) -> str | None:
+    first = next((message for message in messages if message.role == "user"), None)
+    lines = first.transcript.content.strip().splitlines() if first else []
+    return lines[0][:TITLE_CHARS].rstrip() or None if lines else None

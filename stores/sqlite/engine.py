@@ -1,0 +1,359 @@
+"""The engine of one process that must not forget: dicts, written through to a SQLite file.
+
+Changes that come together are one transaction, and are made in memory once it is on the disk. Text of replies in
+progress is written every `WRITE_INTERVAL`, the first at once, and shown once it is written.
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from logs import outline
+from stores.memory import Memory, over
+from stores.records import Kind, Message, StoreError, StoreFull, StoreUnavailable, byte_size
+from stores.snapshot import Change, moment, totals_of
+from stores.sqlite.file import File, Piece, sqlite_error_name
+
+WRITE_INTERVAL = 0.016  # seconds between two writes of text
+MAX_UNWRITTEN_BYTES = 256 * 1024  # bytes of a reply that wait for the file before its generation does
+FILE_RETRY_INTERVAL = 1.0  # seconds until an ending that couldn't be written is tried again
+COMMIT_TIMEOUT = 3.0  # seconds that whoever asks for a change waits for a disk that hangs
+DISK_TIMEOUT = 10.0  # seconds after which text that waits for it is given up
+
+_T = TypeVar("_T")
+
+logger = logging.getLogger("store")
+
+
+@dataclass(slots=True)
+class _Taken:
+    """A reply's text that was taken and isn't in the file yet."""
+
+    conversation_id: str
+    has_begun: bool = False
+    texts: list[tuple[Kind, str]] = field(default_factory=list)  # for the next tick
+    size: int = 0  # bytes, those on their way included
+    refusal: StoreError | None = None
+    _waiter: asyncio.Future[None] | None = None
+
+    def pieces(self, message_id: str) -> list[Piece]:
+        """The texts, neighbours of one kind as one."""
+        if len(self.texts) == 1:  # as nearly always
+            return [Piece(message_id, *self.texts[0])]
+        return [
+            Piece(message_id, kind, "".join(map(itemgetter(1), run)))
+            for kind, run in groupby(self.texts, itemgetter(0))
+        ]
+
+    async def change(self) -> None:
+        """Some of it is in the file, or refused."""
+        self._waiter = self._waiter or asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._waiter})
+
+    def wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter:
+            waiter.set_result(None)
+
+
+@dataclass(eq=False, slots=True)
+class _Part:
+    """What is written whole or not at all: text of one reply, or a change."""
+
+    pieces: Sequence[Piece] = ()
+    change: Change | None = None
+    known: int = 0  # bytes of the reply that it ends, as far as the change knows of it
+    outcome: asyncio.Future[Change | StoreError] | None = None  # None: it was made before it was written
+    is_awaited: bool = True
+
+
+class Sqlite(Memory):
+    """Dicts, and a file that has what they have before anybody is told of it."""
+
+    name = "sqlite"
+    forgets = False
+    is_reachable = True
+
+    def __init__(self, path: Path, patience: float) -> None:
+        super().__init__()
+        self._file = File(path)
+        self._patience = patience  # seconds for which the file may be locked at the start
+        self._taken: dict[str, _Taken] = {}  # by reply
+        self._gathered: dict[str, _Taken] = {}  # those with text for the next tick
+        self._tick: asyncio.TimerHandle | None = None
+        self._gathered_at = 0.0  # by the loop's clock
+        self._pieces: dict[str, list[Piece]] = {}  # for the next transaction, by reply
+        self._changes: list[_Part] = []  # for the next transaction
+        self._unwritten: list[_Part] = []  # that were made all the same
+        self._changing: dict[str, asyncio.Future[Change | StoreError]] = {}  # by conversation
+        self._orphans: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._writing: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._latest = 0  # moment of a change that was made
+
+    async def open(self) -> list[tuple[str, str]]:
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, "store")
+        try:
+            snapshots = await self._in_thread(self._file.open, self._patience)
+        except BaseException:
+            self._file.given_up.set()
+            self._thread.shutdown(wait=False)
+            raise
+        for snapshot in snapshots:
+            self._snapshots[snapshot.conversation.id] = snapshot
+            self._clock = self._latest = moment(snapshot.conversation.updated_at)
+            self.totals.add(totals_of(snapshot))
+        left = [(snapshot.conversation.id, reply) for snapshot in snapshots if (reply := snapshot.in_progress)]
+        for conversation_id, reply in left:
+            self._start(conversation_id, reply)
+        return [(conversation_id, reply.id) for conversation_id, reply in left]
+
+    async def close(self) -> None:
+        self._gather()
+        self._write_soon()
+        while self._writing:
+            await asyncio.wait({self._writing})
+        if self._later:
+            self._later.cancel()
+        if self._unwritten:
+            logger.error("%d replies have ended, and the file of STORE_URL couldn't be told", len(self._unwritten))
+        await self._in_thread(self._file.close)
+        self._thread.shutdown(wait=False)
+
+    async def commit(self, change: Change) -> Change | None:
+        if not await self._is_current(change):
+            return None
+        self._gather()
+        self.totals.add(change.totals)
+        known = change.ended.transcript.size if change.ended else 0
+        waiting: asyncio.Future[Change | StoreError] = self._loop.create_future()
+        self._changing[change.conversation_id] = waiting
+        self._changes.append(part := _Part((), change, known, waiting))
+        self._write_soon()
+        try:
+            await self._in_time(waiting)
+        except StoreUnavailable:
+            part.is_awaited = False
+            raise
+        if isinstance(outcome := waiting.result(), StoreError):
+            raise outcome
+        return outcome
+
+    async def orphans(self) -> AsyncIterator[tuple[str, str]]:
+        while True:
+            yield await self._orphans.get()
+
+    async def abandon(self, change: Change) -> Change | None:
+        if not await self._is_current(change):
+            return None
+        self.totals.add(change.totals)
+        self._apply(change)
+        self._unwritten.append(_Part(change=change))
+        self._write_soon()
+        return change
+
+    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
+        while (taken := self._taken.get(message_id)) and (changing := self._changing.get(taken.conversation_id)):
+            await self._in_time(changing, DISK_TIMEOUT)  # which may end the reply
+        if taken is None:
+            raise over()
+        if taken.refusal:
+            raise taken.refusal
+        taken.texts.append((kind, text))
+        taken.size += (size := byte_size(text))
+        self.totals.text += size
+        self._gathered[message_id] = taken
+        if not taken.has_begun:
+            taken.has_begun = True
+            self._gather()  # a first text waits for nobody
+        elif self._tick is None:
+            self._tick = self._loop.call_at(self._gathered_at + WRITE_INTERVAL, self._gather)
+        while taken.size > MAX_UNWRITTEN_BYTES:
+            await taken.change()
+
+    async def settle(self, message_id: str) -> StoreError | None:
+        taken = self._taken.get(message_id)
+        if taken is None:
+            return None
+        self._gather()
+        while taken.size:
+            await taken.change()
+        return taken.refusal
+
+    def _apply(self, change: Change) -> None:
+        super()._apply(change)
+        if change.at < self._latest:  # one that was made before it was written has overtaken it
+            self._snapshots = dict(sorted(self._snapshots.items(), key=lambda item: item[1].conversation.updated_at))
+        self._latest = max(self._latest, change.at)
+
+    def _start(self, conversation_id: str, reply: Message) -> None:
+        super()._start(conversation_id, reply)
+        self._taken[reply.id] = _Taken(conversation_id)
+
+    def _stop(self, message_id: str) -> None:
+        super()._stop(message_id)
+        taken = self._taken.pop(message_id)
+        self.totals.text -= taken.size
+        taken.size = 0
+        taken.wake()
+
+    async def _is_current(self, change: Change) -> bool:
+        if changing := self._changing.get(change.conversation_id):
+            await self._in_time(changing)
+            return False
+        return self._snapshots.get(change.conversation_id) is change.before
+
+    async def _in_time(self, changing: asyncio.Future[Change | StoreError], seconds: float | None = None) -> None:
+        await asyncio.wait({changing}, timeout=seconds or COMMIT_TIMEOUT)
+        if not changing.done():
+            self._note(hanging := _hanging())
+            raise hanging
+
+    def _gather(self) -> None:
+        """Have all text that was taken written."""
+        if self._tick:
+            self._tick.cancel()
+            self._tick = None
+        if self._gathered:
+            for message_id, taken in self._gathered.items():
+                self._pieces.setdefault(message_id, []).extend(taken.pieces(message_id))
+                taken.texts.clear()
+            self._gathered.clear()
+            self._gathered_at = self._loop.time()
+            self._write_soon()
+
+    def _write_soon(self) -> None:
+        if self._writing is None:
+            self._writing = self._loop.create_task(self._write_all())
+
+    async def _write_all(self) -> None:
+        """One transaction after the other, each with all that is there."""
+        try:
+            await self._write_once()
+            while self._changes or self._pieces:
+                await self._write_once()
+        finally:
+            self._writing = None
+        if (self._unwritten or not self.is_reachable) and self._later is None:
+            self._later = self._loop.call_later(FILE_RETRY_INTERVAL, self._try_again)
+
+    async def _write_once(self) -> None:
+        texts, self._pieces = self._pieces, {}
+        changes, self._changes = self._changes, []
+        parts = [*self._unwritten, *map(_Part, texts.values()), *changes]
+        if not (parts or self.is_reachable):
+            parts = [_Part()]  # to see whether it is again
+        if parts:
+            refusals = await self._tried(parts)
+            self._note(next(filter(None, refusals), None))
+            for part, refusal in zip(parts, refusals, strict=True):
+                self._refused(part, refusal) if refusal else self._made(part)
+
+    async def _tried(self, parts: Sequence[_Part]) -> list[StoreError | None]:
+        trying = asyncio.ensure_future(self._in_thread(self._try, parts))
+        while not (await asyncio.wait({trying}, timeout=DISK_TIMEOUT))[0]:
+            self._note(hanging := _hanging())
+            for message_id in [message_id for message_id, taken in self._taken.items() if taken.size]:
+                self._refuse(message_id, hanging)
+        return trying.result()
+
+    def _try_again(self) -> None:
+        self._later = None
+        self._write_soon()
+
+    def _try(self, parts: Sequence[_Part]) -> list[StoreError | None]:
+        """All in one transaction; if that can't be, each in one of its own, so that none fails for another."""
+        if not (refusal := self._refusal(parts)):
+            return [None] * len(parts)
+        self._file.make_room()
+        refusals: list[StoreError | None] = []
+        behind: set[str] = set()  # conversations that the file hasn't as they are
+        for part in parts:
+            id = part.change.conversation_id if part.change else None
+            refusals.append(refusal if id in behind else self._refusal([part]))
+            if id and refusals[-1]:
+                behind.add(id)
+        return refusals
+
+    def _refusal(self, parts: Sequence[_Part]) -> StoreError | None:
+        """Write them; why not, if that can't be."""
+        try:
+            changes = [part.change for part in parts if part.change]
+            self._file.write(changes, list(chain(*(part.pieces for part in parts))))
+        except Exception as error:  # whatever it is: nobody would be answered any more
+            refusal = _refusal_of(error)
+            refusal.__cause__ = error
+            return refusal
+        return None
+
+    def _note(self, refusal: StoreError | None) -> None:
+        """Whether the file can be written; told once, and once more when that changes."""
+        if refusal and self.is_reachable:
+            why = refusal.__cause__
+            where = f"\n{outline(why)}" if why and not isinstance(why, sqlite3.Error) else ""
+            logger.error(
+                "The file of STORE_URL can't be written (%s)%s", sqlite_error_name(why) if why else "it hangs", where
+            )
+        elif not refusal and not self.is_reachable:
+            logger.warning("The file of STORE_URL can be written again")
+        self.is_reachable = refusal is None
+
+    def _made(self, part: _Part) -> None:
+        for piece in part.pieces:
+            taken = self._taken.get(piece.message_id)
+            if taken and not taken.refusal:
+                self._growing[piece.message_id].transcript.append(piece.kind, piece.text)
+                taken.size -= byte_size(piece.text)
+                taken.wake()
+        if part.outcome and part.change:
+            del self._changing[part.change.conversation_id]
+            if ended := part.change.ended:
+                self.totals.text -= ended.transcript.size - part.known
+            self._apply(part.change)
+            part.outcome.set_result(part.change)
+            if part.change.began and not part.is_awaited:
+                self._orphans.put_nowait((part.change.conversation_id, part.change.began.id))
+        elif part.change:
+            self._unwritten.remove(part)
+
+    def _refused(self, part: _Part, refusal: StoreError) -> None:
+        for message_id in {piece.message_id for piece in part.pieces} & self._taken.keys():
+            self._refuse(message_id, refusal)
+        if part.outcome and part.change:
+            del self._changing[part.change.conversation_id]
+            self.totals.add(part.change.totals, -1)
+            part.outcome.set_result(refusal)
+
+    def _refuse(self, message_id: str, refusal: StoreError) -> None:
+        """End the reply: a text without its middle is of no use."""
+        taken = self._taken[message_id]
+        self.totals.text -= taken.size
+        taken.refusal, taken.size = refusal, 0
+        taken.texts.clear()
+        self._gathered.pop(message_id, None)
+        self._pieces.pop(message_id, None)
+        self._growing[message_id].interrupt(refusal)
+        taken.wake()
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await self._loop.run_in_executor(self._thread, work, *arguments)
+
+
+def _refusal_of(error: Exception) -> StoreError:
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return StoreFull("The disk with the file of STORE_URL is full: make room there, then try again.")
+    return StoreUnavailable(
+        "The file of STORE_URL can't be written; the log says why. Nothing was changed: try again in a moment."
+    )
+
+
+def _hanging() -> StoreError:
+    return StoreUnavailable("The disk with the file of STORE_URL doesn't answer: try again in a moment.")

@@ -1,0 +1,144 @@
+"""Replies that other relays make, as they grow, and notes from other relays: all in one call that waits.
+
+A stream's ids are positions in the text, so the text that is here says where to go on.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from logs import outline
+from stores.records import REPORTED, Kind, Message, StoreError, StoreUnavailable, Transcript
+from stores.valkey.client import Client
+from stores.valkey.keys import END, FENCE, NOTE, Keys
+from stores.valkey.writer import LEASE_TIMEOUT
+
+BLOCK_TIMEOUT = 2.0  # seconds for which the server waits for something to tell
+LISTEN_RETRY_INTERVAL = 0.3  # seconds until a server that couldn't be reached is asked again
+
+_KINDS: dict[bytes, Kind] = {b"c": "content", b"r": "reasoning"}
+
+logger = logging.getLogger("store")
+
+
+class Followed:
+    """A reply that another relay replies."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.is_over = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def change(self) -> None:
+        """Something has come, or two seconds have gone."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._waiter}, timeout=BLOCK_TIMEOUT)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self.is_over = True
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class ReplyFollower:
+    """`on_note` is called with a message that another relay has ended."""
+
+    def __init__(
+        self, client: Client, listener: Client, keys: Keys, relay: str, on_note: Callable[[str], None]
+    ) -> None:
+        self._client, self._listener, self._keys = client, listener, keys
+        self._inbox = keys.of(f"in:{relay}")
+        self._read = "0"  # the last note
+        self._on_note = on_note
+        self._all: set[Followed] = set()
+
+    @property
+    def message_ids(self) -> set[str]:
+        """What is followed."""
+        return {followed.message.id for followed in self._all}
+
+    async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
+        """Add its text as it comes. True when it has ended, False once it isn't wanted.
+
+        Raises `StoreUnavailable` when nothing has been heard for a lease.
+        """
+        followed = Followed(message)
+        self._all.add(followed)
+        try:
+            with contextlib.suppress(StoreError):  # else the listener looks again by itself
+                await self._client.run(NOTE, [self._inbox], "w", message.id)
+            while not followed.is_over:
+                await followed.change()
+                if self._listener.silent_for > LEASE_TIMEOUT:
+                    raise StoreUnavailable("The store can't be reached.")
+                if not followed.is_over and not is_wanted():
+                    return False
+            return True
+        finally:
+            self._all.discard(followed)
+
+    def end(self, message_ids: set[str]) -> None:
+        """Those aren't in progress any more."""
+        for followed in self._all:
+            if followed.message.id in message_ids:
+                followed.end()
+
+    async def listen(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            try:
+                await self._listen()
+            except StoreError:
+                await asyncio.sleep(LISTEN_RETRY_INTERVAL)
+            except Exception as error:  # nobody would be told anything any more
+                logger.error("what other relays tell can't be read\n%s", outline(error))
+                await asyncio.sleep(LISTEN_RETRY_INTERVAL)
+
+    async def _listen(self) -> None:
+        followed = {self._keys.of(f"r:{one.message.id}"): one for one in self._all if not one.is_over}
+        places = [f"{one.message.transcript.length}-{END}" for one in followed.values()]
+        streams = (self._inbox, *followed, self._read, *places)
+        answer = await self._listener.ask("XREAD", "BLOCK", round(BLOCK_TIMEOUT * 1000), "STREAMS", *streams)
+        for key, entries in answer or ():
+            if key.decode() == self._inbox:
+                self._take_notes(entries)
+            else:
+                _take(followed[key.decode()], entries)
+
+    def _take_notes(self, entries: Sequence[Any]) -> None:
+        for entry_id, (kind, message_id) in entries:
+            self._read = entry_id.decode()
+            if kind == b"e":
+                self._on_note(message_id.decode())
+
+
+def _take(followed: Followed, entries: Sequence[Any]) -> None:
+    for entry_id, (kind, text) in entries:
+        position = int(entry_id.partition(b"-")[0])
+        if position == END:
+            followed.end()
+        elif position < FENCE and kind in _KINDS:
+            add(followed.message.transcript, position, _KINDS[kind], text.decode())
+
+
+def add(transcript: Transcript, position: int, kind: Kind, text: str) -> None:
+    """Add a text that ends at `position`, or what of it isn't there: after a failover it may be said again."""
+    new = position - transcript.length
+    if 0 < new <= len(text):
+        transcript.append(kind, text[len(text) - new :])
+
+
+def filled(message: Message, entries: Sequence[Any]) -> Message:
+    """A reply in progress with all that a stream has: its text, and what upstream says of it."""
+    report: dict[str, Any] = {}
+    for entry_id, (kind, text) in entries:
+        if kind in _KINDS:
+            add(message.transcript, int(entry_id.partition(b"-")[0]), _KINDS[kind], text.decode())
+        elif kind == b"g":
+            report = {name: value for name, value in json.loads(text).items() if name in REPORTED}
+    return replace(message, **report)

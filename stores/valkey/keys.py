@@ -1,0 +1,116 @@
+"""The keys on the server, what stands at each of them, and the scripts that change them.
+
+Scripts are sent whole each time, so that a new primary needs to know nothing. Only arguments carry text. A script with
+`allow-oom` works on a server without memory (signs of life, endings, deletions), which refuses the others whole.
+
+A conversation is a hash with a field for each of its own, and a list with its messages. A text is written as `=text`,
+null as nothing, anything else as JSON. Fields that another version of the relay has written are left as they are.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stores.records import Conversation, Message, decode, encode
+from stores.snapshot import Snapshot, iso
+
+T = TypeVar("T")
+
+_ELSEWHERE = {"id", "title", "created_at", "updated_at", "message_count"}
+_FIELDS = [field.name for field in fields(Conversation) if field.name not in _ELSEWHERE]
+
+_FOLDER = Path(__file__).parent
+_SHARED = (_FOLDER / "shared.lua").read_text()
+
+
+def _script(name: str) -> str:
+    first_line, _, rest = (_FOLDER / f"{name}.lua").read_text().partition("\n")
+    return f"{first_line}\n{_SHARED}{rest}"
+
+
+def _constant(name: str) -> int:
+    match = re.search(rf"^local {name} = (\d+)", _SHARED, re.MULTILINE)
+    assert match, f"shared.lua defines {name}"
+    return int(match[1])
+
+
+APPEND, BEAT, COMMIT, FENCE_OFF, HEADS, LOAD, NOTE, SLICE = map(
+    _script, ("append", "beat", "commit", "fence", "heads", "load", "note", "slice")
+)
+COMMIT_ALWAYS = COMMIT.replace("#!lua", "#!lua flags=allow-oom", 1)
+"""For changes that make room: a server without memory takes them, too."""
+
+END, FENCE = _constant("END"), _constant("FENCE")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """All share one hash tag, so that a cluster has them on one server."""
+
+    prefix: str
+
+    def of(self, name: str) -> str:
+        """`list`, `sums`, `running`, `relays`, `format`; or `c:`, `m:`, `q:`, `r:`, `in:` and an id."""
+        return f"{{{self.prefix}}}:{name}"
+
+    def of_conversation(self, id: str) -> list[str]:
+        """Those of what it is, of its messages, and of where each of them is."""
+        return [self.of(f"{kind}:{id}") for kind in "cmq"]
+
+
+def head_of(snapshot: Snapshot) -> list[str]:
+    """Names and values of the fields, in turn."""
+    values: dict[str, Any] = {name: getattr(snapshot.conversation, name) for name in _FIELDS}
+    values |= {"own_title": snapshot.own_title, "auto_title": snapshot.first_line}
+    written = {name: _written(value) for name, value in values.items()}
+    written["message_count"] = str(snapshot.conversation.message_count)
+    return [part for pair in written.items() for part in pair]
+
+
+def snapshot_of(conversation_id: str, head: Sequence[str], elements: Sequence[str] = ()) -> Snapshot:
+    """The snapshot with these messages."""
+    texts = dict(pairs(head))
+    own_title, first_line = _read(texts.get("own_title", "")), _read(texts.get("auto_title", ""))
+    conversation = Conversation(
+        id=conversation_id,
+        title=own_title or first_line,
+        created_at=iso(int(texts["created_at"])),
+        updated_at=iso(int(texts["updated_at"])),
+        message_count=int(texts["message_count"]),
+        **{name: _read(texts[name]) for name in _FIELDS if name in texts},
+    )
+    messages = {message.id: message for message in messages_of(elements)}
+    return Snapshot(conversation, own_title, first_line, messages, version=texts["version"])
+
+
+def element_of(message: Message) -> str:
+    """A message as an element of the list; the text of a reply in progress is elsewhere."""
+    head, text = encode(message)
+    return f"{head}\n{'' if message.status == 'streaming' else text}"
+
+
+def messages_of(elements: Sequence[str]) -> list[Message]:
+    """The messages again."""
+    heads_and_texts = [element.partition("\n")[::2] for element in elements]
+    heads = json.loads(f"[{','.join(head for head, _ in heads_and_texts)}]")  # far quicker than one by one
+    return [decode(head, text) for head, (_, text) in zip(heads, heads_and_texts, strict=True)]
+
+
+def pairs(flat: Sequence[T]) -> Iterator[tuple[T, T]]:
+    """Names and values of a hash as the server tells it."""
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"={value}" if isinstance(value, str) else json.dumps(value)
+
+
+def _read(written: str) -> Any:
+    if not written:
+        return None
+    return written[1:] if written[0] == "=" else json.loads(written)
