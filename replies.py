@@ -15,17 +15,19 @@ from functools import partial
 from typing import Any
 
 from logs import outline
-from mirrors import Mirror, Mirrors, Reply
+from mirrors import Mirror, Mirrors
 from openrouter import Delta, OpenRouter, Prompt, Report, Retry, UpstreamError, Values
 from serving.metrics import Metrics, Outcome
 from settings import Settings
 from store import (
+    BegunReply,
     Ending,
     Failure,
     Message,
     NotFound,
-    OwedReply,
+    OwnReply,
     Question,
+    Reply,
     Store,
     StoreError,
     StoreFull,
@@ -38,7 +40,7 @@ CUT_ENDING_TIMEOUT = 0.5  # seconds, where the service is on its way out
 CUT_GRACE = 0.8  # in which replies that were cut off end
 ENDING_RETRY_INTERVAL = 0.3  # seconds between two offers
 
-_Owe = Callable[[], Awaitable[OwedReply]]  # has the store begin a reply, or tell which one there is
+_Begin = Callable[[], Awaitable[BegunReply | Message]]  # has the store begin a reply, or tell which one there is
 
 logger = logging.getLogger(__name__)
 
@@ -51,28 +53,6 @@ class Unavailable(Exception):
         self.retry_after = retry_after
 
 
-class _Running(Reply):
-    """A reply in progress, with the task that makes it."""
-
-    def __init__(self, conversation_id: str, message: Message) -> None:
-        super().__init__(message)
-        message.transcript.on_growth = self.wake
-        self.conversation_id = conversation_id
-        self.task: asyncio.Task[Ending] | None = None
-        self.finishing: asyncio.Task[None] | None = None
-        self.report = Report()
-        self.ending: Ending | None = None  # why it was interrupted
-        self.retries = 0
-        self.started = time.monotonic()
-        self.first_token = 0.0  # when it came; 0 before
-
-    def interrupt(self, ending: Ending) -> None:
-        """End it early, in this way."""
-        if self.ending is None and self.task is not None and not self.task.done():
-            self.ending = ending
-            self.task.cancel()
-
-
 class Replies:
     """All replies in progress, at most one in a conversation."""
 
@@ -81,7 +61,7 @@ class Replies:
         self._openrouter = openrouter
         self._settings = settings
         self._metrics = metrics
-        self._running: dict[str, _Running] = {}  # by message
+        self._running: dict[str, OwnReply] = {}  # by message
         self._mirrors = Mirrors(store)
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
         self._admitted = 0  # that the store is being asked to begin
@@ -111,8 +91,8 @@ class Replies:
         """
         while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
-        asked = partial(self._asked, conversation_id, question)
-        return await self._started(conversation_id, asked, question.traceparent)
+        ask = partial(self._ask, conversation_id, question)
+        return await self._started(conversation_id, ask, question.traceparent)
 
     async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
         """The reply in progress or, if there is none, the one that is owed; requests that come together share it.
@@ -142,9 +122,9 @@ class Replies:
         message = await self._store.in_progress(conversation_id)
         if message is None:
             return None
-        if running := self._running.get(message.id):
-            running.interrupt(Ending("stopped"))
-            return await running.wait()
+        if reply := self._running.get(message.id):
+            reply.interrupt(Ending("stopped"))
+            return await reply.wait()
         return await self._store.finish_reply(conversation_id, message.id, Ending("stopped"))
 
     async def drain(self, grace: float) -> None:
@@ -159,14 +139,14 @@ class Replies:
     def cut(self) -> None:
         """End the replies in progress now, and those that the store is still being asked to begin."""
         self._is_cut = True
-        for running in list(self._running.values()):
-            running.interrupt(_restarting())
+        for reply in list(self._running.values()):
+            reply.interrupt(_restarting())
 
     def _give_up(self) -> None:
         """Don't wait any more for a store that doesn't answer: others end these replies, or the next start does."""
-        for running in self._running.values():
-            if running.finishing:
-                running.finishing.cancel()
+        for reply in self._running.values():
+            if reply.finishing:
+                reply.finishing.cancel()
 
     async def _all_ended(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -186,54 +166,61 @@ class Replies:
 
     async def _reply_of(self, conversation_id: str, message: Message) -> Reply | None:
         """None if it has been deleted meanwhile."""
-        if running := self._running.get(message.id):
-            return running
+        if reply := self._running.get(message.id):
+            return reply
         if message.status != "streaming":
-            return Reply(message)
+            return Reply(conversation_id, message)
         if self._store.is_shared:
             await self._wait_until_begun(conversation_id)  # it may be this relay that is beginning it
             return self._running.get(message.id) or self._mirrors.of(conversation_id, message)
         # Nobody makes it: the store couldn't be told how it had ended.
         failed = _failed(500, "The service failed; its log says where.")
         final = await self._store.finish_reply(conversation_id, message.id, failed)
-        return Reply(final) if final else None
+        return Reply(conversation_id, final) if final else None
 
-    async def _started(self, conversation_id: str, owe: _Owe, traceparent: str | None) -> Reply:
+    async def _started(self, conversation_id: str, begin: _Begin, traceparent: str | None) -> Reply:
         # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
-        beginning: asyncio.Task[Reply] = self._own(self._begin(conversation_id, owe, traceparent))
+        beginning: asyncio.Task[Reply] = self._own(self._begin(conversation_id, begin, traceparent))
         self._begins[conversation_id] = beginning
         beginning.add_done_callback(lambda _: self._begins.pop(conversation_id))
         await asyncio.wait({beginning})
         return beginning.result()
 
-    async def _begin(self, conversation_id: str, owe: _Owe, traceparent: str | None) -> Reply:
+    async def _begin(self, conversation_id: str, begin: _Begin, traceparent: str | None) -> Reply:
         while True:
-            owed = await owe()
-            if owed.turns is not None:
-                return self._run(conversation_id, owed, traceparent)
-            if reply := await self._find(conversation_id, owed.message.id):
+            begun = await begin()
+            if isinstance(begun, BegunReply):
+                return self._run(begun, traceparent)
+            if reply := await self._find(conversation_id, begun.id):
                 return reply
             # It was deleted after the store had told of it: ask the store again.
 
-    async def _asked(self, conversation_id: str, question: Question) -> OwedReply:
-        if reply := await self._store.reply_to(conversation_id, question):
-            return OwedReply(reply)  # to have it again needs no room
-        cut = None
-        if question.after is not ... and (message := await self._store.in_progress(conversation_id)):
-            cut = self._running.get(message.id)
+    async def _ask(self, conversation_id: str, question: Question) -> BegunReply | Message:
+        try:
+            with self._admission():
+                return await self._store.ask(conversation_id, question)
+        except Unavailable:
+            if reply := await self._store.reply_to(conversation_id, question):
+                return reply  # to have it again needs no room
+            return await self._ask_in_place(conversation_id, question)
+
+    async def _ask_in_place(self, conversation_id: str, question: Question) -> BegunReply | Message:
+        """Ask where only the reply that the question cuts makes room for the new one. Raises `Unavailable`."""
+        in_progress = await self._store.in_progress(conversation_id) if question.after is not ... else None
+        cut = self._running.get(in_progress.id) if in_progress else None
         with self._admission(in_place_of=cut):
-            owed = await self._store.ask(conversation_id, question)
-            if cut and owed.turns is not None:
+            begun = await self._store.ask(conversation_id, question)
+            if cut and isinstance(begun, BegunReply):
                 await cut.wait()  # its room is the new one's
-            return owed
+            return begun
 
     async def _is_current(self, reply: Reply) -> bool:
         """Whether it was begun just now and hasn't been deleted since: a question asked again brings an older one."""
-        if not isinstance(reply, _Running | Mirror):
+        if not isinstance(reply, OwnReply | Mirror):
             return False
-        return await self._store.message(reply.conversation_id, reply.message.id) is not None
+        return await self._store.message(reply.conversation_id, reply.id) is not None
 
-    async def _owed(self, conversation_id: str, model: str | None) -> OwedReply:
+    async def _owed(self, conversation_id: str, model: str | None) -> BegunReply | Message:
         try:
             with self._admission():
                 return await self._store.begin_reply(conversation_id, model)
@@ -241,10 +228,10 @@ class Replies:
             last = await self._store.last_owed(conversation_id)
             if last.status != "streaming":
                 raise
-            return OwedReply(last)  # to join needs no room
+            return last  # to join needs no room
 
     @contextmanager
-    def _admission(self, in_place_of: "_Running | None" = None) -> Iterator[None]:
+    def _admission(self, in_place_of: OwnReply | None = None) -> Iterator[None]:
         """Room for one more reply, held while the store begins it. Raises `Unavailable`."""
         self.check_open()
         if len(self._running) + self._admitted - bool(in_place_of) >= self._settings.max_replies:
@@ -259,31 +246,29 @@ class Replies:
         finally:
             self._admitted -= 1
 
-    def _run(self, conversation_id: str, owed: OwedReply, traceparent: str | None) -> Reply:
-        message = owed.message
-        running = self._running[message.id] = _Running(conversation_id, message)
-        prompt = Prompt(message.model or "", owed.turns or [], owed.options, conversation_id, traceparent)
-        values = self._openrouter.stream(prompt)
-        running.task = self._own(self._generate(running, values))
-        running.task.add_done_callback(partial(self._on_generated, running))
-        if owed.interruption:
-            owed.interruption.add_done_callback(lambda why: running.interrupt(_refused(why.result())))
+    def _run(self, begun: BegunReply, traceparent: str | None) -> Reply:
+        reply, message, conversation_id = begun.reply, begun.reply.message, begun.reply.conversation_id
+        self._running[message.id] = reply
+        prompt = Prompt(message.model or "", begun.turns, begun.options, conversation_id, traceparent)
+        task = self._own(self._generate(reply, self._openrouter.stream(prompt)))
+        task.add_done_callback(partial(self._on_generated, reply))
+        reply.run(task)
         logger.info("Streaming response for conversation %s with model %s", conversation_id, message.model)
         if self._is_cut:
-            running.interrupt(_restarting())
-        return running
+            reply.interrupt(_restarting())
+        return reply
 
-    async def _generate(self, running: _Running, values: Values) -> Ending:
-        expiry = asyncio.get_running_loop().call_later(self._settings.reply_timeout, self._expire, running)
-        message, extend = running.message, self._store.extend_reply
+    async def _generate(self, reply: OwnReply, values: Values) -> Ending:
+        expiry = asyncio.get_running_loop().call_later(self._settings.reply_timeout, self._expire, reply)
+        extend = self._store.extend_reply
         room = self._settings.max_reply_chars
         try:
             async with aclosing(values):
                 async for value in values:
                     if isinstance(value, Delta):
                         text = value.text if len(value.text) <= room else value.text[:room]
-                        await extend(message.id, value.kind, text)
-                        running.first_token = running.first_token or time.monotonic()
+                        await extend(reply, value.kind, text)
+                        reply.first_token = reply.first_token or time.monotonic()
                         room -= len(value.text)
                         if room < 0:
                             most = self._settings.max_reply_chars
@@ -291,27 +276,28 @@ class Replies:
                                 502, f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
                             )
                     elif isinstance(value, Report):
-                        running.report = value
-                        self._store.report_reply(message, _reported(Ending("streaming"), value))
+                        reply.report = value
+                        self._store.report_reply(reply)
                     elif isinstance(value, Retry):
-                        running.retries += 1
+                        reply.retries += 1
                     else:
                         return Ending("complete", value.finish_reason)
         finally:
             expiry.cancel()
         raise AssertionError("a stream of values ends with Finish or an exception")
 
-    def _expire(self, running: _Running) -> None:
+    def _expire(self, reply: OwnReply) -> None:
         seconds = self._settings.reply_timeout
-        running.interrupt(_failed(504, f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows."))
+        reply.interrupt(_failed(504, f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows."))
 
-    def _on_generated(self, running: _Running, task: asyncio.Task[Ending]) -> None:
+    def _on_generated(self, reply: OwnReply, task: asyncio.Task[Ending]) -> None:
         # A callback, not a `finally` in the task: one that is cancelled before its first step never enters its body.
-        running.finishing = self._own(self._finish(running, self._ending(running, task)))
+        reply.finishing = self._own(self._finish(reply, self._ending(reply, task)))
 
-    def _ending(self, running: _Running, task: asyncio.Task[Ending]) -> Ending:
+    def _ending(self, reply: OwnReply, task: asyncio.Task[Ending]) -> Ending:
         if task.cancelled():
-            return running.ending or _restarting()
+            reason = reply.interruption or _restarting()
+            return _refused(reason) if isinstance(reason, StoreError) else reason
         error = task.exception()
         match error:
             case None:
@@ -321,43 +307,43 @@ class Replies:
                 return Ending("failed", error=failure)
             case StoreError():
                 return _refused(error)
-        logger.error("reply %s crashed\n%s", running.message.id, outline(error))
+        logger.error("reply %s crashed\n%s", reply.id, outline(error))
         return _failed(500, "The service failed; its log says where.")
 
-    async def _finish(self, running: _Running, ending: Ending) -> None:
-        ending, message = _reported(ending, running.report), None
+    async def _finish(self, reply: OwnReply, ending: Ending) -> None:
+        ending, message = _reported(ending, reply.report), None
         try:
-            message = await self._stored(running, ending)
+            message = await self._stored(reply, ending)
         except asyncio.CancelledError:
-            self._end(running, ended(running.message, _restarting()))
+            self._end(reply, ended(reply.message, _restarting()))
             raise
         except Exception as error:
-            logger.error("reply %s could not be stored\n%s", running.message.id, outline(error))
-        self._end(running, message or ended(running.message, ending))
+            logger.error("reply %s could not be stored\n%s", reply.id, outline(error))
+        self._end(reply, message or ended(reply.message, ending))
 
-    def _end(self, running: _Running, message: Message) -> None:
-        del self._running[running.message.id]
-        running.end(message)
-        _log_end(running)
-        self._metrics.count_reply(self._outcome(running))
+    def _end(self, reply: OwnReply, message: Message) -> None:
+        del self._running[reply.id]
+        reply.end(message)
+        _log_end(reply)
+        self._metrics.count_reply(self._outcome(reply))
 
-    def _outcome(self, running: _Running) -> Outcome:
-        message, model = running.message, running.message.model or ""
+    def _outcome(self, reply: OwnReply) -> Outcome:
+        message, model = reply.message, reply.message.model or ""
         return Outcome(
             model=model,
             is_listed=self._openrouter.lists(model),
             status=message.status,
             code=message.error.code if message.error else None,
-            usage=running.report.usage,
-            retries=running.retries,
-            first_token=running.first_token - running.started if running.first_token else None,
-            end=time.monotonic() - running.started,
+            usage=reply.report.usage,
+            retries=reply.retries,
+            first_token=reply.first_token - reply.started if reply.first_token else None,
+            end=time.monotonic() - reply.started,
         )
 
-    async def _stored(self, running: _Running, ending: Ending) -> Message | None:
+    async def _stored(self, reply: OwnReply, ending: Ending) -> Message | None:
         """The message as it has ended; failed where the store hasn't all of its text, or can't take its end."""
-        ids = running.conversation_id, running.message.id
-        refusal = await self._store.settle_reply(running.message.id)
+        ids = reply.conversation_id, reply.id
+        refusal = await self._store.settle_reply(reply)
         began = time.monotonic()
         while refusal is None:
             try:
@@ -374,7 +360,7 @@ class Replies:
         try:
             return await self._store.abandon_reply(*ids, failed)
         except StoreUnavailable:
-            return ended(running.message, failed)
+            return ended(reply.message, failed)
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -407,16 +393,16 @@ def _restarting() -> Ending:
     return _failed(503, "The service is restarting: ask again in a moment.")
 
 
-def _log_end(running: _Running) -> None:
-    message = running.message
+def _log_end(reply: OwnReply) -> None:
+    message = reply.message
     logger.log(
         logging.WARNING if message.error else logging.INFO,
         "%s streaming for conversation %s: reply %s, model %s, %.2f s, %d characters%s",
         {"complete": "Completed", "stopped": "Stopped"}.get(message.status, "Failed"),
-        running.conversation_id,
+        reply.conversation_id,
         message.id,
         message.model,
-        time.monotonic() - running.started,
-        message.transcript.length,
+        time.monotonic() - reply.started,
+        message.transcript.kept,
         f", code {message.error.code}, generation {message.generation_id}" if message.error else "",
     )

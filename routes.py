@@ -22,7 +22,6 @@ from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
 from api.requests import Rejected, read_fields, unprocessable, wants_events, wants_text
 from api.shapes import conversation_fields, message_fields, place_of
-from mirrors import Reply
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
 from serving.metrics import MEDIA_TYPE, Metrics
@@ -34,6 +33,7 @@ from store import (
     NothingOwed,
     Question,
     Repeated,
+    Reply,
     ReplyInProgress,
     Slices,
     Store,
@@ -250,7 +250,7 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
     reply = await request.state["replies"].find(_id(request), message_id)
     if reply is None or position is None:
         return Response(status_code=204)
-    length = reply.message.transcript.length
+    length = reply.transcript.kept
     if position > length and reply.message.status == "failed":
         position = length  # a power cut has taken what the reader had
     if not reply.may_reach(position):

@@ -8,14 +8,14 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from logs import outline
 from settings import Settings, SettingsError
-from stores.engine import Engine, Slices
+from stores.engine import Engine, Slices, over
 from stores.memory import Memory
 from stores.records import (
     Conversation,
@@ -34,14 +34,17 @@ from stores.records import (
     StoreUnavailable,
     ended,
 )
+from stores.reply import OwnReply, Reply
 from stores.rules import Rules
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
 
-__all__ = ["Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed", "OwedReply"]
+__all__ = ["BegunReply", "Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
 __all__ += [
+    "OwnReply",
     "Question",
     "Repeated",
+    "Reply",
     "ReplyInProgress",
     "Slices",
     "Store",
@@ -67,16 +70,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class OwedReply:
-    """A reply, and if it was begun just now, what it answers, (role, content) of each turn, and with which options.
+class BegunReply:
+    """A reply that was begun just now, what it answers, (role, content) of each turn, and with which options."""
 
-    `interruption` is done, then, when it can't go on: others ended it, or its text can't be kept.
-    """
-
-    message: Message
-    turns: list[tuple[str, str]] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    interruption: asyncio.Future[StoreError] | None = None
+    reply: OwnReply
+    turns: list[tuple[str, str]]
+    options: Mapping[str, Any]
 
 
 class Store:
@@ -250,18 +249,20 @@ class Store:
         logger.info("Added user message to conversation %s", conversation_id)
         return change.added[0]
 
-    async def ask(self, conversation_id: str, question: Question) -> OwedReply:
+    async def ask(self, conversation_id: str, question: Question) -> BegunReply | Message:
         """Add a question and begin the reply to it; both or neither.
 
-        One that was asked before has its first reply, or begins the one that is owed. Raises what `add_user_message`
-        raises but `Repeated`.
+        A question that was asked before gets its first reply, or begins the one that is owed. Raises what
+        `add_user_message` raises but `Repeated`.
         """
-        owed = await self._begin(
-            conversation_id, lambda rules, snapshot: rules.add_question_and_begin_reply(snapshot, question)
-        )
-        if owed.turns is not None:
+
+        def rule(rules: Rules, snapshot: Snapshot) -> Change:
+            return rules.add_question_and_begin_reply(snapshot, question)
+
+        begun = await self._begin(conversation_id, rule)
+        if isinstance(begun, BegunReply):
             logger.info("Added user message to conversation %s", conversation_id)
-        return owed
+        return begun
 
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
         """Forget that message and every later one. Raises `NotFound`."""
@@ -272,47 +273,48 @@ class Store:
         """The message that `begin_reply` would answer, replace or join. Raises `NotFound`, `NothingOwed`."""
         return (await self._snapshot(conversation_id, whole=False)).check_owed()
 
-    async def begin_reply(self, conversation_id: str, model: str | None = None) -> OwedReply:
-        """Begin the reply that is owed, or tell which one is in progress. A failed one is replaced.
+    async def begin_reply(self, conversation_id: str, model: str | None = None) -> BegunReply | Message:
+        """Begin the reply that is owed, or tell which one is in progress. A failed reply is replaced.
 
         Raises `NotFound`, `NothingOwed`, `StoreFull`.
         """
         return await self._begin(conversation_id, lambda rules, snapshot: rules.begin_reply(snapshot, model))
 
-    async def extend_reply(self, message_id: str, kind: Kind, text: str) -> None:
-        """Add text to a reply that was begun here, as much as there is room for. It is shown when it is kept.
+    async def extend_reply(self, reply: OwnReply, kind: Kind, text: str) -> None:
+        """Add text to a reply, as much as there is room for. Readers get it once it is kept.
 
-        Raises `NotFound` once it has been deleted, and `StoreFull` where that isn't all of it.
+        Raises `NotFound` once the reply has been deleted, and `StoreFull` where there isn't room for all of it.
         """
         engine = self._engine
         if len(text) * 4 <= self._settings.max_store_bytes - engine.totals.text:
-            return await engine.extend(message_id, kind, text)
+            return await engine.extend(reply, kind, text)
         fitting = (rules := self._rules()).fitting(text)
-        await engine.extend(message_id, kind, fitting)
+        await engine.extend(reply, kind, fitting)
         if fitting != text:
             raise rules.no_room()
 
-    async def settle_reply(self, message_id: str) -> StoreError | None:
-        """Wait until all text that was taken is kept; the error if some of it can't be."""
-        return await self._engine.settle(message_id)
+    async def settle_reply(self, reply: OwnReply) -> StoreError | None:
+        """Wait until all text that was taken is kept; the error if some of it is lost."""
+        return await self._engine.settle(reply)
 
-    def report_reply(self, message: Message, so_far: Ending) -> None:
-        """What upstream says of a reply that is made here, beside its text, for others that end it."""
-        self._engine.report(message, so_far)
+    def report_reply(self, reply: OwnReply) -> None:
+        """Tell other relays what upstream reports of a reply: they may end it."""
+        self._engine.report(reply)
 
-    async def follow_reply(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
+    async def follow_reply(self, reply: Reply, is_wanted: Callable[[], bool]) -> bool:
         """Add to a reply in progress what another relay makes of it: True when it has ended, False once unwanted.
 
         Raises `StoreUnavailable` when nothing has been heard for long.
         """
-        return await self._engine.follow(message, is_wanted)
+        return await self._engine.follow(reply, is_wanted)
 
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile.
 
         What was taken of its text is part of it, but what was refused. Raises `StoreFull`.
         """
-        await self._engine.settle(message_id)
+        if reply := self._engine.replies.get(message_id):
+            await self._engine.settle(reply)
         return await self._finished(conversation_id, message_id, ending, self._engine.commit)
 
     async def abandon_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
@@ -368,14 +370,18 @@ class Store:
         except NotFound:
             return None
 
-    async def _begin(self, conversation_id: str, rule: _Rule) -> OwedReply:
+    async def _begin(self, conversation_id: str, rule: _Rule) -> BegunReply | Message:
         try:
             change = await self._change(conversation_id, rule)
         except Repeated as repeated:
-            return OwedReply(repeated.found)
+            found: Message = repeated.found
+            return found
         assert change.began and change.after
-        interruption = self._engine.interruption(change.began.id)
-        return OwedReply(change.began, change.after.turns(), change.after.options(), interruption)
+        reply = self._engine.replies.get(change.began.id)
+        if reply is None:  # others have ended it already
+            reply = OwnReply(conversation_id, change.began)
+            reply.refuse(over())
+        return BegunReply(reply, change.after.turns(), change.after.options())
 
     async def _snapshot(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Snapshot:
         snapshot = await self._engine.snapshot(conversation_id, whole=whole, since=since)

@@ -13,8 +13,7 @@ from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
 from api.shapes import event_id, last_event_fields
-from mirrors import Reply
-from store import Kind, Message
+from store import Kind, Message, Reply
 
 PING_INTERVAL = 15  # seconds between pings on a silent stream
 RECONNECT_INTERVAL_MS = 1_000  # after which an EventSource that was cut off comes back
@@ -24,7 +23,7 @@ STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering"
 
 def reply_response(reply: Reply, position: int = 0, *, as_text: bool = False) -> Response:
     """The reply from `position` (in characters) on, live: as events, or as bare text."""
-    headers = {**STREAM_HEADERS, "X-Message-Id": reply.message.id, "X-Model": reply.message.model or ""}
+    headers = {**STREAM_HEADERS, "X-Message-Id": reply.id, "X-Model": reply.message.model or ""}
     if as_text:
         return _TextStream(_parts(reply, position, _Text()), headers=headers, media_type="text/plain")
     parts = _parts(reply, position, _Events(reply.message))
@@ -101,10 +100,10 @@ class _Text:
 
 
 async def _parts(reply: Reply, position: int, form: _Events | _Text) -> AsyncGenerator[bytes, None]:
-    transcript = reply.message.transcript
+    transcript = reply.transcript
     yield form.start(position)
-    while not reply.ended or position < transcript.length:
-        if position >= transcript.length:
+    while not reply.ended or position < transcript.kept:
+        if position >= transcript.kept:
             if reply.is_lost:
                 yield form.lost()
                 return

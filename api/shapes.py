@@ -34,7 +34,7 @@ def message_fields(message: Message) -> dict[str, Any]:
         "served_model": message.served_model,
         "provider": message.provider,
         "annotations": _value(message.annotations),
-        "last_event_id": event_id(message.id, message.transcript.length) if message.status == "streaming" else None,
+        "last_event_id": event_id(message.id, message.transcript.kept) if message.status == "streaming" else None,
     }
 
 

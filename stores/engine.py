@@ -5,12 +5,15 @@ its snapshot says.
 A reply's text is kept before it is shown: only what is kept is added to the transcript.
 """
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-from stores.records import Conversation, Ending, Kind, Message, StoreError
+from stores.records import Conversation, Kind, Message, NotFound, StoreError
+from stores.reply import OwnReply, Reply
 from stores.snapshot import Change, Snapshot, Totals
+
+WRITE_INTERVAL = 0.016  # seconds between two writes of text
+MAX_UNKEPT_CHARS = 256 * 1024  # of a reply, before its generation waits for the engine
 
 Slices = AsyncGenerator[tuple[list[Message], bool], None]
 
@@ -28,7 +31,10 @@ class Engine(ABC):
     """Whether other relays have the same conversations, and make replies in them."""
 
     totals: Totals
-    """What it holds, with the changes that are on their way."""
+    """What it holds, with the changes and the texts that are on their way."""
+
+    replies: dict[str, OwnReply]
+    """The replies in progress that were begun here, by message."""
 
     @property
     @abstractmethod
@@ -82,25 +88,34 @@ class Engine(ABC):
         It goes on if the caller is cancelled. Raises `StoreFull`.
         """
 
-    @abstractmethod
-    def interruption(self, message_id: str) -> asyncio.Future[StoreError]:
-        """Done when a reply that was begun here can't go on: others ended it, or its text can't be kept."""
+    async def extend(self, reply: OwnReply, kind: Kind, text: str) -> None:
+        """Take text of a reply, to be kept and then shown; it waits while too much isn't kept yet.
 
-    @abstractmethod
-    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
-        """Take text of a reply that was begun here, to be kept and then shown; else the reply is interrupted.
-
-        Raises `NotFound` where it has ended.
+        Raises the error for which the engine takes no more text: `NotFound` where the reply was ended.
         """
+        if reply.refusal:
+            raise reply.refusal
+        transcript = reply.transcript
+        self.totals.text += transcript.take(kind, text)
+        self.keep(reply)
+        while transcript.taken - transcript.kept > MAX_UNKEPT_CHARS:
+            await reply.change()
+
+    async def settle(self, reply: OwnReply) -> StoreError | None:
+        """Wait until all text that was taken is kept; the error if some of it is lost."""
+        while reply.transcript.taken > reply.transcript.kept:
+            self.keep(reply, at_once=True)
+            await reply.change()
+        return reply.refusal if reply.has_lost_text else None
 
     @abstractmethod
-    async def settle(self, message_id: str) -> StoreError | None:
-        """Wait until all text that was taken is kept; the error if some of it can't be."""
+    def keep(self, reply: OwnReply, *, at_once: bool = False) -> None:
+        """Keep the text that was taken, soon; then `reply.keep` is called, or `reply.refuse` where it can't be kept."""
 
-    def report(self, message: Message, so_far: Ending) -> None:  # noqa: B027
-        """Tell other relays, if there are any, what is known of a reply that is made here, beside its text."""
+    def report(self, reply: OwnReply) -> None:  # noqa: B027
+        """Tell other relays, if there are any, what upstream reports of a reply beside its text."""
 
-    async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
+    async def follow(self, reply: Reply, is_wanted: Callable[[], bool]) -> bool:
         """Add to a reply what its relay makes of it: True when it has ended, False once it isn't wanted any more."""
         raise AssertionError("every reply is made here")
 
@@ -117,3 +132,8 @@ class Engine(ABC):
     @abstractmethod
     async def abandon(self, change: Change) -> Change | None:
         """As `commit`, of a reply's end that can't be kept now: it is shown, and kept when that is possible."""
+
+
+def over() -> NotFound:
+    """The error of a reply that takes no more text."""
+    return NotFound("The reply has ended, or was deleted.")

@@ -1,26 +1,12 @@
 """The engine that forgets: everything in dicts, each change in one step."""
 
-import asyncio
 import time
-from dataclasses import dataclass
 from itertools import islice
 
-from stores.engine import Engine
-from stores.records import Conversation, Kind, Message, NotFound, StoreError, Transcript, byte_size
+from stores.engine import Engine, over
+from stores.records import Conversation
+from stores.reply import OwnReply
 from stores.snapshot import Change, Snapshot, Totals
-
-
-@dataclass(slots=True)
-class Growing:
-    """A reply in progress."""
-
-    transcript: Transcript
-    interruption: asyncio.Future[StoreError]
-
-    def interrupt(self, error: StoreError) -> None:
-        """Tell whoever makes it, once."""
-        if not self.interruption.done():
-            self.interruption.set_result(error)
 
 
 class Memory(Engine):
@@ -33,7 +19,7 @@ class Memory(Engine):
     def __init__(self) -> None:
         self.totals = Totals()
         self._snapshots: dict[str, Snapshot] = {}
-        self._growing: dict[str, Growing] = {}  # by message
+        self.replies = {}
         self._clock = 0
 
     async def open(self) -> list[tuple[str, str]]:
@@ -63,25 +49,12 @@ class Memory(Engine):
         self._apply(change)
         return change
 
-    def interruption(self, message_id: str) -> asyncio.Future[StoreError]:
-        if growing := self._growing.get(message_id):
-            return growing.interruption
-        ended: asyncio.Future[StoreError] = asyncio.get_running_loop().create_future()
-        ended.set_result(over())
-        return ended
-
-    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
-        growing = self._growing.get(message_id)
-        if growing is None:
-            raise over()
-        self.totals.text += byte_size(text)
-        growing.transcript.append(kind, text)
-
-    async def settle(self, message_id: str) -> StoreError | None:
-        return None
-
     async def abandon(self, change: Change) -> Change | None:
         raise AssertionError("dicts can always keep an ending")
+
+    def keep(self, reply: OwnReply, *, at_once: bool = False) -> None:
+        reply.transcript.kept = reply.transcript.taken
+        reply.wake()
 
     def _apply(self, change: Change) -> None:
         self._clock = max(self._clock, change.at)
@@ -89,19 +62,10 @@ class Memory(Engine):
         if change.after:
             self._snapshots[change.conversation_id] = change.after
         if ended := change.ended:
-            ended.transcript.close()
             self._stop(ended.id)
+            ended.transcript.close()
         if began := change.began:
-            self._start(change.conversation_id, began)
-
-    def _start(self, conversation_id: str, reply: Message) -> None:
-        interruption: asyncio.Future[StoreError] = asyncio.get_running_loop().create_future()
-        self._growing[reply.id] = Growing(reply.transcript, interruption)
+            self.replies[began.id] = OwnReply(change.conversation_id, began)
 
     def _stop(self, message_id: str) -> None:
-        self._growing.pop(message_id).interrupt(over())
-
-
-def over() -> NotFound:
-    """The error of a reply that takes no more text."""
-    return NotFound("The reply has ended, or was deleted.")
+        self.replies.pop(message_id).refuse(over())

@@ -7,7 +7,7 @@ import io
 import json
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from types import EllipsisType
@@ -64,20 +64,19 @@ class Repeated(StoreError):
 class Transcript:
     """A message's text in the order in which it arrived, content and reasoning interleaved.
 
-    It grows until `close()`; any number of readers follow it, each with a position (in characters) of its own.
-    `on_growth` is called after each text that was added.
+    It grows until `close()`: `take` adds text, and readers may have it up to `kept`, once an engine has kept it. Each
+    reader has a position of its own. Positions are in characters.
     """
 
-    __slots__ = ("_growing", "_switches", "_text", "length", "on_growth", "size")
+    __slots__ = ("_growing", "_switches", "_text", "kept", "size", "taken")
 
     def __init__(self, text: str | None = None) -> None:
         """A whole text, all of it content; without one, a transcript that grows."""
         self._text = _compact(text or "")
         self._growing = io.StringIO(newline="") if text is None else None
         self._switches = array("I")  # positions at which the kind changes; it begins as content
-        self.length = len(text or "")  # characters
-        self.size = byte_size(text)  # bytes of UTF-8
-        self.on_growth: Callable[[], None] | None = None
+        self.kept = self.taken = len(text or "")
+        self.size = byte_size(text)  # bytes of UTF-8, up to `taken`
 
     @classmethod
     def of(cls, text: str, switches: Sequence[int], *, grows: bool) -> "Transcript":
@@ -91,9 +90,9 @@ class Transcript:
         return transcript
 
     def parts(self) -> tuple[str, list[int]]:
-        """All of it, content and reasoning, and the positions at which one changes to the other."""
-        text = self._whole() if self._growing is None else self._growing.getvalue()
-        return text, list(self._switches)
+        """The text up to `kept`, content and reasoning, and the positions at which one changes to the other."""
+        text = self._slice(0, self.kept)
+        return text, [position for position in self._switches if position < self.kept]
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same, as far as they have come."""
@@ -102,22 +101,41 @@ class Transcript:
     __hash__ = object.__hash__
 
     def append(self, kind: Kind, text: str) -> None:
-        """Add `text` at the end."""
+        """Add `text` that is kept already."""
+        self.take(kind, text)
+        self.kept = self.taken
+
+    def take(self, kind: Kind, text: str) -> int:
+        """Add `text` at the end, where readers can't see it yet: its bytes of UTF-8."""
         assert self._growing is not None, "a closed transcript doesn't grow"
         if not text:
-            return
+            return 0
         if kind != _KINDS[len(self._switches) % 2]:
-            self._switches.append(self.length)
-        self._growing.seek(self.length)
+            self._switches.append(self.taken)
+        self._growing.seek(self.taken)
         self._growing.write(text)
-        self.length += len(text)
-        self.size += byte_size(text)
-        if self.on_growth:
-            self.on_growth()
+        self.taken += len(text)
+        self.size += (size := byte_size(text))
+        return size
 
-    def read(self, start: int, most: int) -> list[tuple[Kind, str]]:
-        """The runs of one kind from position `start` on, at most `most` characters; empty at the end."""
-        end = min(start + most, self.length)
+    def drop(self) -> int:
+        """Forget the text that isn't kept: its bytes of UTF-8."""
+        if self._growing is None or self.taken == self.kept:
+            return 0
+        size = byte_size(self._slice(self.kept, self.taken))
+        self._growing.truncate(self.kept)
+        while self._switches and self._switches[-1] >= self.kept:
+            self._switches.pop()
+        self.taken = self.kept
+        self.size -= size
+        return size
+
+    def read(self, start: int, most: int, *, is_kept: bool = True) -> list[tuple[Kind, str]]:
+        """The runs of one kind from position `start` on, at most `most` characters; empty at the end.
+
+        Only an engine reads text that isn't kept yet.
+        """
+        end = min(start + most, self.kept if is_kept else self.taken)
         if start >= end:
             return []
         if not self._switches or start >= self._switches[-1]:  # as nearly always
@@ -129,15 +147,15 @@ class Transcript:
 
     def catch_up(self, whole: "Transcript") -> None:
         """Add what another transcript of the same text has more."""
-        if self._growing is not None and whole.length > self.length:
-            for kind, text in whole.read(self.length, whole.length):
+        if self._growing is not None and whole.kept > self.kept:
+            for kind, text in whole.read(self.kept, whole.kept):
                 self.append(kind, text)
 
     def close(self) -> None:
-        """Nothing more comes: keep the text alone."""
+        """End its growth, and forget the text that isn't kept."""
         if self._growing is not None:
+            self.drop()
             self._text, self._growing = _compact(self._growing.getvalue()), None
-            self.on_growth = None
 
     @property
     def content(self) -> str:
@@ -152,7 +170,7 @@ class Transcript:
     def _all_of(self, wanted: Kind) -> str:
         if self._growing is None and not self._switches:  # as nearly all are, and a long history has many
             return self._whole() if wanted == "content" else ""
-        return "".join(text for kind, text in self.read(0, self.length) if kind == wanted)
+        return "".join(text for kind, text in self.read(0, self.kept) if kind == wanted)
 
     def _slice(self, start: int, end: int) -> str:
         if self._growing is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from store import Ending, Question, Store, StoreError, StoreFull
+from store import BegunReply, Ending, Question, Store, StoreError, StoreFull
 from stores.snapshot import Change
 from stores.sqlite import engine as sqlite
 from stores.sqlite.file import Piece
@@ -72,11 +72,11 @@ async def test_an_ending_that_could_not_be_written_is_written_later(
     url: str, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(url) as (store, file):
-        conversation_id, reply_id = await begun(store)
-        await store.extend_reply(reply_id, "content", "Half")
-        await store.settle_reply(reply_id)
+        conversation_id, reply = await begun(store)
+        await store.extend_reply(reply, "content", "Half")
+        await store.settle_reply(reply)
         with file.broken():
-            await store.abandon_reply(conversation_id, reply_id, Ending("failed"))
+            await store.abandon_reply(conversation_id, reply.id, Ending("failed"))
             attempts = file.arrived
             await eventually(lambda: file.arrived > attempts + 6)
             assert not store.is_reachable
@@ -92,9 +92,9 @@ async def test_an_ending_that_could_not_be_written_is_written_later(
 
 async def test_while_an_ending_is_tried_again_there_is_one_timer(pair: tuple[Store, Fragile]) -> None:
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     with file.broken():
-        await store.abandon_reply(conversation_id, reply_id, Ending("failed"))
+        await store.abandon_reply(conversation_id, reply.id, Ending("failed"))
         for _ in range(200):
             with pytest.raises(StoreFull):
                 await store.create_conversation()
@@ -108,9 +108,9 @@ async def test_a_conversation_whose_reply_has_an_unwritten_ending_takes_no_other
 ) -> None:
     """Else the ending, written later, would take the later messages with it."""
     async with opened(url) as (store, file):
-        conversation_id, reply_id = await begun(store)
+        conversation_id, reply = await begun(store)
         refusing = Refusing(file, "failed")
-        await store.abandon_reply(conversation_id, reply_id, Ending("failed"))
+        await store.abandon_reply(conversation_id, reply.id, Ending("failed"))
         with pytest.raises(StoreFull):
             await store.add_user_message(conversation_id, Question("And?"))
         await store.create_conversation()  # others are written
@@ -143,12 +143,12 @@ class Refusing:
 
 async def test_the_list_keeps_its_order_though_an_ending_overtakes_a_change(pair: tuple[Store, Fragile]) -> None:
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     other = (await store.create_conversation()).id
     file.held.clear()
     changing = asyncio.create_task(store.update_conversation(other, {"title": "Slow"}))
     await some_turns(random.Random(1))
-    await store.abandon_reply(conversation_id, reply_id, Ending("failed"))
+    await store.abandon_reply(conversation_id, reply.id, Ending("failed"))
     file.held.set()
     await changing
     first, before = await store.list_conversations(1)
@@ -158,11 +158,11 @@ async def test_the_list_keeps_its_order_though_an_ending_overtakes_a_change(pair
 
 async def test_closing_with_a_full_disk_ends_and_says_what_is_lost(url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(url) as (store, file):
-        conversation_id, reply_id = await begun(store)
-        await store.extend_reply(reply_id, "content", "Half")
-        await store.settle_reply(reply_id)
+        conversation_id, reply = await begun(store)
+        await store.extend_reply(reply, "content", "Half")
+        await store.settle_reply(reply)
         file.error = FULL
-        await store.abandon_reply(conversation_id, reply_id, Ending("stopped"))
+        await store.abandon_reply(conversation_id, reply.id, Ending("stopped"))
     assert "1 replies have ended, and the file of STORE_URL couldn't be told" in caplog.text
     async with opened(url) as (store, _):
         message = (await store.messages(conversation_id))[-1]
@@ -174,9 +174,9 @@ async def test_closing_with_a_full_disk_ends_and_says_what_is_lost(url: str, cap
 
 async def test_text_that_is_refused_while_its_conversation_is_deleted_is_counted_once(url: str) -> None:
     async with opened(url, max_store_bytes=1000) as (store, file):
-        conversation_id, reply_id = await begun(store)
+        conversation_id, reply = await begun(store)
         file.held.clear()
-        await store.extend_reply(reply_id, "content", "on its way")
+        await store.extend_reply(reply, "content", "on its way")
         arrived = file.arrived
         await eventually(lambda: file.arrived > arrived - 1)
         deleting = asyncio.create_task(store.delete_conversation(conversation_id))
@@ -253,16 +253,13 @@ async def at_random(store: Store, chance: random.Random) -> None:
 async def one_reply(store: Store, chance: random.Random, conversation_id: str) -> None:
     """Asked, begun, made and ended as `Replies` does it."""
     owed = await store.ask(conversation_id, Question("Why? " * chance.randrange(1, 9)))
-    if owed.turns is None:
-        return
-    ids = conversation_id, owed.message.id
+    assert isinstance(owed, BegunReply)
+    ids = conversation_id, owed.reply.id
     with contextlib.suppress(StoreError):
         for _ in range(chance.randrange(9)):
-            await store.extend_reply(
-                owed.message.id, chance.choice(["content", "reasoning"]), "é1" * chance.randrange(9)
-            )
+            await store.extend_reply(owed.reply, chance.choice(["content", "reasoning"]), "é1" * chance.randrange(9))
             await some_turns(chance)
-    refusal = await bounded(store.settle_reply(owed.message.id))
+    refusal = await bounded(store.settle_reply(owed.reply))
     try:
         if refusal:
             raise refusal

@@ -12,7 +12,7 @@ from store import Ending, Failure, NotFound, Question, Repeated, Store, StoreErr
 from stores.sqlite import engine as sqlite
 from stores.sqlite.file import File
 from tests.support.fragile import BROKEN, FULL, Fragile, asked, begun, contents, everything, opened
-from tests.support.stores import some_turns
+from tests.support.stores import begin, some_turns
 from tests.support.waiting import bounded, eventually
 
 BEYOND = 300 * 1024
@@ -136,17 +136,16 @@ async def test_a_reply_whose_text_waits_for_a_disk_that_hangs_ends_and_has_what_
 ) -> None:
     async with opened(url) as (store, file):
         conversation_id = await asked(store)
-        owed = await store.begin_reply(conversation_id)
-        await store.extend_reply(owed.message.id, "content", "written ")
-        await store.settle_reply(owed.message.id)
+        owed = await begin(store, conversation_id)
+        await store.extend_reply(owed.reply, "content", "written ")
+        await store.settle_reply(owed.reply)
         with hanging(file):
-            await store.extend_reply(owed.message.id, "content", "never")
-            assert owed.interruption
-            assert isinstance(await bounded(owed.interruption, 2), StoreUnavailable)
-            refusal = await bounded(store.settle_reply(owed.message.id), 2)
+            await store.extend_reply(owed.reply, "content", "never")
+            await eventually(lambda: isinstance(owed.reply.interruption, StoreUnavailable))
+            refusal = await bounded(store.settle_reply(owed.reply), 2)
             assert isinstance(refusal, StoreUnavailable)
             ending = Ending("failed", error=Failure(503, str(refusal), retryable=True))
-            ended = await bounded(store.abandon_reply(conversation_id, owed.message.id, ending), 2)
+            ended = await bounded(store.abandon_reply(conversation_id, owed.reply.id, ending), 2)
             assert ended and (ended.status, ended.transcript.content) == ("failed", "written ")
         await eventually(lambda: store.is_reachable)
     async with opened(url) as (again, _):
@@ -165,7 +164,7 @@ async def test_a_reply_that_a_disk_begins_after_its_caller_was_told_that_it_hang
         return [message.status for message in await store.messages(conversation_id)] == ["complete", "failed"]
 
     await eventually(is_failed)
-    assert (await store.begin_reply(conversation_id)).turns == [("user", "Why?")]
+    assert (await begin(store, conversation_id)).turns == [("user", "Why?")]
 
 
 async def eventually_counted(store: Store, messages: int) -> None:
@@ -188,13 +187,13 @@ async def test_changes_of_one_conversation_at_once_are_all_made(pair: tuple[Stor
 async def test_a_question_beside_one_that_is_refused_is_taken(pair: tuple[Store, Fragile]) -> None:
     """The disk has room for one of them: SQLite itself says that it is full."""
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     other = await asked(store)
     limit_pages(file, more=4)
     file.held.clear()
     blocking = asyncio.create_task(store.create_conversation())
     await eventually(lambda: not file.held.is_set() and file.arrived >= 6)
-    await store.extend_reply(reply_id, "content", "innocent")
+    await store.extend_reply(reply, "content", "innocent")
     outcomes = asyncio.gather(
         store.update_conversation(conversation_id, {"title": "x" * 200_000}),
         store.add_user_message(other, Question("small")),
@@ -205,7 +204,7 @@ async def test_a_question_beside_one_that_is_refused_is_taken(pair: tuple[Store,
     refused, taken = await bounded(outcomes)
     await blocking
     assert isinstance(refused, StoreFull) and not isinstance(taken, BaseException)
-    assert await store.settle_reply(reply_id) is None
+    assert await store.settle_reply(reply) is None
     assert await contents(store, conversation_id) == ["Why?", "innocent"]
 
 
@@ -217,11 +216,11 @@ def limit_pages(file: File, more: int) -> None:
 
 async def test_what_has_changes_is_flushed_to_the_disk_and_text_alone_is_not(pair: tuple[Store, Fragile]) -> None:
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     for text in ("One ", "two "):
-        await store.extend_reply(reply_id, "content", text)
-        await store.settle_reply(reply_id)
-    await store.finish_reply(conversation_id, reply_id, Ending("complete"))
+        await store.extend_reply(reply, "content", text)
+        await store.settle_reply(reply)
+    await store.finish_reply(conversation_id, reply.id, Ending("complete"))
     assert file.flushed == [(True, True)] * 3 + [(False, False)] * 2 + [(True, True)]
 
 
@@ -231,55 +230,54 @@ async def test_what_has_changes_is_flushed_to_the_disk_and_text_alone_is_not(pai
 async def test_text_that_cannot_be_written_ends_the_reply_at_once(pair: tuple[Store, Fragile]) -> None:
     store, file = pair
     conversation_id = await asked(store)
-    owed = await store.begin_reply(conversation_id)
-    await store.extend_reply(owed.message.id, "content", "kept ")
-    assert await store.settle_reply(owed.message.id) is None
-    assert owed.interruption
+    owed = await begin(store, conversation_id)
+    await store.extend_reply(owed.reply, "content", "kept ")
+    assert await store.settle_reply(owed.reply) is None
     with file.broken(FULL):
-        await store.extend_reply(owed.message.id, "content", "lost")
-        assert isinstance(await bounded(owed.interruption), StoreFull)
+        await store.extend_reply(owed.reply, "content", "lost")
+        await eventually(lambda: isinstance(owed.reply.interruption, StoreFull))
         with pytest.raises(StoreFull):
-            await store.extend_reply(owed.message.id, "content", "more")
-        assert isinstance(await store.settle_reply(owed.message.id), StoreFull)
-    await store.finish_reply(conversation_id, owed.message.id, Ending("failed"))
+            await store.extend_reply(owed.reply, "content", "more")
+        assert isinstance(await store.settle_reply(owed.reply), StoreFull)
+    await store.finish_reply(conversation_id, owed.reply.id, Ending("failed"))
     assert await contents(store, conversation_id) == ["Why?", "kept "]
 
 
 async def test_text_is_shown_when_it_is_written(pair: tuple[Store, Fragile]) -> None:
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     file.held.clear()
-    await store.extend_reply(reply_id, "content", "later")
+    await store.extend_reply(reply, "content", "later")
     assert await contents(store, conversation_id) == ["Why?", ""]
     file.held.set()
-    await store.settle_reply(reply_id)
+    await store.settle_reply(reply)
     assert await contents(store, conversation_id) == ["Why?", "later"]
 
 
 async def test_a_generation_waits_only_while_256_kib_of_its_text_are_not_written(pair: tuple[Store, Fragile]) -> None:
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     file.held.clear()
     for _ in range(8):
-        await bounded(store.extend_reply(reply_id, "content", "x" * 32 * 1024))
-    waiting = asyncio.create_task(store.extend_reply(reply_id, "content", "y"))
+        await bounded(store.extend_reply(reply, "content", "x" * 32 * 1024))
+    waiting = asyncio.create_task(store.extend_reply(reply, "content", "y"))
     await some_turns(random.Random(1))
     assert not waiting.done()
     file.held.set()
     await bounded(waiting)
-    await store.settle_reply(reply_id)
+    await store.settle_reply(reply)
     assert (await contents(store, conversation_id))[1] == "x" * 256 * 1024 + "y"
 
 
 @pytest.mark.parametrize("error", [FULL, BROKEN])
 async def test_who_waits_for_text_that_is_refused_is_told(pair: tuple[Store, Fragile], error: Exception) -> None:
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     with file.broken(error):
         file.held.clear()
-        waiting = [asyncio.create_task(store.extend_reply(reply_id, "content", "x" * BEYOND))]
-        waiting += [asyncio.create_task(store.extend_reply(reply_id, "content", "more"))]
-        settling = asyncio.create_task(store.settle_reply(reply_id))
+        waiting = [asyncio.create_task(store.extend_reply(reply, "content", "x" * BEYOND))]
+        waiting += [asyncio.create_task(store.extend_reply(reply, "content", "more"))]
+        settling = asyncio.create_task(store.settle_reply(reply))
         await some_turns(random.Random(1))
         file.held.set()
         await bounded(asyncio.wait(waiting))
@@ -289,18 +287,18 @@ async def test_who_waits_for_text_that_is_refused_is_told(pair: tuple[Store, Fra
 
 async def test_who_waits_for_text_of_a_reply_that_is_deleted_is_told(pair: tuple[Store, Fragile]) -> None:
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     file.held.clear()
-    waiting = asyncio.create_task(store.extend_reply(reply_id, "content", "x" * BEYOND))
+    waiting = asyncio.create_task(store.extend_reply(reply, "content", "x" * BEYOND))
     await some_turns(random.Random(1))
     deleting = asyncio.create_task(store.delete_conversation(conversation_id))
-    late = asyncio.create_task(store.extend_reply(reply_id, "content", "late"))
-    settling = asyncio.create_task(store.settle_reply(reply_id))
+    late = asyncio.create_task(store.extend_reply(reply, "content", "late"))
+    settling = asyncio.create_task(store.settle_reply(reply))
     await some_turns(random.Random(1))
     file.held.set()
-    await bounded(asyncio.gather(waiting, deleting, settling))
+    await bounded(asyncio.gather(waiting, deleting, late, settling))
     with pytest.raises(NotFound):
-        await bounded(late)
+        await store.extend_reply(reply, "content", "later")
     await store.create_conversation()
     assert (file.count("pieces"), file.count("messages")) == (0, 0)
 
@@ -309,12 +307,12 @@ async def test_text_that_comes_while_its_conversation_is_changed_twice_leaves_no
     pair: tuple[Store, Fragile],
 ) -> None:
     store, file = pair
-    conversation_id, reply_id = await begun(store)
+    conversation_id, reply = await begun(store)
     file.held.clear()
     changes = [store.update_conversation(conversation_id, {}), store.delete_conversation(conversation_id)]
     changing = [asyncio.create_task(change) for change in changes]
     await some_turns(random.Random(1))
-    late = asyncio.create_task(store.extend_reply(reply_id, "content", "late"))
+    late = asyncio.create_task(store.extend_reply(reply, "content", "late"))
     await some_turns(random.Random(1))
     file.held.set()
     await bounded(asyncio.gather(*changing))

@@ -14,6 +14,7 @@ from settings import Settings
 from store import Conversation, Ending, Question, Store
 from tests.support.engines import engine, new_store_url
 from tests.support.relay import Relay, serving
+from tests.support.stores import begin
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
 from tests.support.waiting import eventually
 
@@ -66,7 +67,7 @@ async def test_what_is_older_is_deleted_and_what_is_younger_stays(clock: Clock) 
         for id in ("old", "touched", "asked", "answered"):
             await store.create_conversation(id=id)
         await store.add_user_message("answered", Question("Why?"))
-        reply = (await store.begin_reply("answered")).message
+        reply = (await begin(store, "answered")).reply
         clock.later(HOUR)
         await store.create_conversation(id="new")
         await store.update_conversation("touched", {})
@@ -85,7 +86,7 @@ async def test_one_with_a_reply_in_progress_stays_until_it_has_ended_and_grown_o
     async with opened() as store:
         await store.create_conversation(id="busy")
         await store.add_user_message("busy", Question("Why?"))
-        reply = (await store.begin_reply("busy")).message
+        reply = (await begin(store, "busy")).reply
         clock.later(HOUR * 2)
         await store.delete_expired(HOUR)
         assert await left(store) == {"busy"}

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from store import Ending, OwedReply, Question, Store, StoreUnavailable
+from store import Ending, OwnReply, Question, Store, StoreUnavailable
 from stores.valkey.keys import FENCE
 from tests.support.replicas import Network, relays, stores
 from tests.support.servers import Server, server
+from tests.support.stores import ask
 from tests.support.upstream import Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
 
@@ -37,16 +38,16 @@ async def far(network: Network) -> AsyncIterator[str]:
         yield url
 
 
-async def begun(store: Store) -> tuple[str, OwedReply]:
+async def begun(store: Store) -> tuple[str, OwnReply]:
     """A conversation, and the reply that is in progress in it."""
     conversation_id = (await store.create_conversation()).id
-    return conversation_id, await store.ask(conversation_id, Question("Why?"))
+    return conversation_id, (await ask(store, conversation_id, Question("Why?"))).reply
 
 
-async def said(store: Store, reply: OwedReply, text: str) -> None:
+async def said(store: Store, reply: OwnReply, text: str) -> None:
     """The reply goes on, and the server has that."""
-    await store.extend_reply(reply.message.id, "content", text)
-    assert await store.settle_reply(reply.message.id) is None
+    await store.extend_reply(reply, "content", text)
+    assert await store.settle_reply(reply) is None
 
 
 async def text_at(store: Store, conversation_id: str) -> tuple[str, str | None]:
@@ -63,8 +64,8 @@ async def test_a_reply_is_ended_with_all_that_its_relay_was_given(shared: Server
         conversation_id, reply = await begun(here)
         await said(here, reply, "one ")
         for word in ("two ", "three"):  # which wait for the next tick
-            await here.extend_reply(reply.message.id, "content", word)
-        ended = await here.finish_reply(conversation_id, reply.message.id, COMPLETE)
+            await here.extend_reply(reply, "content", word)
+        ended = await here.finish_reply(conversation_id, reply.id, COMPLETE)
         assert ended and ended.transcript.content == "one two three"
         assert await text_at(there, conversation_id) == ("one two three", "complete")
 
@@ -96,13 +97,13 @@ async def test_a_relay_cannot_end_its_reply_with_less_than_others_have_read(
         conversation_id, reply = await begun(here)
         await said(here, reply, "one ")
         network.deafen()
-        await here.extend_reply(reply.message.id, "content", "two")
+        await here.extend_reply(reply, "content", "two")
         await eventually(lambda: _says(there, conversation_id, "one two"))
-        refusal = await here.settle_reply(reply.message.id)
+        refusal = await here.settle_reply(reply)
         assert isinstance(refusal, StoreUnavailable)
         network.mend()
         with contextlib.suppress(StoreUnavailable):
-            await here.abandon_reply(conversation_id, reply.message.id, STOPPED)
+            await here.abandon_reply(conversation_id, reply.id, STOPPED)
         await eventually(lambda: _has_ended(there, conversation_id))
         assert await text_at(there, conversation_id) == ("one two", "stopped")
 
@@ -121,20 +122,19 @@ async def test_whoever_ends_a_reply_elsewhere_is_quicker_than_its_text(
     """However slow its line is: once it has asked, the relay that makes the reply can add nothing."""
     async with stores(shared.url, far) as (here, there):
         conversation_id, reply = await begun(here)
-        assert reply.interruption
         network.delay = 0.02
         growing = asyncio.create_task(_grow(here, reply))
-        await eventually(lambda: reply.message.transcript.length > 100)
-        ended = await bounded(there.finish_reply(conversation_id, reply.message.id, STOPPED), 3)
-        await bounded(asyncio.wait({reply.interruption}), 3)
+        await eventually(lambda: reply.transcript.kept > 100)
+        ended = await bounded(there.finish_reply(conversation_id, reply.id, STOPPED), 3)
+        await eventually(lambda: reply.interruption is not None)
         growing.cancel()
         assert ended and ended.transcript.content == reply.message.transcript.content
         assert await text_at(here, conversation_id) == (ended.transcript.content, "stopped")
 
 
-async def _grow(store: Store, reply: OwedReply) -> None:
+async def _grow(store: Store, reply: OwnReply) -> None:
     for number in range(10_000):
-        await store.extend_reply(reply.message.id, "content", f"{number} ")
+        await store.extend_reply(reply, "content", f"{number} ")
         await asyncio.sleep(0.005)
 
 
@@ -176,11 +176,11 @@ async def test_a_stop_elsewhere_in_the_moment_of_the_end_is_one_ending(shared: S
 
 
 async def _end(
-    store: Store, conversation_id: str, reply: OwedReply, ending: Ending, after: float
+    store: Store, conversation_id: str, reply: OwnReply, ending: Ending, after: float
 ) -> tuple[str, str | None]:
     """How the reply has ended, as that store tells it."""
     await asyncio.sleep(after)
-    ended = await store.finish_reply(conversation_id, reply.message.id, ending)
+    ended = await store.finish_reply(conversation_id, reply.id, ending)
     assert ended
     return ended.transcript.content, ended.status
 
@@ -193,12 +193,12 @@ async def test_what_a_failover_has_torn_off_is_said_again(shared: Server) -> Non
         conversation_id, reply = await begun(here)
         await said(here, reply, "one ")
         await said(here, reply, "two ")
-        stream = f"{{relay}}:r:{reply.message.id}"
+        stream = f"{{relay}}:r:{reply.id}"
         for command in (["DEL", stream], ["XADD", stream, "0-1", "s", ""], ["XADD", stream, "4-1", "c", "one "]):
             assert b"-ERR" not in shared.said(*command)
         await said(here, reply, "three")
         assert await text_at(there, conversation_id) == ("one two three", "streaming")
-        assert await here.finish_reply(conversation_id, reply.message.id, COMPLETE)
+        assert await here.finish_reply(conversation_id, reply.id, COMPLETE)
         assert await text_at(there, conversation_id) == ("one two three", "complete")
 
 
@@ -217,13 +217,13 @@ async def test_a_reply_waits_when_256_kib_of_it_are_not_stored(shared: Server, n
         network.hold()
         piece = "x" * 64 * 1024
         for _ in range(4):
-            await bounded(here.extend_reply(reply.message.id, "content", piece), 1)
-        fifth = asyncio.create_task(here.extend_reply(reply.message.id, "content", piece))
+            await bounded(here.extend_reply(reply, "content", piece), 1)
+        fifth = asyncio.create_task(here.extend_reply(reply, "content", piece))
         done, _ = await asyncio.wait({fifth}, timeout=0.5)
         assert not done
         network.mend()
         await bounded(fifth)
-        assert await here.settle_reply(reply.message.id) is None
+        assert await here.settle_reply(reply) is None
         assert await text_at(there, conversation_id) == (5 * piece, "streaming")
 
 
@@ -249,7 +249,7 @@ async def test_a_full_server_takes_what_ends_and_deletes(shared: Server, what: s
         await said(here, reply, "one ")
         empty = await here.create_conversation()
         shared.said("CONFIG", "SET", "maxmemory", "1mb")
-        message_id = reply.message.id
+        message_id = reply.id
         match what:
             case "finish":
                 assert await here.finish_reply(conversation_id, message_id, COMPLETE)
@@ -261,6 +261,5 @@ async def test_a_full_server_takes_what_ends_and_deletes(shared: Server, what: s
                 question = (await there.messages(conversation_id))[0]
                 await there.delete_messages_from(conversation_id, question.id)
         assert shared.said("HLEN", "{relay}:running") == b":0\r\n"
-        assert reply.interruption
-        await bounded(asyncio.wait({reply.interruption}))
+        await eventually(lambda: reply.interruption is not None)
         await there.delete_conversation(empty.id)

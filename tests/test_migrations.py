@@ -74,7 +74,7 @@ async def test_an_upgraded_file_goes_on_with_what_is_new(first: Path) -> None:
         await store.update_conversation("kept", {"options": {"seed": 1, "top_p": None}})
         owed = await store.ask("kept", Question("And now?", options={"stop": ["é"]}, id="q-3"))
         assert owed.options == {"seed": 1, "stop": ["é"]}
-        await store.finish_reply("kept", owed.message.id, ending)
+        await store.finish_reply("kept", owed.reply.id, ending)
         before = await store.messages("kept"), await store.conversation("kept"), await store.text_size()
     async with opened(first) as store:
         after = await store.messages("kept"), await store.conversation("kept"), await store.text_size()

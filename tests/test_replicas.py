@@ -14,6 +14,7 @@ from tests.support.problems import assert_problem
 from tests.support.relay import Relay
 from tests.support.replicas import Hopper, place, relays, stores
 from tests.support.servers import Server, server
+from tests.support.stores import ask
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
 from tests.support.waiting import bounded, eventually
 
@@ -56,9 +57,9 @@ async def test_a_long_conversation_is_read_answered_cut_and_deleted(url: str, co
         assert [message.transcript.content for message in messages] == [turn["content"] for turn in turns]
         sliced = [message.id async for part, _ in there.slices(conversation_id) for message in part]
         assert sliced == [message.id for message in messages]
-        reply = await there.ask(conversation_id, Question("Why?"))
-        assert reply.turns == [*((turn["role"], turn["content"]) for turn in turns), ("user", "Why?")]
-        assert await here.finish_reply(conversation_id, reply.message.id, Ending("complete", "stop"))
+        begun = await ask(there, conversation_id, Question("Why?"))
+        assert begun.turns == [*((turn["role"], turn["content"]) for turn in turns), ("user", "Why?")]
+        assert await here.finish_reply(conversation_id, begun.reply.id, Ending("complete", "stop"))
         await here.delete_messages_from(conversation_id, messages[10].id)
         assert [message.id for message in await there.messages(conversation_id)] == sliced[:10]
         await there.delete_conversation(conversation_id)
@@ -132,12 +133,12 @@ async def test_a_reader_that_has_taken_nothing_for_long_goes_on_where_it_was(
     monkeypatch.setattr("stores.valkey.follower.BLOCK_TIMEOUT", 0.1)
     async with stores(url, url) as (here, there):
         conversation_id = (await here.create_conversation()).id
-        reply = (await here.ask(conversation_id, Question("Why?"))).message
+        reply = (await ask(here, conversation_id, Question("Why?"))).reply
         [_, found] = await there.messages(conversation_id)
         mirror = Mirrors(there).of(conversation_id, found)
         assert isinstance(mirror, Mirror)
         await eventually(lambda: mirror.task is None)
-        await here.extend_reply(reply.id, "content", "text")
+        await here.extend_reply(reply, "content", "text")
         await bounded(mirror.change())
         assert mirror.message.transcript.content == "text"
         assert await here.finish_reply(conversation_id, reply.id, Ending("complete", "stop"))

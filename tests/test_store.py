@@ -26,7 +26,6 @@ from store import (
     Message,
     NotFound,
     NothingOwed,
-    OwedReply,
     Question,
     ReplyInProgress,
     Store,
@@ -34,6 +33,7 @@ from store import (
 )
 from stores.records import byte_size
 from tests.support.engines import new_store_url
+from tests.support.stores import ask, begin
 from tests.support.upstream import USAGE
 
 FAILED = Ending("failed", error=Failure(502, "Broken", retryable=True))
@@ -74,9 +74,9 @@ async def asked(store: Store, question: str = "Why?", **conversation: Any) -> st
 
 async def answered(store: Store, conversation_id: str, text: str = "Because.", ending: Ending | None = None) -> Message:
     """The reply that is owed, with this text, ended."""
-    reply = (await store.begin_reply(conversation_id)).message
+    reply = (await begin(store, conversation_id)).reply
     if text:
-        await store.extend_reply(reply.id, "content", text)
+        await store.extend_reply(reply, "content", text)
     message = await store.finish_reply(conversation_id, reply.id, ending or Ending("complete"))
     assert message is not None
     return message
@@ -135,12 +135,12 @@ async def test_a_conversation_that_is_not_there_is_not_found(
 
 async def test_the_end_of_a_reply_that_was_deleted_is_ignored(store: Store) -> None:
     conversation_id = await asked(store)
-    reply = (await store.begin_reply(conversation_id)).message
+    reply = (await begin(store, conversation_id)).reply
     await store.delete_messages_from(conversation_id, reply.id)
     assert await store.finish_reply(conversation_id, reply.id, Ending("complete")) is None
     assert await store.finish_reply(NOWHERE, reply.id, Ending("complete")) is None
     with pytest.raises(NotFound, match="has ended, or was deleted"):
-        await store.extend_reply(reply.id, "content", "late")
+        await store.extend_reply(reply, "content", "late")
 
 
 async def test_an_update_changes_what_it_names(store: Store) -> None:
@@ -237,9 +237,9 @@ async def test_updated_at_moves_with_a_change_a_message_and_a_replys_start_and_e
     message = await store.add_user_message(made.id, Question("Hi"))
     await note()
     assert times[-1] == message.timestamp
-    reply = (await store.begin_reply(made.id)).message
+    reply = (await begin(store, made.id)).reply
     await note()
-    assert times[-1] == reply.timestamp
+    assert times[-1] == reply.message.timestamp
     await store.finish_reply(made.id, reply.id, Ending("complete"))
     await note()
     assert times == sorted(set(times))
@@ -247,9 +247,9 @@ async def test_updated_at_moves_with_a_change_a_message_and_a_replys_start_and_e
 
 async def test_updated_at_stays_when_text_arrives_and_when_nothing_changes(store: Store) -> None:
     conversation_id = await asked(store)
-    reply = (await store.begin_reply(conversation_id)).message
+    reply = (await begin(store, conversation_id)).reply
     before = await store.conversation(conversation_id)
-    await store.extend_reply(reply.id, "content", "Hello")
+    await store.extend_reply(reply, "content", "Hello")
     await store.begin_reply(conversation_id)
     await store.messages(conversation_id)
     assert await store.conversation(conversation_id) == before
@@ -334,7 +334,7 @@ async def test_a_users_message_is_complete_at_once(store: Store) -> None:
 
 async def test_no_message_is_taken_while_a_reply_is_in_progress(store: Store) -> None:
     conversation_id = await asked(store)
-    reply = (await store.begin_reply(conversation_id)).message
+    reply = (await begin(store, conversation_id)).reply
     with pytest.raises(ReplyInProgress, match="A reply is in progress"):
         await store.add_user_message(conversation_id, Question("And?"))
     await store.finish_reply(conversation_id, reply.id, Ending("stopped"))
@@ -370,8 +370,8 @@ async def test_a_message_of_another_conversation_is_not_found(store: Store) -> N
 
 async def test_a_reply_begins_with_what_goes_upstream(store: Store) -> None:
     conversation_id = await asked(store, "Why?", system_prompt="Be brief.")
-    owed = await store.begin_reply(conversation_id)
-    reply = owed.message
+    owed = await begin(store, conversation_id)
+    reply = owed.reply.message
     assert owed.turns == [("system", "Be brief."), ("user", "Why?")]
     assert (reply.role, reply.status, reply.model) == ("assistant", "streaming", "default/model")
     assert (await store.conversation(conversation_id)).message_count == 2
@@ -379,8 +379,8 @@ async def test_a_reply_begins_with_what_goes_upstream(store: Store) -> None:
 
 async def test_a_reply_in_progress_is_the_one_that_is_owed(store: Store) -> None:
     conversation_id = await asked(store)
-    reply = (await store.begin_reply(conversation_id, "a/b")).message
-    assert await store.begin_reply(conversation_id, "c/d") == OwedReply(reply)
+    reply = (await begin(store, conversation_id, "a/b")).reply
+    assert await store.begin_reply(conversation_id, "c/d") == reply.message
     assert await store.counts() == (1, 2)
 
 
@@ -416,17 +416,17 @@ async def test_asking_what_is_owed_changes_nothing(store: Store) -> None:
 async def test_the_model_is_the_one_asked_for_else_the_last_questions_else_the_conversations(store: Store) -> None:
     made = await store.create_conversation(default_model="of/conversation")
     await store.add_user_message(made.id, Question("Hi", "of/message"))
-    reply = (await store.begin_reply(made.id, "of/request")).message
-    assert reply.model == "of/request"
+    reply = (await begin(store, made.id, "of/request")).reply
+    assert reply.message.model == "of/request"
     await store.delete_messages_from(made.id, reply.id)
     assert (await answered(store, made.id)).model == "of/message"
     await store.add_user_message(made.id, Question("Hi"))
-    assert (await store.begin_reply(made.id)).message.model == "of/conversation"
+    assert (await begin(store, made.id)).reply.message.model == "of/conversation"
 
 
 async def test_a_reply_keeps_what_arrived_and_how_it_ended(store: Store) -> None:
     conversation_id = await asked(store)
-    reply = (await store.begin_reply(conversation_id)).message
+    reply = (await begin(store, conversation_id)).reply
     pieces: list[tuple[Kind, str]] = [
         ("reasoning", "Hm. "),
         ("content", "Bec"),
@@ -434,12 +434,12 @@ async def test_a_reply_keeps_what_arrived_and_how_it_ended(store: Store) -> None
         ("reasoning", "!"),
     ]
     for kind, text in pieces:
-        await store.extend_reply(reply.id, kind, text)
+        await store.extend_reply(reply, kind, text)
     ending = Ending("complete", "stop", {"total_tokens": 3}, None, "gen-1")
     message = await store.finish_reply(conversation_id, reply.id, ending)
     assert message is not None and message == await store.message(conversation_id, reply.id)
     assert (message.status, message.finish_reason, message.usage) == ("complete", "stop", '{"total_tokens": 3}')
-    assert (message.error, message.generation_id, message.timestamp) == (None, "gen-1", reply.timestamp)
+    assert (message.error, message.generation_id, message.timestamp) == (None, "gen-1", reply.message.timestamp)
     assert (message.transcript.content, message.transcript.reasoning) == ("Because.", "Hm. !")
 
 
@@ -447,17 +447,17 @@ async def test_a_failed_reply_is_replaced(store: Store) -> None:
     conversation_id = await asked(store)
     failed = await answered(store, conversation_id, "Beca", FAILED)
     assert (failed.status, failed.error) == ("failed", FAILED.error)
-    owed = await store.begin_reply(conversation_id)
-    assert owed.message.id != failed.id
+    owed = await begin(store, conversation_id)
+    assert owed.reply.id != failed.id
     assert owed.turns == [("user", "Why?")]
-    assert [m.id for m in await store.messages(conversation_id)][1:] == [owed.message.id]
+    assert [m.id for m in await store.messages(conversation_id)][1:] == [owed.reply.id]
     assert await store.counts() == (1, 2)
 
 
 async def test_a_question_that_is_asked_has_its_reply_begun(store: Store) -> None:
     conversation_id = (await store.create_conversation(default_model="a/b")).id
-    owed = await store.ask(conversation_id, Question("Why?", "c/d"))
-    assert (owed.message.status, owed.message.model, owed.turns) == ("streaming", "c/d", [("user", "Why?")])
+    owed = await ask(store, conversation_id, Question("Why?", "c/d"))
+    assert (owed.reply.message.status, owed.reply.message.model, owed.turns) == ("streaming", "c/d", [("user", "Why?")])
     assert [message.role for message in await store.messages(conversation_id)] == ["user", "assistant"]
     with pytest.raises(ReplyInProgress):
         await store.ask(conversation_id, Question("And?"))
@@ -466,16 +466,16 @@ async def test_a_question_that_is_asked_has_its_reply_begun(store: Store) -> Non
 async def test_a_question_that_is_asked_again_has_its_first_reply_or_begins_the_one_that_is_owed(store: Store) -> None:
     conversation_id = (await store.create_conversation()).id
     first, second = Question("Why?", id="q1"), Question("And?", id="q2")
-    begun = await store.ask(conversation_id, first)
-    assert await store.ask(conversation_id, first) == OwedReply(begun.message)
-    await store.finish_reply(conversation_id, begun.message.id, FAILED)
+    begun = await ask(store, conversation_id, first)
+    assert await store.ask(conversation_id, first) == begun.reply.message
+    await store.finish_reply(conversation_id, begun.reply.id, FAILED)
     failed = (await store.messages(conversation_id))[1]
     await store.add_user_message(conversation_id, second)
-    assert await store.ask(conversation_id, replace(first, after=None)) == OwedReply(failed)
+    assert await store.ask(conversation_id, replace(first, after=None)) == failed
     assert await store.reply_to(conversation_id, second) is None
-    owed = await store.ask(conversation_id, second)
-    assert (owed.message.question_id, owed.turns) == ("q2", [("user", "Why?"), ("user", "And?")])
-    assert await store.reply_to(conversation_id, second) == owed.message
+    owed = await ask(store, conversation_id, second)
+    assert (owed.reply.message.question_id, owed.turns) == ("q2", [("user", "Why?"), ("user", "And?")])
+    assert await store.reply_to(conversation_id, second) == owed.reply.message
     for refusing in (store.ask, store.reply_to):
         with pytest.raises(IdTaken):
             await refusing(conversation_id, Question("Other", id="q1"))
@@ -508,13 +508,13 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
     await store.add_user_message(conversation_id, Question("Two"))
     await answered(store, conversation_id, "", Ending("stopped"))
     await store.add_user_message(conversation_id, Question("Three"))
-    thought = (await store.begin_reply(conversation_id)).message
-    await store.extend_reply(thought.id, "reasoning", "only thought")
+    thought = (await begin(store, conversation_id)).reply
+    await store.extend_reply(thought, "reasoning", "only thought")
     await store.finish_reply(conversation_id, thought.id, Ending("complete", "length"))
     await store.add_user_message(conversation_id, Question("Four"))
     await answered(store, conversation_id, "Half of", Ending("stopped"))
     await store.add_user_message(conversation_id, Question("Five"))
-    assert (await store.begin_reply(conversation_id)).turns == [
+    assert (await begin(store, conversation_id)).turns == [
         ("user", "One"),
         ("user", "Two"),
         ("user", "Three"),
@@ -562,8 +562,8 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
     store = await store_of(max_store_bytes=20)
     made = await store.create_conversation(title="four", system_prompt="éé")
     await store.add_user_message(made.id, Question("four"))
-    reply = (await store.begin_reply(made.id)).message
-    await store.extend_reply(reply.id, "reasoning", "four")
+    reply = (await begin(store, made.id)).reply
+    await store.extend_reply(reply, "reasoning", "four")
     for refused in (
         store.create_conversation(title="fivee"),
         store.update_conversation(made.id, {"system_prompt": "é" * 4 + "x"}),
@@ -571,10 +571,10 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
         with pytest.raises(StoreFull, match=r"MAX_STORE_BYTES is 20\): delete conversations, or raise MAX_STORE_BYTES"):
             await refused
     assert (await store.conversation(made.id)).system_prompt == "éé"
-    await store.extend_reply(reply.id, "content", "x")
+    await store.extend_reply(reply, "content", "x")
     with pytest.raises(StoreFull, match="MAX_STORE_BYTES is 20"):
-        await store.extend_reply(reply.id, "content", "éé")  # of which one fits, and a half
-    await store.extend_reply(reply.id, "content", "x")
+        await store.extend_reply(reply, "content", "éé")  # of which one fits, and a half
+    await store.extend_reply(reply, "content", "x")
     message = await store.finish_reply(made.id, reply.id, Ending("complete"))
     assert message is not None and message.transcript.content == "xéx"
     with pytest.raises(StoreFull):
@@ -712,7 +712,7 @@ async def operate_on(store: Store, conversation_id: str, what: str, which: int, 
         await store.begin_reply(conversation_id)
     elif what in ("extend", "think") and streaming:
         kind: Kind = "content" if what == "extend" else "reasoning"
-        await store.extend_reply(streaming[0].id, kind, text)
+        await store.extend_reply(store._engine.replies[streaming[0].id], kind, text)
     elif what in ENDINGS and streaming:
         await store.finish_reply(conversation_id, streaming[0].id, ENDINGS[what])
 

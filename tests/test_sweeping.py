@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from store import Ending, OwedReply, Question, Store
+from store import Ending, OwnReply, Question, Store
 from tests.support.replicas import Network, stores
 from tests.support.servers import Server, server
-from tests.support.waiting import bounded, eventually
+from tests.support.stores import ask
+from tests.support.waiting import eventually
 
 LEASE = 2.0
 
@@ -36,10 +37,10 @@ async def networks(shared: Server) -> AsyncIterator[list[tuple[Network, str]]]:
         yield [(one, one_url), (other, other_url)]
 
 
-async def begun(store: Store) -> tuple[str, OwedReply]:
+async def begun(store: Store) -> tuple[str, OwnReply]:
     """A conversation, and the reply that is in progress in it."""
     conversation_id = (await store.create_conversation()).id
-    return conversation_id, await store.ask(conversation_id, Question("Why?"))
+    return conversation_id, (await ask(store, conversation_id, Question("Why?"))).reply
 
 
 async def status(store: Store, conversation_id: str) -> str | None:
@@ -68,8 +69,7 @@ async def test_the_replies_of_a_relay_that_is_silent_are_ended_by_another(
         network.cut()
         await eventually(lambda: _is(there, conversation_id, "failed"))
         network.mend()
-        assert reply.interruption
-        await bounded(asyncio.wait({reply.interruption}))
+        await eventually(lambda: reply.interruption is not None)
 
 
 async def _is(store: Store, conversation_id: str, expected: str) -> bool:
@@ -103,7 +103,7 @@ async def test_a_relay_that_was_away_itself_ends_nothing_of_others(
         assert await status(there, conversation_id) == "streaming"
         network.mend()
         await eventually(lambda: here.is_reachable)
-        assert await here.finish_reply(conversation_id, reply.message.id, Ending("complete"))
+        assert await here.finish_reply(conversation_id, reply.id, Ending("complete"))
 
 
 async def test_a_relay_that_has_stood_still_ends_nothing_of_others(
@@ -135,7 +135,7 @@ async def test_a_relay_of_which_nothing_is_known_has_as_long_to_give_a_sign(
             assert await status(there, conversation_id) == "streaming"
             network.mend()
             await eventually(lambda: here.is_reachable)
-            assert await here.finish_reply(conversation_id, reply.message.id, Ending("complete"))
+            assert await here.finish_reply(conversation_id, reply.id, Ending("complete"))
 
 
 async def test_how_old_a_sign_is_by_the_servers_clock_says_nothing(

@@ -65,7 +65,7 @@ def test_a_transcript_read_while_it_grows_gives_every_character_once(runs: list[
         read += piece
         position += sum(len(text) for _, text in piece)
     transcript.close()
-    assert merged(read + transcript.read(position, transcript.length)) == merged(runs)
+    assert merged(read + transcript.read(position, transcript.kept)) == merged(runs)
 
 
 @given(RUNS)
@@ -75,7 +75,7 @@ def test_a_transcript_knows_its_text_by_kind_its_length_and_its_bytes(runs: list
     for _ in ("growing", "closed"):
         assert transcript.content == "".join(text for kind, text in runs if kind == "content")
         assert transcript.reasoning == "".join(text for kind, text in runs if kind == "reasoning")
-        assert (transcript.length, transcript.size) == (len(whole), len(whole.encode()))
+        assert (transcript.kept, transcript.size) == (len(whole), len(whole.encode()))
         transcript.close()
 
 
@@ -83,9 +83,25 @@ def test_a_transcript_knows_its_text_by_kind_its_length_and_its_bytes(runs: list
 def test_a_transcript_of_a_whole_text_is_all_content(text: str) -> None:
     transcript = Transcript(text)
     assert (transcript.content, transcript.reasoning) == (text, "")
-    assert (transcript.length, transcript.size) == (len(text), byte_size(text)) == (len(text), len(text.encode()))
+    assert (transcript.kept, transcript.size) == (len(text), byte_size(text)) == (len(text), len(text.encode()))
     transcript.close()
     assert transcript.read(0, len(text)) == ([("content", text)] if text else [])
+
+
+@given(RUNS, RUNS, st.integers(1, 10))
+def test_text_that_is_not_kept_is_seen_by_engines_alone_and_can_be_dropped(
+    kept: list[tuple[Kind, str]], taken: list[tuple[Kind, str]], most: int
+) -> None:
+    transcript = grown(kept)
+    length, size = transcript.kept, transcript.size
+    assert [transcript.take(kind, text) for kind, text in taken] == [len(text.encode()) for _, text in taken]
+    assert transcript.read(length, most) == []
+    assert transcript.read(length, most, is_kept=False) == cut([*kept, *taken], length, length + most)
+    assert transcript.parts() == grown(kept).parts()
+    assert transcript.drop() == sum(len(text.encode()) for _, text in taken)
+    assert (transcript.kept, transcript.taken, transcript.size) == (length, length, size)
+    transcript.append("content", "end")
+    assert merged(transcript.read(0, 1000)) == merged([*kept, ("content", "end")])
 
 
 def test_a_closed_transcript_does_not_grow() -> None:

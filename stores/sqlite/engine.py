@@ -9,20 +9,19 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain, groupby
-from operator import itemgetter
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from logs import outline
-from stores.memory import Memory, over
-from stores.records import Kind, Message, StoreError, StoreFull, StoreUnavailable, byte_size
+from stores.engine import WRITE_INTERVAL
+from stores.memory import Memory
+from stores.records import StoreError, StoreFull, StoreUnavailable
+from stores.reply import OwnReply
 from stores.snapshot import Change, moment, totals_of
 from stores.sqlite.file import File, Piece, sqlite_error_name
 
-WRITE_INTERVAL = 0.016  # seconds between two writes of text
-MAX_UNWRITTEN_BYTES = 256 * 1024  # bytes of a reply that wait for the file before its generation does
 FILE_RETRY_INTERVAL = 1.0  # seconds until an ending that couldn't be written is tried again
 COMMIT_TIMEOUT = 3.0  # seconds that whoever asks for a change waits for a disk that hangs
 DISK_TIMEOUT = 10.0  # seconds after which text that waits for it is given up
@@ -32,41 +31,12 @@ _T = TypeVar("_T")
 logger = logging.getLogger("store")
 
 
-@dataclass(slots=True)
-class _Taken:
-    """A reply's text that was taken and isn't in the file yet."""
-
-    conversation_id: str
-    has_begun: bool = False
-    texts: list[tuple[Kind, str]] = field(default_factory=list)  # for the next tick
-    size: int = 0  # bytes, those on their way included
-    refusal: StoreError | None = None
-    _waiter: asyncio.Future[None] | None = None
-
-    def pieces(self, message_id: str) -> list[Piece]:
-        """The texts, neighbours of one kind as one."""
-        if len(self.texts) == 1:  # as nearly always
-            return [Piece(message_id, *self.texts[0])]
-        return [
-            Piece(message_id, kind, "".join(map(itemgetter(1), run)))
-            for kind, run in groupby(self.texts, itemgetter(0))
-        ]
-
-    async def change(self) -> None:
-        """Some of it is in the file, or refused."""
-        self._waiter = self._waiter or asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._waiter})
-
-    def wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter:
-            waiter.set_result(None)
-
-
 @dataclass(eq=False, slots=True)
 class _Part:
     """What is written whole or not at all: text of one reply, or a change."""
 
+    reply: OwnReply | None = None
+    position: int = 0  # up to which the reply's text is written
     pieces: Sequence[Piece] = ()
     change: Change | None = None
     known: int = 0  # bytes of the reply that it ends, as far as the change knows of it
@@ -85,12 +55,11 @@ class Sqlite(Memory):
         super().__init__()
         self._file = File(path)
         self._patience = patience  # seconds for which the file may be locked at the start
-        self._taken: dict[str, _Taken] = {}  # by reply
-        self._gathered: dict[str, _Taken] = {}  # those with text for the next tick
-        self._tick: asyncio.TimerHandle | None = None
-        self._gathered_at = 0.0  # by the loop's clock
-        self._pieces: dict[str, list[Piece]] = {}  # for the next transaction, by reply
+        self._grown: set[OwnReply] = set()  # with text for the next transaction
         self._changes: list[_Part] = []  # for the next transaction
+        self._is_due = False  # the next transaction
+        self._tick: asyncio.TimerHandle | None = None
+        self._wrote_at = 0.0  # by the loop's clock
         self._unwritten: list[_Part] = []  # that were made all the same
         self._changing: dict[str, asyncio.Future[Change | StoreError]] = {}  # by conversation
         self._orphans: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
@@ -113,11 +82,10 @@ class Sqlite(Memory):
             self.totals.add(totals_of(snapshot))
         left = [(snapshot.conversation.id, reply) for snapshot in snapshots if (reply := snapshot.in_progress)]
         for conversation_id, reply in left:
-            self._start(conversation_id, reply)
+            self.replies[reply.id] = OwnReply(conversation_id, reply)
         return [(conversation_id, reply.id) for conversation_id, reply in left]
 
     async def close(self) -> None:
-        self._gather()
         self._write_soon()
         while self._writing:
             await asyncio.wait({self._writing})
@@ -131,12 +99,11 @@ class Sqlite(Memory):
     async def commit(self, change: Change) -> Change | None:
         if not await self._is_current(change):
             return None
-        self._gather()
         self.totals.add(change.totals)
         known = change.ended.transcript.size if change.ended else 0
         waiting: asyncio.Future[Change | StoreError] = self._loop.create_future()
         self._changing[change.conversation_id] = waiting
-        self._changes.append(part := _Part((), change, known, waiting))
+        self._changes.append(part := _Part(change=change, known=known, outcome=waiting))
         self._write_soon()
         try:
             await self._in_time(waiting)
@@ -160,33 +127,12 @@ class Sqlite(Memory):
         self._write_soon()
         return change
 
-    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
-        while (taken := self._taken.get(message_id)) and (changing := self._changing.get(taken.conversation_id)):
-            await self._in_time(changing, DISK_TIMEOUT)  # which may end the reply
-        if taken is None:
-            raise over()
-        if taken.refusal:
-            raise taken.refusal
-        taken.texts.append((kind, text))
-        taken.size += (size := byte_size(text))
-        self.totals.text += size
-        self._gathered[message_id] = taken
-        if not taken.has_begun:
-            taken.has_begun = True
-            self._gather()  # a first text waits for nobody
+    def keep(self, reply: OwnReply, *, at_once: bool = False) -> None:
+        self._grown.add(reply)
+        if at_once or not reply.transcript.kept:  # a first text waits for nobody
+            self._write_soon()
         elif self._tick is None:
-            self._tick = self._loop.call_at(self._gathered_at + WRITE_INTERVAL, self._gather)
-        while taken.size > MAX_UNWRITTEN_BYTES:
-            await taken.change()
-
-    async def settle(self, message_id: str) -> StoreError | None:
-        taken = self._taken.get(message_id)
-        if taken is None:
-            return None
-        self._gather()
-        while taken.size:
-            await taken.change()
-        return taken.refusal
+            self._tick = self._loop.call_at(self._wrote_at + WRITE_INTERVAL, self._write_soon)
 
     def _apply(self, change: Change) -> None:
         super()._apply(change)
@@ -194,16 +140,9 @@ class Sqlite(Memory):
             self._snapshots = dict(sorted(self._snapshots.items(), key=lambda item: item[1].conversation.updated_at))
         self._latest = max(self._latest, change.at)
 
-    def _start(self, conversation_id: str, reply: Message) -> None:
-        super()._start(conversation_id, reply)
-        self._taken[reply.id] = _Taken(conversation_id)
-
     def _stop(self, message_id: str) -> None:
+        self._grown.discard(self.replies[message_id])
         super()._stop(message_id)
-        taken = self._taken.pop(message_id)
-        self.totals.text -= taken.size
-        taken.size = 0
-        taken.wake()
 
     async def _is_current(self, change: Change) -> bool:
         if changing := self._changing.get(change.conversation_id):
@@ -217,28 +156,15 @@ class Sqlite(Memory):
             self._note(hanging := _hanging())
             raise hanging
 
-    def _gather(self) -> None:
-        """Have all text that was taken written."""
-        if self._tick:
-            self._tick.cancel()
-            self._tick = None
-        if self._gathered:
-            for message_id, taken in self._gathered.items():
-                self._pieces.setdefault(message_id, []).extend(taken.pieces(message_id))
-                taken.texts.clear()
-            self._gathered.clear()
-            self._gathered_at = self._loop.time()
-            self._write_soon()
-
     def _write_soon(self) -> None:
+        self._is_due = True
         if self._writing is None:
             self._writing = self._loop.create_task(self._write_all())
 
     async def _write_all(self) -> None:
         """One transaction after the other, each with all that is there."""
         try:
-            await self._write_once()
-            while self._changes or self._pieces:
+            while self._is_due:
                 await self._write_once()
         finally:
             self._writing = None
@@ -246,9 +172,13 @@ class Sqlite(Memory):
             self._later = self._loop.call_later(FILE_RETRY_INTERVAL, self._try_again)
 
     async def _write_once(self) -> None:
-        texts, self._pieces = self._pieces, {}
+        self._is_due, self._wrote_at = False, self._loop.time()
+        if self._tick:
+            self._tick.cancel()
+            self._tick = None
+        texts, self._grown = [_unwritten_text(reply) for reply in self._grown], set()
         changes, self._changes = self._changes, []
-        parts = [*self._unwritten, *map(_Part, texts.values()), *changes]
+        parts = [*self._unwritten, *texts, *changes]
         if not (parts or self.is_reachable):
             parts = [_Part()]  # to see whether it is again
         if parts:
@@ -261,8 +191,9 @@ class Sqlite(Memory):
         trying = asyncio.ensure_future(self._in_thread(self._try, parts))
         while not (await asyncio.wait({trying}, timeout=DISK_TIMEOUT))[0]:
             self._note(hanging := _hanging())
-            for message_id in [message_id for message_id, taken in self._taken.items() if taken.size]:
-                self._refuse(message_id, hanging)
+            for reply in self.replies.values():
+                if reply.transcript.taken > reply.transcript.kept:
+                    self._refuse(reply, hanging)
         return trying.result()
 
     def _try_again(self) -> None:
@@ -307,12 +238,8 @@ class Sqlite(Memory):
         self.is_reachable = refusal is None
 
     def _made(self, part: _Part) -> None:
-        for piece in part.pieces:
-            taken = self._taken.get(piece.message_id)
-            if taken and not taken.refusal:
-                self._growing[piece.message_id].transcript.append(piece.kind, piece.text)
-                taken.size -= byte_size(piece.text)
-                taken.wake()
+        if part.reply and not part.reply.refusal:
+            part.reply.keep(part.position)
         if part.outcome and part.change:
             del self._changing[part.change.conversation_id]
             if ended := part.change.ended:
@@ -325,26 +252,26 @@ class Sqlite(Memory):
             self._unwritten.remove(part)
 
     def _refused(self, part: _Part, refusal: StoreError) -> None:
-        for message_id in {piece.message_id for piece in part.pieces} & self._taken.keys():
-            self._refuse(message_id, refusal)
+        if part.reply:
+            self._refuse(part.reply, refusal)
         if part.outcome and part.change:
             del self._changing[part.change.conversation_id]
             self.totals.add(part.change.totals, -1)
             part.outcome.set_result(refusal)
 
-    def _refuse(self, message_id: str, refusal: StoreError) -> None:
+    def _refuse(self, reply: OwnReply, refusal: StoreError) -> None:
         """End the reply: a text without its middle is of no use."""
-        taken = self._taken[message_id]
-        self.totals.text -= taken.size
-        taken.refusal, taken.size = refusal, 0
-        taken.texts.clear()
-        self._gathered.pop(message_id, None)
-        self._pieces.pop(message_id, None)
-        self._growing[message_id].interrupt(refusal)
-        taken.wake()
+        self._grown.discard(reply)
+        self.totals.text -= reply.refuse(refusal)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
+
+
+def _unwritten_text(reply: OwnReply) -> _Part:
+    transcript, end = reply.transcript, reply.transcript.taken
+    pieces = [Piece(reply.id, kind, text) for kind, text in transcript.read(transcript.kept, end, is_kept=False)]
+    return _Part(reply, end, pieces)
 
 
 def _refusal_of(error: Exception) -> StoreError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stores.records import Message, StoreUnavailable
+from stores.reply import OwnReply
 from stores.snapshot import Change, Snapshot, head_size, iso, moment
 from stores.valkey.client import Argument, Client, OutcomeUnknown
 from stores.valkey.keys import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, Keys, element_of, head_of
@@ -50,11 +51,13 @@ class Commits:
         keys: Keys,
         relay: str,
         writer: ReplyWriter,
+        replies: dict[str, OwnReply],
         clock: Clock,
         hold: Callable[[Sequence[int]], None],
         leave: Callable[[str], None],
     ) -> None:
-        self._client, self._keys, self._relay, self._writer = client, keys, relay, writer
+        self._client, self._keys, self._relay = client, keys, relay
+        self._writer, self._replies = writer, replies
         self._clock, self._hold, self._leave = clock, hold, leave
         self._commits: set[asyncio.Task[Change | None]] = set()
 
@@ -83,8 +86,8 @@ class Commits:
     async def _commit(self, change: Change) -> Change | None:
         ended = change.ended
         stays = ended is not None and ended.id in {message.id for message in change.added}
-        length = ended.transcript.length if ended and stays else END
-        if ended and stays and ended.id not in self._writer.replies and await self._fenced(ended) > length:
+        length = ended.transcript.kept if ended and stays else END
+        if ended and stays and ended.id not in self._replies and await self._fenced(ended) > length:
             return None
         version = secrets.token_hex(8)
         makes_room = change.after is None or (change.removed and (stays or not change.added))
@@ -119,7 +122,7 @@ class Commits:
             self._writer.stop(ended.id)
             ended.transcript.close()
         if began := change.began:
-            self._writer.start(change.conversation_id, began)
+            self._replies[began.id] = OwnReply(change.conversation_id, began)
         if change.after is None:
             return replace(change, at=at)
         conversation = replace(change.after.conversation, updated_at=iso(at))

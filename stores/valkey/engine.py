@@ -6,12 +6,12 @@ progress is a stream that its relay appends to and all others follow.
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from uuid import uuid4
 
 from stores.engine import Engine, Slices
-from stores.records import REPORTED, Conversation, Ending, Kind, Message, StoreError, ended
+from stores.records import Conversation, StoreError
+from stores.reply import OwnReply, Reply
 from stores.snapshot import Change, Snapshot, Totals, moment
 from stores.valkey.client import ANSWER_TIMEOUT, Client
 from stores.valkey.commits import Clock, Commits
@@ -20,7 +20,7 @@ from stores.valkey.heartbeat import Heartbeat
 from stores.valkey.keys import Keys
 from stores.valkey.reader import Reader
 from stores.valkey.server import ServerUrl, check, first
-from stores.valkey.writer import ReplyWriter, over
+from stores.valkey.writer import ReplyWriter
 
 GOODBYE_TIMEOUT = 0.3  # seconds to say goodbye
 CLOSE_TIMEOUT = 0.3  # seconds for connections to close
@@ -38,17 +38,22 @@ class Valkey(Engine):
         self._keys = Keys(self._url.prefix)
         self._clock = Clock()
         self.totals = Totals()
+        self.replies = {}
 
     async def open(self) -> list[tuple[str, str]]:
         await check(self._url, self._keys)
         relay = self._relay = uuid4().hex
         client = self._client = Client(self._url)
         self._listener = Client(self._url, ANSWER_TIMEOUT + BLOCK_TIMEOUT, is_told=False)
-        self._writer = ReplyWriter(client, self._keys, self.totals)
-        self._reader = Reader(client, self._keys, self._writer)
-        self._commits = Commits(client, self._keys, relay, self._writer, self._clock, self._hold, self.leave)
+        self._writer = ReplyWriter(client, self._keys, self.replies, self.totals)
+        self._reader = Reader(client, self._keys, self.replies)
+        self._commits = Commits(
+            client, self._keys, relay, self._writer, self.replies, self._clock, self._hold, self.leave
+        )
         self._follower = ReplyFollower(client, self._listener, self._keys, relay, self._writer.stop)
-        self._heartbeat = Heartbeat(client, self._keys, relay, self._writer, self._follower, self._on_beat)
+        self._heartbeat = Heartbeat(
+            client, self._keys, relay, self._writer, self.replies, self._follower, self._on_beat
+        )
         self._tasks: list[asyncio.Task[None]] = []
         await first(self._heartbeat.beat_once)
         self._tasks += [asyncio.create_task(self._heartbeat.beat()), asyncio.create_task(self._follower.listen())]
@@ -95,25 +100,18 @@ class Valkey(Engine):
     async def abandon(self, change: Change) -> Change | None:
         return await self._commits.commit(change)
 
-    def interruption(self, message_id: str) -> asyncio.Future[StoreError]:
-        if reply := self._writer.replies.get(message_id):
-            return reply.interruption
-        ended: asyncio.Future[StoreError] = asyncio.get_running_loop().create_future()
-        ended.set_result(over())
-        return ended
+    def keep(self, reply: OwnReply, *, at_once: bool = False) -> None:
+        self._writer.keep(reply, at_once=at_once)
 
-    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
-        await self._writer.extend(message_id, kind, text)
+    async def settle(self, reply: OwnReply) -> StoreError | None:
+        await self._writer.ended_elsewhere(reply)
+        return await super().settle(reply)
 
-    async def settle(self, message_id: str) -> StoreError | None:
-        return await self._writer.settle(message_id)
+    def report(self, reply: OwnReply) -> None:
+        self._writer.report(reply)
 
-    def report(self, message: Message, so_far: Ending) -> None:
-        known = ended(message, so_far)
-        self._writer.report(message.id, json.dumps({name: getattr(known, name) for name in REPORTED}))
-
-    async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
-        return await self._follower.follow(message, is_wanted)
+    async def follow(self, reply: Reply, is_wanted: Callable[[], bool]) -> bool:
+        return await self._follower.follow(reply, is_wanted)
 
     def leave(self, message_id: str) -> None:
         self._writer.stop(message_id)
@@ -129,4 +127,4 @@ class Valkey(Engine):
 
     def _hold(self, held: Sequence[int]) -> None:
         self.totals.conversations, self.totals.messages, text = held
-        self.totals.text = text + self._writer.text
+        self.totals.text = text + sum(reply.transcript.size for reply in self.replies.values())

@@ -13,6 +13,7 @@ from typing import Any
 
 from logs import outline
 from stores.records import REPORTED, Kind, Message, StoreError, StoreUnavailable, Transcript
+from stores.reply import Reply
 from stores.valkey.client import Client
 from stores.valkey.keys import END, FENCE, NOTE, Keys
 from stores.valkey.writer import LEASE_TIMEOUT
@@ -25,26 +26,6 @@ _KINDS: dict[bytes, Kind] = {b"c": "content", b"r": "reasoning"}
 logger = logging.getLogger("store")
 
 
-class Followed:
-    """A reply that another relay replies."""
-
-    def __init__(self, message: Message) -> None:
-        self.message = message
-        self.is_over = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def change(self) -> None:
-        """Something has come, or two seconds have gone."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._waiter}, timeout=BLOCK_TIMEOUT)
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        self.is_over = True
-        if self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
 class ReplyFollower:
     """`on_note` is called with a message that another relay has ended."""
 
@@ -55,38 +36,39 @@ class ReplyFollower:
         self._inbox = keys.of(f"in:{relay}")
         self._read = "0"  # the last note
         self._on_note = on_note
-        self._all: set[Followed] = set()
+        self._followed: dict[Reply, asyncio.Event] = {}  # the event is set when the reply has ended
 
     @property
     def message_ids(self) -> set[str]:
         """What is followed."""
-        return {followed.message.id for followed in self._all}
+        return {reply.id for reply in self._followed}
 
-    async def follow(self, message: Message, is_wanted: Callable[[], bool]) -> bool:
-        """Add its text as it comes. True when it has ended, False once it isn't wanted.
+    async def follow(self, reply: Reply, is_wanted: Callable[[], bool]) -> bool:
+        """Add text as it comes. True when the reply has ended, False once it isn't wanted.
 
-        Raises `StoreUnavailable` when nothing has been heard for a lease.
+        Raises `StoreUnavailable` when nothing has been heard for `LEASE_TIMEOUT`.
         """
-        followed = Followed(message)
-        self._all.add(followed)
+        has_ended = self._followed[reply] = asyncio.Event()
         try:
             with contextlib.suppress(StoreError):  # else the listener looks again by itself
-                await self._client.run(NOTE, [self._inbox], "w", message.id)
-            while not followed.is_over:
-                await followed.change()
+                await self._client.run(NOTE, [self._inbox], "w", reply.id)
+            while not has_ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(BLOCK_TIMEOUT):
+                        await has_ended.wait()
                 if self._listener.silent_for > LEASE_TIMEOUT:
                     raise StoreUnavailable("The store can't be reached.")
-                if not followed.is_over and not is_wanted():
+                if not has_ended.is_set() and not is_wanted():
                     return False
             return True
         finally:
-            self._all.discard(followed)
+            del self._followed[reply]
 
     def end(self, message_ids: set[str]) -> None:
-        """Those aren't in progress any more."""
-        for followed in self._all:
-            if followed.message.id in message_ids:
-                followed.end()
+        """Note that these replies aren't in progress any more."""
+        for reply, has_ended in self._followed.items():
+            if reply.id in message_ids:
+                has_ended.set()
 
     async def listen(self) -> None:
         """Until it is cancelled."""
@@ -100,15 +82,15 @@ class ReplyFollower:
                 await asyncio.sleep(LISTEN_RETRY_INTERVAL)
 
     async def _listen(self) -> None:
-        followed = {self._keys.of(f"r:{one.message.id}"): one for one in self._all if not one.is_over}
-        places = [f"{one.message.transcript.length}-{END}" for one in followed.values()]
-        streams = (self._inbox, *followed, self._read, *places)
+        followed = {self._keys.of(f"r:{r.id}"): r for r, has_ended in self._followed.items() if not has_ended.is_set()}
+        positions = [f"{reply.transcript.kept}-{END}" for reply in followed.values()]
+        streams = (self._inbox, *followed, self._read, *positions)
         answer = await self._listener.ask("XREAD", "BLOCK", round(BLOCK_TIMEOUT * 1000), "STREAMS", *streams)
         for key, entries in answer or ():
             if key.decode() == self._inbox:
                 self._take_notes(entries)
             else:
-                _take(followed[key.decode()], entries)
+                self._take_text(followed[key.decode()], entries)
 
     def _take_notes(self, entries: Sequence[Any]) -> None:
         for entry_id, (kind, message_id) in entries:
@@ -116,19 +98,19 @@ class ReplyFollower:
             if kind == b"e":
                 self._on_note(message_id.decode())
 
-
-def _take(followed: Followed, entries: Sequence[Any]) -> None:
-    for entry_id, (kind, text) in entries:
-        position = int(entry_id.partition(b"-")[0])
-        if position == END:
-            followed.end()
-        elif position < FENCE and kind in _KINDS:
-            add(followed.message.transcript, position, _KINDS[kind], text.decode())
+    def _take_text(self, reply: Reply, entries: Sequence[Any]) -> None:
+        for entry_id, (kind, text) in entries:
+            position = int(entry_id.partition(b"-")[0])
+            if position == END and reply in self._followed:
+                self._followed[reply].set()
+            elif position < FENCE and kind in _KINDS:
+                add(reply.transcript, position, _KINDS[kind], text.decode())
+        reply.wake()
 
 
 def add(transcript: Transcript, position: int, kind: Kind, text: str) -> None:
     """Add a text that ends at `position`, or what of it isn't there: after a failover it may be said again."""
-    new = position - transcript.length
+    new = position - transcript.kept
     if 0 < new <= len(text):
         transcript.append(kind, text[len(text) - new :])
 

@@ -8,12 +8,13 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from logs import outline
 from stores.records import StoreError
+from stores.reply import OwnReply
 from stores.valkey.client import Client
 from stores.valkey.follower import ReplyFollower
 from stores.valkey.keys import BEAT, Keys, pairs
@@ -40,11 +41,13 @@ class Heartbeat:
         keys: Keys,
         relay: str,
         writer: ReplyWriter,
+        replies: Mapping[str, OwnReply],
         follower: ReplyFollower,
         on_totals: Callable[[int, Sequence[int]], None],
     ) -> None:
         self._client, self._keys, self._relay = client, keys, relay
-        self._writer, self._follower, self._on_totals = writer, follower, on_totals
+        self._writer, self._replies = writer, replies
+        self._follower, self._on_totals = follower, on_totals
         self._seen: dict[str, Seen] = {}
         self._breaks = 0
         self._answered = 0.0
@@ -68,7 +71,7 @@ class Heartbeat:
 
     async def beat_once(self) -> None:
         """Give a sign of life, and see who gives none."""
-        made, followed = set(self._writer.replies), self._follower.message_ids
+        made, followed = set(self._replies), self._follower.message_ids
         asked = sorted(made | followed)
         names = ("relays", "running", "list", "totals")
         beating = self._client.run(BEAT, [self._keys.of(name) for name in names], self._relay, *self._silent())

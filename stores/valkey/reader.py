@@ -5,17 +5,17 @@ Knows nothing of changes.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from stores.engine import Slices
 from stores.records import Conversation, Message, StoreUnavailable
+from stores.reply import OwnReply
 from stores.snapshot import Snapshot, iso, moment
 from stores.valkey.client import ANSWER_TIMEOUT, Client
 from stores.valkey.follower import filled
 from stores.valkey.keys import END, HEADS, LOAD, SLICE, Keys, messages_of, pairs, snapshot_of
-from stores.valkey.writer import ReplyWriter
 
 SNAPSHOT_BYTES = 1024 * 1024  # of messages that are read in one go, and a few messages more
 LIST_BYTES = 256 * 1024  # the same, where a client may take its time
@@ -36,8 +36,8 @@ class _Slice:
 class Reader:
     """As `Engine` promises it. A reply that is made here has the text that is shown here."""
 
-    def __init__(self, client: Client, keys: Keys, writer: ReplyWriter) -> None:
-        self._client, self._keys, self._writer = client, keys, writer
+    def __init__(self, client: Client, keys: Keys, replies: Mapping[str, OwnReply]) -> None:
+        self._client, self._keys, self._replies = client, keys, replies
 
     async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
         return await within_patience(self._page(limit, before))
@@ -115,7 +115,7 @@ class Reader:
     async def _with_text(self, message: Message) -> Message:
         if message.status != "streaming":
             return message
-        if reply := self._writer.replies.get(message.id):
+        if reply := self._replies.get(message.id):
             return reply.message
         return filled(message, await self._client.ask("XRANGE", self._keys.of(f"r:{message.id}"), "-", "+"))
 

@@ -5,23 +5,20 @@ added twice, to a reply that has ended, or behind a hole that a failover has tor
 """
 
 import asyncio
+import json
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
+from contextlib import suppress
 
-from stores.records import Kind, Message, NotFound, StoreError, StoreFull, StoreUnavailable, byte_size
+from stores.engine import WRITE_INTERVAL, over
+from stores.records import REPORTED, Kind, StoreError, StoreFull, StoreUnavailable, as_json
+from stores.reply import OwnReply
 from stores.snapshot import Totals
 from stores.valkey.client import Client
 from stores.valkey.keys import APPEND, FENCE, Keys
 
 LEASE_TIMEOUT = 10.0  # seconds of silence after which a relay, or the server, counts as gone
-WRITE_INTERVAL = 0.016  # seconds behind a call, in which text is gathered for the next one
 APPEND_RETRY_INTERVAL = 0.1  # seconds until what couldn't be stored is tried again
-MAX_UNWRITTEN_BYTES = 256 * 1024  # bytes of a reply that wait for the server before its generation does
 FENCE_TIMEOUT = 2.0  # seconds in which whoever has fenced a reply off ends it
 
 _LETTERS: dict[Kind, str] = {"content": "c", "reasoning": "r"}
@@ -29,162 +26,64 @@ _LETTERS: dict[Kind, str] = {"content": "c", "reasoning": "r"}
 logger = logging.getLogger("store")
 
 
-@dataclass(slots=True, eq=False)
-class OwnReply:
-    """A reply that is made here."""
-
-    conversation_id: str
-    message: Message
-    interruption: asyncio.Future[StoreError]
-    ended: asyncio.Future[None]
-    stored: int = 0  # characters that the server has
-    waiting: list[tuple[Kind, str]] = field(default_factory=list)
-    size: int = 0  # bytes that wait
-    taken: int = 0  # bytes in all
-    report: str | None = None  # what upstream says of its answer beside the text
-    told: str | None = None  # what of that was sent to the server
-    refusal: StoreError | None = None
-    _waiter: asyncio.Future[None] | None = None
-
-    def interrupt(self, error: StoreError) -> None:
-        """Tell whoever makes it, once; what waits is given up."""
-        self.waiting, self.size = [], 0
-        if not self.interruption.done():
-            self.interruption.set_result(error)
-        self.wake()
-
-    def merge(self) -> None:
-        """Make one of neighbours of one kind."""
-        if len(self.waiting) < 2:
-            return
-        runs = groupby(self.waiting, itemgetter(0))
-        self.waiting = [(kind, "".join(map(itemgetter(1), run))) for kind, run in runs]
-
-    def entries(self) -> list[tuple[int, int, str, str]]:
-        """What the server lacks, as far as it is known: the position before and behind, the kind, the text."""
-        position, found = self.stored, []
-        if self.report and self.report != self.told:
-            found.append((position, position, "g", self.report))
-            self.told = self.report
-        said = self.message.transcript.read(position, self.message.transcript.length)
-        for kind, text in [*said, *self.waiting]:
-            found.append((position, position + len(text), _LETTERS[kind], text))
-            position += len(text)
-        return found
-
-    def show(self, position: int) -> None:
-        """The server has the text up to there."""
-        transcript = self.message.transcript
-        while self.waiting and transcript.length < position:
-            kind, text = self.waiting.pop(0)
-            now, later = text[: position - transcript.length], text[position - transcript.length :]
-            if later:
-                self.waiting.insert(0, (kind, later))
-            transcript.append(kind, now)
-            self.size -= byte_size(now)
-        self.stored = position
-        self.wake()
-
-    async def change(self) -> None:
-        """Some of what waited is stored, or given up."""
-        self._waiter = self._waiter or asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._waiter})
-
-    def wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter:
-            waiter.set_result(None)
-
-
 class ReplyWriter:
-    """All replies that are made here, by message."""
+    """Writes the text of all replies that are made here; `replies` has them by message, and so has the engine."""
 
-    def __init__(self, client: Client, keys: Keys, totals: Totals) -> None:
-        self.replies: dict[str, OwnReply] = {}
-        self.text = 0
-        """Bytes of their text; `totals` has them, too."""
-        self._client, self._keys, self._totals = client, keys, totals
+    def __init__(self, client: Client, keys: Keys, replies: dict[str, OwnReply], totals: Totals) -> None:
+        self._client, self._keys, self._replies, self._totals = client, keys, replies, totals
         self._waiting: set[OwnReply] = set()
-        self._fenced: dict[str, OwnReply] = {}
-        self._cut: deque[str] = deque(maxlen=1000)  # that have ended before all of their text was stored, the last ones
+        self._unreported: set[OwnReply] = set()  # whose report the server hasn't
+        self._torn: dict[OwnReply, int] = {}  # the position up to which the server has the text, after a failover
+        self._fenced: dict[
+            OwnReply, asyncio.Event
+        ] = {}  # set when the reply has been ended by the relay that fenced it
         self._tick: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_urgent = False
         self._free_at = 0.0  # when the tick of the last call is over
         self._failing_since: float | None = None
 
-    def start(self, conversation_id: str, message: Message) -> None:
-        """A reply was begun here."""
-        loop = asyncio.get_running_loop()
-        self.replies[message.id] = OwnReply(conversation_id, message, loop.create_future(), loop.create_future())
-
     def stop(self, message_id: str, *, fenced: bool = False) -> None:
-        """Others have ended it, or will at once if it is fenced off; or it ended here."""
-        reply = self.replies.pop(message_id, None)
-        if reply is None:
-            if reply := self._fenced.get(message_id):
-                _settle(reply.ended)
+        """Write no more of a reply: it has ended, or another relay has fenced it off and ends it at once."""
+        if (reply := self._replies.pop(message_id, None)) is None:
+            for reply, has_ended in self._fenced.items():
+                if reply.id == message_id:
+                    has_ended.set()
             return
-        self._count(-reply.taken)
+        self._totals.text -= reply.transcript.size
         self._waiting.discard(reply)
-        if reply.waiting:
-            self._cut.append(message_id)
+        self._unreported.discard(reply)
+        self._torn.pop(reply, None)
         if fenced:
-            self._fenced[message_id] = reply
-        else:
-            _settle(reply.ended)
-        reply.interrupt(over())
+            self._fenced[reply] = asyncio.Event()
+        reply.refuse(over())
 
     def close(self) -> None:
-        """Try no more to store what the server hasn't."""
-        self.replies.clear()
+        """Try no more to write what the server hasn't."""
+        self._replies.clear()
         self._waiting.clear()
         if self._tick:
             self._tick.cancel()
         if self._task:
             self._task.cancel()
 
-    async def extend(self, message_id: str, kind: Kind, text: str) -> None:
-        """As `Engine.extend`."""
-        reply = self.replies.get(message_id)
-        if reply is None:
-            raise over()
-        if reply.refusal:
-            raise reply.refusal
-        if not text:
-            return
-        reply.waiting.append((kind, text))
-        size = byte_size(text)
-        reply.size += size
-        reply.taken += size
-        self._count(size)
+    def keep(self, reply: OwnReply, *, at_once: bool = False) -> None:
+        """As `Engine.keep`."""
         self._waiting.add(reply)
-        self._append_soon()
-        while reply.size > MAX_UNWRITTEN_BYTES:
-            await reply.change()
+        self._append_soon(at_once=at_once)
 
-    def report(self, message_id: str, report: str) -> None:
-        """Let others know what upstream says of its answer."""
-        if reply := self.replies.get(message_id):
-            reply.report = report
-            self._waiting.add(reply)
-            self._append_soon()
+    def report(self, reply: OwnReply) -> None:
+        """Let other relays know what upstream reports of a reply."""
+        if reply.id in self._replies:
+            self._unreported.add(reply)
+            self.keep(reply)
 
-    async def settle(self, message_id: str) -> StoreError | None:
-        """As `Engine.settle`."""
-        if fenced := self._fenced.pop(message_id, None):
-            await asyncio.wait({fenced.ended}, timeout=FENCE_TIMEOUT)
-        if reply := self.replies.get(message_id):
-            self._append_soon(at_once=True)
-            while reply.waiting:
-                await reply.change()
-            if reply.refusal:
-                return reply.refusal
-        return over() if message_id in self._cut else None  # so that it isn't called complete
-
-    def _count(self, size: int) -> None:
-        self.text += size
-        self._totals.text += size
+    async def ended_elsewhere(self, reply: OwnReply) -> None:
+        """Wait until the relay that fenced the reply off, if one did, has ended it."""
+        if has_ended := self._fenced.pop(reply, None):
+            with suppress(TimeoutError):  # that relay is gone: this one ends the reply
+                async with asyncio.timeout(FENCE_TIMEOUT):
+                    await has_ended.wait()
 
     def _append_soon(self, *, at_once: bool = False) -> None:
         if self._task:
@@ -216,12 +115,10 @@ class ReplyWriter:
 
     async def _append(self) -> None:
         batch, self._waiting = self._waiting, set()
-        for reply in batch:
-            reply.merge()
-        entries = [(reply, *entry) for reply in batch for entry in reply.entries()]
+        entries = [(reply, *entry) for reply in batch for entry in self._entries(reply)]
         if not entries:
             return
-        keys = [self._keys.of(f"r:{reply.message.id}") for reply, *_ in entries]
+        keys = [self._keys.of(f"r:{reply.id}") for reply, *_ in entries]
         arguments = [f"{before} {behind} {kind} {text}" for _, before, behind, kind, text in entries]
         try:
             answers = await self._client.run(APPEND, keys, *arguments)
@@ -231,47 +128,58 @@ class ReplyWriter:
             self._failing_since = self._failing_since or time.monotonic()
             if time.monotonic() - self._failing_since > LEASE_TIMEOUT:
                 self._refuse(batch, error)
-            for reply in filter(self._is_made, batch):
-                reply.told = None
-                self._waiting.add(reply)
+            for reply in filter(self._is_written, batch):
+                self._repeat(reply, from_position=self._torn.get(reply, reply.transcript.kept))
             await asyncio.sleep(APPEND_RETRY_INTERVAL)
         else:
             self._failing_since = None
             positions = map(int, answers.split())
             for reply, position in {entry[0]: at for entry, at in zip(entries, positions, strict=True)}.items():
-                self._answered(reply, position)
+                self._take_answer(reply, position)
 
-    def _is_made(self, reply: OwnReply) -> bool:
-        return reply.refusal is None and reply.message.id in self.replies
+    def _entries(self, reply: OwnReply) -> list[tuple[int, int, str, str]]:
+        """What the server lacks: the position before and behind each text, its kind, and the text."""
+        transcript = reply.transcript
+        position = self._torn.get(reply, transcript.kept)
+        entries = []
+        if reply in self._unreported:
+            self._unreported.discard(reply)
+            entries.append((position, position, "g", _report_of(reply)))
+        for kind, text in transcript.read(position, transcript.taken, is_kept=False):
+            entries.append((position, position + len(text), _LETTERS[kind], text))
+            position += len(text)
+        return entries
 
-    def _answered(self, reply: OwnReply, position: int) -> None:
-        if not self._is_made(reply):
+    def _is_written(self, reply: OwnReply) -> bool:
+        return reply.refusal is None and reply.id in self._replies
+
+    def _take_answer(self, reply: OwnReply, position: int) -> None:
+        """The server has the text up to `position` now; what it means where that isn't what was expected."""
+        if not self._is_written(reply):
             return
+        transcript = reply.transcript
         if position < 0 or position >= FENCE:
-            self.stop(reply.message.id, fenced=position == FENCE)
-        elif position < reply.message.transcript.length:  # lost in a failover
-            reply.stored, reply.told = position, None
-            self._waiting.add(reply)
+            self.stop(reply.id, fenced=position == FENCE)
+        elif position < transcript.kept:  # lost in a failover
+            self._repeat(reply, from_position=position)
             self._is_urgent = True
         else:
-            reply.show(position)
-            if reply.waiting:
+            self._torn.pop(reply, None)
+            reply.keep(position)
+            if transcript.taken > position:
                 self._waiting.add(reply)
 
-    def _refuse(self, batch: Sequence[OwnReply] | set[OwnReply], error: StoreError) -> None:
-        for reply in batch:
-            if self._is_made(reply):
-                reply.refusal = error
-                self._count(-reply.size)
-                reply.taken -= reply.size
-                reply.interrupt(error)
+    def _repeat(self, reply: OwnReply, *, from_position: int) -> None:
+        """Write the text from there on again, and the report."""
+        self._torn[reply] = from_position
+        self._unreported.add(reply)
+        self._waiting.add(reply)
+
+    def _refuse(self, batch: set[OwnReply], error: StoreError) -> None:
+        for reply in filter(self._is_written, batch):
+            self._totals.text -= reply.refuse(error)
 
 
-def over() -> NotFound:
-    """The error of a reply that takes no more text."""
-    return NotFound("The reply has ended, or was deleted.")
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _report_of(reply: OwnReply) -> str:
+    report = {name: getattr(reply.report, name) for name in REPORTED}
+    return json.dumps(report | {"annotations": as_json(reply.report.annotations)})

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from settings import Settings
-from store import Conversation, Question, Store
+from store import Conversation, OwnReply, Question, Store
 from stores.snapshot import Change
 from stores.sqlite.file import File, Piece
+from tests.support.stores import begin
 
 SQLITE_FULL_SYNC = 2
 """https://www.sqlite.org/pragma.html#pragma_synchronous"""
@@ -86,10 +87,10 @@ async def asked(store: Store, content: str = "Why?") -> str:
     return made.id
 
 
-async def begun(store: Store) -> tuple[str, str]:
+async def begun(store: Store) -> tuple[str, OwnReply]:
     """A conversation, and the reply that is in progress in it."""
     conversation_id = await asked(store)
-    return conversation_id, (await store.begin_reply(conversation_id)).message.id
+    return conversation_id, (await begin(store, conversation_id)).reply
 
 
 async def contents(store: Store, conversation_id: str) -> list[str]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from store import OwedReply, Store
+from store import BegunReply, Question, Store
 from tests.support.waiting import Gate
 
 Method = Callable[..., Awaitable[Any]]
@@ -34,7 +34,7 @@ def _slowed(store: SlowStore, method: Method) -> Method:
         try:
             answer = await method(*args, **kwargs)
             is_public = not method.__name__.startswith("_")
-            SlowStore.begun += is_public and isinstance(answer, OwedReply) and answer.turns is not None
+            SlowStore.begun += is_public and isinstance(answer, BegunReply)
             return answer
         finally:
             await some_turns(store.chance)
@@ -71,3 +71,17 @@ def _gated(method: Method) -> Method:
         return answer
 
     return gated
+
+
+async def begin(store: Store, conversation_id: str, model: str | None = None) -> BegunReply:
+    """The reply that is owed, begun."""
+    reply = await store.begin_reply(conversation_id, model)
+    assert isinstance(reply, BegunReply)
+    return reply
+
+
+async def ask(store: Store, conversation_id: str, question: Question) -> BegunReply:
+    """The reply to a new question, begun."""
+    reply = await store.ask(conversation_id, question)
+    assert isinstance(reply, BegunReply)
+    return reply
