@@ -7,10 +7,10 @@ engine's business. Several may change one conversation at a time: a change is ma
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import unquote
 
 from logs import outline
@@ -24,6 +24,7 @@ from stores.records import (
     IdTaken,
     Kind,
     Message,
+    NewConversation,
     NotFound,
     NothingOwed,
     Question,
@@ -129,34 +130,15 @@ class Store:
         """Bytes of text in all of them."""
         return self._engine.totals.text
 
-    async def create_conversation(
-        self,
-        *,
-        id: str | None = None,
-        default_model: str | None = None,
-        title: str | None = None,
-        system_prompt: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Conversation:
-        """A new conversation; `messages` (role, content, perhaps model) are an import, oldest first.
+    async def create_conversation(self, **fields: Unpack[NewConversation]) -> Conversation:
+        """A new conversation. Raises `Repeated`, `StoreFull`."""
 
-        Raises `Repeated`, `StoreFull`.
-        """
-
-        async def created() -> Change:
-            if id and (snapshot := await self._engine.snapshot(id, whole=False)):
+        async def ask() -> Change:
+            if (id := fields.get("id")) and (snapshot := await self._engine.snapshot(id, whole=False)):
                 raise Repeated(snapshot.conversation)
-            return self._rules().create(
-                id=id,
-                default_model=default_model,
-                title=title,
-                system_prompt=system_prompt,
-                options=options,
-                messages=messages or (),
-            )
+            return self._rules().create(**fields)
 
-        change = await self._committed(created, self._engine.commit)
+        change = await self._committed(ask, self._engine.commit)
         assert change is not None
         conversation = _conversation(change)
         logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from types import EllipsisType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 Kind = Literal["content", "reasoning"]
 Role = Literal["user", "assistant"]
@@ -248,6 +248,17 @@ class Conversation:
     created_at: str
     updated_at: str
     message_count: int = 0
+
+
+class NewConversation(TypedDict, total=False):
+    """What a conversation is created with. `messages` (role, content, perhaps model) are an import, oldest first."""
+
+    id: str | None
+    default_model: str | None
+    title: str | None
+    system_prompt: str | None
+    options: Mapping[str, Any] | None
+    messages: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 Knows no engine, no clock and no wait: what it goes by is given to it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 from uuid import uuid4
 
 from settings import Settings
@@ -13,6 +13,7 @@ from stores.records import (
     Conversation,
     Ending,
     Message,
+    NewConversation,
     Question,
     Repeated,
     StoreFull,
@@ -39,30 +40,21 @@ class Rules:
     totals: Totals
     now: int
 
-    def create(
-        self,
-        *,
-        id: str | None,
-        default_model: str | None,
-        title: str | None,
-        system_prompt: str | None,
-        options: Mapping[str, Any] | None,
-        messages: Sequence[Mapping[str, Any]],
-    ) -> Change:
-        """A new conversation, with the turns of an import (role, content, perhaps model). Raises `StoreFull`."""
+    def create(self, **fields: Unpack[NewConversation]) -> Change:
+        """A new conversation. Raises `StoreFull`."""
         if self.totals.conversations >= self.settings.max_conversations:
             raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
         conversation = Conversation(
-            id=id or str(uuid4()),
-            title=title,
-            system_prompt=system_prompt,
-            default_model=default_model or self.settings.model_name,
-            options=as_json(options),
+            id=fields.get("id") or str(uuid4()),
+            title=fields.get("title"),
+            system_prompt=fields.get("system_prompt"),
+            default_model=fields.get("default_model") or self.settings.model_name,
+            options=as_json(fields.get("options")),
             created_at=iso(self.now),
             updated_at=iso(self.now),
         )
-        empty = Snapshot(conversation, title)
-        turns = [_turn(turn, self.now + place) for place, turn in enumerate(messages, start=1)]
+        empty = Snapshot(conversation, conversation.title)
+        turns = [_turn(turn, self.now + place) for place, turn in enumerate(fields.get("messages") or (), start=1)]
         filled = spliced(empty, self.now + len(turns), added=turns)
         assert filled.after is not None
         self._check_room(totals := totals_of(filled.after))
