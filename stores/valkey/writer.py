@@ -34,9 +34,7 @@ class ReplyWriter:
         self._waiting: set[OwnReply] = set()
         self._unreported: set[OwnReply] = set()  # whose report the server hasn't
         self._torn: dict[OwnReply, int] = {}  # the position up to which the server has the text, after a failover
-        self._fenced: dict[
-            OwnReply, asyncio.Event
-        ] = {}  # set when the reply has been ended by the relay that fenced it
+        self._fenced: dict[OwnReply, asyncio.Event] = {}  # set when the relay that fenced the reply off has ended it
         self._tick: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_urgent = False
@@ -46,8 +44,8 @@ class ReplyWriter:
     def stop(self, message_id: str, *, fenced: bool = False) -> None:
         """Write no more of a reply: it has ended, or another relay has fenced it off and ends it at once."""
         if (reply := self._replies.pop(message_id, None)) is None:
-            for reply, has_ended in self._fenced.items():
-                if reply.id == message_id:
+            for fenced, has_ended in self._fenced.items():
+                if fenced.id == message_id:
                     has_ended.set()
             return
         self._totals.text -= reply.transcript.size
@@ -80,10 +78,11 @@ class ReplyWriter:
 
     async def ended_elsewhere(self, reply: OwnReply) -> None:
         """Wait until the relay that fenced the reply off, if one did, has ended it."""
-        if has_ended := self._fenced.pop(reply, None):
+        if has_ended := self._fenced.get(reply):
             with suppress(TimeoutError):  # that relay is gone: this one ends the reply
                 async with asyncio.timeout(FENCE_TIMEOUT):
                     await has_ended.wait()
+            self._fenced.pop(reply, None)
 
     def _append_soon(self, *, at_once: bool = False) -> None:
         if self._task:
