@@ -44,8 +44,8 @@ class ReplyWriter:
     def stop(self, message_id: str, *, fenced: bool = False) -> None:
         """Write no more of a reply: it has ended, or another relay has fenced it off and ends it at once."""
         if (reply := self._replies.pop(message_id, None)) is None:
-            for fenced, has_ended in self._fenced.items():
-                if fenced.id == message_id:
+            for other, has_ended in self._fenced.items():
+                if other.id == message_id:
                     has_ended.set()
             return
         self._totals.text -= reply.transcript.size
