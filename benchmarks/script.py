@@ -87,10 +87,8 @@ def _http_chunk(payload: bytes) -> bytes:
 
 FRAMES = tuple(_http_chunk(_event(word)) for word in WORDS)
 _EMPTY: dict[str, object] = {"content": "", "role": "assistant"}
-END = (
-    _http_chunk(_data(_EMPTY, "stop"))
-    + _http_chunk(_data(_EMPTY, "stop", usage=_USAGE))
-    + _http_chunk(b"data: [DONE]\n\n")
-    + b"0\r\n\r\n"
-)
+_DONE = _http_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+END = _http_chunk(_data(_EMPTY, "stop")) + _http_chunk(_data(_EMPTY, "stop", usage=_USAGE)) + _DONE
 """The end of every stream: the finish reason, the usage, `[DONE]` and the end of the HTTP body."""
+ERROR = _http_chunk(_data(_EMPTY, "error", error={"code": 502, "message": "The provider is gone."})) + _DONE
+"""The end of a stream that fails."""

@@ -52,12 +52,12 @@ class Generation:
         self._flood = tokens
         self._flow()
 
-    def finish(self) -> None:
+    def finish(self, end: bytes = script.END) -> None:
         """Send the end of the stream; nothing comes after it."""
         self.hold()
         if not self.ended:
             self.ended = True
-            self._transport.write(script.END)
+            self._transport.write(end)
 
     def resume(self) -> None:
         """The relay takes bytes again."""
