@@ -9,7 +9,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from types import EllipsisType
 from typing import Any, Literal, TypedDict
 
@@ -23,6 +23,8 @@ REPORTED = ("generation_id", "served_model", "provider", "annotations")
 """What is known of a reply before it has ended, beside its text."""
 
 _KINDS: tuple[Kind, Kind] = ("content", "reasoning")
+_BLOCK = 4096  # bytes of a closed text; of each block it is known which character begins in it first
+_CONTINUATIONS = bytes(range(0x80, 0xC0))  # the bytes of UTF-8 in which no character begins
 
 
 class StoreError(Exception):
@@ -68,12 +70,13 @@ class Transcript:
     reader has a position of its own. Positions are in characters.
     """
 
-    __slots__ = ("_growing", "_switches", "_text", "kept", "size", "taken")
+    __slots__ = ("_firsts", "_growing", "_switches", "_text", "kept", "size", "taken")
 
     def __init__(self, text: str | None = None) -> None:
         """A whole text, all of it content; without one, a transcript that grows."""
         self._text = _compact(text or "")
         self._growing = io.StringIO(newline="") if text is None else None
+        self._firsts: array[int] | None = None  # the position of the first character that begins in each block
         self._switches = array("I")  # positions at which the kind changes; it begins as content
         self.kept = self.taken = len(text or "")
         self.size = byte_size(text)  # bytes of UTF-8, up to `taken`
@@ -130,10 +133,10 @@ class Transcript:
         self.size -= size
         return size
 
-    def read(self, start: int, most: int, *, is_kept: bool = True) -> list[tuple[Kind, str]]:
+    def read(self, start: int, most: int, runs: int = 0, *, is_kept: bool = True) -> list[tuple[Kind, str]]:
         """The runs of one kind from position `start` on, at most `most` characters; empty at the end.
 
-        Only an engine reads text that isn't kept yet.
+        At most so many `runs`, unless that is 0: then all of them. Only an engine reads text that isn't kept yet.
         """
         end = min(start + most, self.kept if is_kept else self.taken)
         if start >= end:
@@ -141,7 +144,11 @@ class Transcript:
         if not self._switches or start >= self._switches[-1]:  # as nearly always
             return [(_KINDS[len(self._switches) % 2], self._slice(start, end))]
         first = bisect_right(self._switches, start)
-        cuts = [start, *self._switches[first : bisect_left(self._switches, end)], end]
+        behind = bisect_left(self._switches, end)
+        if 0 < runs <= behind - first:
+            behind = first + runs - 1
+            end = self._switches[behind]
+        cuts = [start, *self._switches[first:behind], end]
         text = self._slice(start, end)  # once: a text at rest may have to be decoded
         return [(_KINDS[(first + i) % 2], text[a - start : b - start]) for i, (a, b) in enumerate(pairwise(cuts))]
 
@@ -174,9 +181,19 @@ class Transcript:
 
     def _slice(self, start: int, end: int) -> str:
         if self._growing is None:
-            return self._whole()[start:end]
+            return self._text[start:end] if isinstance(self._text, str) else self._decoded(self._text, start, end)
         self._growing.seek(start)
         return self._growing.read(end - start)
+
+    def _decoded(self, text: bytes, start: int, end: int) -> str:
+        """A slice costs what is in it: the blocks around it are decoded, and nothing before them."""
+        if end - start == self.kept:
+            return text.decode()
+        firsts = self._firsts = self._firsts or _firsts(text)
+        block = bisect_right(firsts, start) - 1
+        end_of_blocks = bisect_left(firsts, end) * _BLOCK + 3  # the last character may go on in the block behind
+        around = text[block * _BLOCK : end_of_blocks].decode(errors="ignore")  # what is cut off belongs to neither
+        return around[start - firsts[block] : end - firsts[block]]
 
     def _whole(self) -> str:
         return self._text if isinstance(self._text, str) else self._text.decode()
@@ -306,6 +323,13 @@ def byte_size(text: str | None) -> int:
 def _compact(text: str) -> str | bytes:
     """In a string one emoji makes every character take four bytes; in UTF-8 it doesn't."""
     return text if text.isascii() else text.encode()
+
+
+def _firsts(text: bytes) -> "array[int]":
+    """How many characters begin before each block: nothing is decoded, so that a megabyte takes a millisecond."""
+    blocks = (text[start : start + _BLOCK] for start in range(0, len(text), _BLOCK))
+    counts = (len(block.translate(None, _CONTINUATIONS)) for block in blocks)
+    return array("I", accumulate(counts, initial=0))
 
 
 _FIELDS = {field.name: None for field in fields(Message) if field.name != "transcript"}  # in their order

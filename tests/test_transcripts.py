@@ -116,6 +116,34 @@ def test_nothing_has_no_bytes() -> None:
     assert byte_size(None) == byte_size("") == 0
 
 
+LONG_TEXTS = [(alphabet * 12_000)[:12_000] for alphabet in ("漢", "😀", "aé漢😀", "abc")]
+LONG = [(text, Transcript(text)) for text in LONG_TEXTS]
+
+
+@given(st.integers(0, 12_000), st.integers(1, 9_000))
+@example(4095, 2)
+@example(1365, 1)
+def test_a_long_text_at_rest_is_read_from_anywhere(start: int, most: int) -> None:
+    """Its pieces begin and end in characters of one to four bytes, at the edges of blocks, too."""
+    for text, transcript in LONG:
+        assert transcript.read(start, most) == [("content", text[start : start + most])][: start < len(text)]
+
+
+def test_a_piece_of_a_text_at_rest_costs_what_is_in_it() -> None:
+    transcript = Transcript("漢字é 😀 ab, " * 100_000)
+    started = time.thread_time()
+    position = 0
+    while position < transcript.kept:
+        position += sum(len(text) for _, text in transcript.read(position, 1_000))
+    assert time.thread_time() - started < 0.5, "decoding all of it for each piece takes 2 s"
+
+
+@given(RUNS, st.integers(0, 80), st.integers(1, 20), st.integers(1, 4))
+def test_runs_are_read_some_at_a_time(runs: list[tuple[Kind, str]], start: int, most: int, some: int) -> None:
+    transcript = grown(runs)
+    assert transcript.read(start, most, some) == cut(runs, start, start + most)[:some]
+
+
 def test_a_text_that_switches_with_every_word_is_read_in_one_go() -> None:
     """Decoding it for each run would take minutes."""
     transcript = Transcript()
