@@ -12,7 +12,7 @@ RUN for lock in ${LOCKS}; do python -m pip --python /venv/bin/python install --n
 # What uvicorn[standard] brings for WebSockets, --reload and --log-config, and uvloop's 12 MB of debug symbols.
 RUN python -m pip --python /venv/bin/python uninstall --yes watchfiles websockets pyyaml \
     && find /venv -name '*.so' -exec strip --strip-unneeded {} +
-COPY *.py openapi.json LICENSE /app/
+COPY *.py openapi.json pyproject.toml LICENSE /app/
 COPY api /app/api
 COPY serving /app/serving
 COPY stores /app/stores

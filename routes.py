@@ -7,7 +7,9 @@ in one table, `STATUS_OF`.
 import asyncio
 import json
 import re
+import tomllib
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import TypedDict
 
 from starlette.exceptions import HTTPException
@@ -41,7 +43,8 @@ from store import (
     StoreUnavailable,
 )
 
-VERSION = "0.1.0"
+_PROJECT = Path(__file__).with_name("pyproject.toml")
+VERSION: str = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["version"]
 
 LONG_LIST = 256 * 1024  # bytes of text in messages, from which on they are encoded one by one
 RETRY_AFTER = 5  # seconds, where nothing better is known

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from openrouter import Timers
+from routes import VERSION
 from tests.support.contract import check_response
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT
@@ -94,7 +95,7 @@ async def test_the_index_says_where_everything_is(relay: Relay, pytestconfig: py
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     assert response.json() == {
         "name": "chat-relay",
-        "version": "0.1.0",
+        "version": VERSION,
         "engine": pytestconfig.getoption("--store"),
         "docs": "/docs",
         "openapi": "/openapi.json",

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from openrouter import Timers
+from routes import VERSION
 from serving.metrics import MAX_MODELS, Metrics, Outcome
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay, serving
@@ -169,7 +170,7 @@ async def test_the_gauges_are_those_of_the_service(upstream: ScriptedUpstream) -
             await reader.whole()
         gauges = ("conversations", "messages", "store_bytes", "store_limit_bytes", "replies_in_progress", "draining")
         assert [said[name][()] for name in gauges] == [1, 2, 8, 5_000, 1, 0]
-        assert (said["readers"], said["build_info"]) == ({(): 2}, {("0.1.0",): 1})
+        assert (said["readers"], said["build_info"]) == ({(): 2}, {(VERSION,): 1})
 
         async def nobody_reads() -> bool:
             return (await scraped(relay))["readers"] == {(): 0}
