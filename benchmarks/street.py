@@ -30,7 +30,7 @@ from benchmarks.exchange import connect, request
 from benchmarks.upstream import Upstream
 from server import create_app
 from serving.connections import ClientConnection
-from serving.settings import Settings
+from settings import Settings
 from tests.support.engines import ENGINES, engine, new_store_url
 from tests.support.servers import usual_program
 
