@@ -15,7 +15,7 @@ CHATS ?= 60
 SEED ?= 1
 ON_EACH_SERVER := $(patsubst %,tests/test_%.py,fences outages replica_campaign replicas shared_start sweeping)
 ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once asking bad_clients errors \
-	many_readers metrics shutdown stop_and_delete stream)
+	fairness many_readers metrics shutdown stop_and_delete stream)
 ON_VALKEY := $(patsubst %,tests/test_%.py,store api api_model asked_at_once stop_and_delete stream)
 PIP := pip install --quiet --disable-pip-version-check
 

@@ -28,6 +28,7 @@ from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
 from serving.metrics import MEDIA_TYPE, Metrics
 from settings import Settings
+from steps import Steps
 from store import (
     IdTaken,
     Message,
@@ -61,6 +62,7 @@ class State(TypedDict):
     replies: Replies
     openrouter: OpenRouter
     metrics: Metrics
+    steps: Steps
 
 
 Request = StarletteRequest[State]
@@ -181,7 +183,7 @@ async def add_message(request: Request) -> Response:
     question = Question(**fields, traceparent=_traceparent(request))
     store, replies = request.state["store"], request.state["replies"]
     if wants_events(request.headers.get("accept", "")):
-        return reply_response(await replies.ask(_id(request), question))
+        return _reply_response(request, await replies.ask(_id(request), question), 0)
     try:
         if replies.draining:
             await store.check_is_new(_id(request), question)
@@ -263,7 +265,7 @@ async def _resumed(request: Request, last_event_id: str) -> Response:
 
 def _reply_response(request: Request, reply: Reply, position: int) -> Response:
     as_text = request.method == "GET" and wants_text(request.headers.get("accept", ""))
-    return reply_response(reply, position, as_text=as_text)
+    return reply_response(reply, position, request.state["steps"], as_text=as_text)
 
 
 async def stop_reply(request: Request) -> Response:

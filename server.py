@@ -33,6 +33,7 @@ from serving.metrics import Metrics
 from serving.middleware import Boundary, Cors, Envelope
 from serving.process import BACKLOG, Server, listen
 from settings import Settings, SettingsError
+from steps import Steps
 from store import Store
 from upstream.http.transport import Transport
 
@@ -60,7 +61,14 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
         _warn(settings)
         await store.open()
         try:
-            yield State(settings=settings, store=store, replies=replies, openrouter=openrouter, metrics=metrics)
+            yield State(
+                settings=settings,
+                store=store,
+                replies=replies,
+                openrouter=openrouter,
+                metrics=metrics,
+                steps=Steps(),
+            )
         finally:
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()

@@ -13,20 +13,22 @@ from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
 from api.shapes import event_id, last_event_fields
+from steps import Steps
 from store import Kind, Message, Reply
 
 PING_INTERVAL = 15  # seconds between pings on a silent stream
 RECONNECT_INTERVAL_MS = 1_000  # after which an EventSource that was cut off comes back
 SLICE_CHARS = 4_900  # at most in one event: as JSON in ASCII a line of 60,000 bytes; some clients take no longer ones
+SLICE_RUNS = 32  # events at most between two turns of the loop, where content and reasoning alternate
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 
-def reply_response(reply: Reply, position: int = 0, *, as_text: bool = False) -> Response:
+def reply_response(reply: Reply, position: int, steps: Steps, *, as_text: bool = False) -> Response:
     """The reply from `position` (in characters) on, live: as events, or as bare text."""
     headers = {**STREAM_HEADERS, "X-Message-Id": reply.id, "X-Model": reply.message.model or ""}
     if as_text:
-        return _TextStream(_parts(reply, position, _Text()), headers=headers, media_type="text/plain")
-    parts = _parts(reply, position, _Events(reply.message))
+        return _TextStream(_parts(reply, position, steps, _Text()), headers=headers, media_type="text/plain")
+    parts = _parts(reply, position, steps, _Events(reply.message))
     return _EventStream(parts, headers=headers, ping=PING_INTERVAL, ping_message_factory=_ping)
 
 
@@ -99,7 +101,7 @@ class _Text:
         return f"\n[{message.error.message}]\n".encode() if message.error else b"\n"
 
 
-async def _parts(reply: Reply, position: int, form: _Events | _Text) -> AsyncGenerator[bytes, None]:
+async def _parts(reply: Reply, position: int, steps: Steps, form: _Events | _Text) -> AsyncGenerator[bytes, None]:
     transcript = reply.transcript
     yield form.start(position)
     while not reply.ended or position < transcript.kept:
@@ -108,7 +110,9 @@ async def _parts(reply: Reply, position: int, form: _Events | _Text) -> AsyncGen
                 yield form.lost()
                 return
             await reply.change()
-        for kind, text in transcript.read(position, SLICE_CHARS):
+        else:
+            await steps.next()  # a client that is gone is noticed here: to send to it never waits
+        for kind, text in transcript.read(position, SLICE_CHARS, SLICE_RUNS):
             position += len(text)
             yield form.text(kind, text, position)
     yield form.end(reply.message)

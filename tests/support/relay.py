@@ -13,6 +13,7 @@ from openrouter import Timers
 from server import create_app
 from serving.connections import ClientConnection
 from settings import Settings
+from store import Store
 from tests.support.connections import Connections
 from tests.support.engines import new_store_url
 from tests.support.readers import Reader, Transcript
@@ -29,9 +30,11 @@ STOPPING = 2.0
 class Relay:
     """The service at `url`, and short forms of what tests do most. Each asserts that it was granted."""
 
-    def __init__(self, url: str, client: httpx.AsyncClient) -> None:
+    def __init__(self, url: str, client: httpx.AsyncClient, store: Store | None = None) -> None:
         self.url = url
         self.client = client
+        self.store = store
+        """Its own, where it is in this process."""
 
     async def conversation(self, **body: Any) -> dict[str, Any]:
         """A new conversation."""
@@ -141,7 +144,7 @@ async def serving(
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a response waits 40 ms for an ACK
         base = f"http://127.0.0.1:{listening.getsockname()[1]}"
         async with server.running(listening, STOPPING + chosen["shutdown_grace"]), client(base) as connections:
-            yield Relay(base, connections)
+            yield Relay(base, connections, app.state.store)
 
 
 class _Server(uvicorn.Server):
