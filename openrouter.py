@@ -141,8 +141,8 @@ class OpenRouter:
                 return
             if completion.is_generated or pause is None or not _may_be_repeated(error, self._timers):
                 raise error
-            pause = max(pause, error.retry_after or 0)
-            logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.code, pause)
+            pause = max(pause, error.failure.retry_after or 0)
+            logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.failure.code, pause)
             yield Retry()
             await asyncio.sleep(pause)
 
@@ -271,8 +271,8 @@ def _translated(error: httpx.HTTPError) -> UpstreamError:
 
 def _may_be_repeated(error: UpstreamError, timers: Timers) -> bool:
     # Not where upstream has taken the request: each try might be generated and billed, and a question is answered once.
-    is_brief = (error.retry_after or 0) <= timers.retry_after
-    return error.retryable and is_brief and not isinstance(error, (UpstreamSilent, UpstreamUnreadable))
+    is_brief = (error.failure.retry_after or 0) <= timers.retry_after
+    return error.failure.retryable and is_brief and not isinstance(error, (UpstreamSilent, UpstreamUnreadable))
 
 
 def _name(error: UpstreamError) -> str:

@@ -17,12 +17,12 @@ from typing import Any
 from logs import outline
 from mirrors import Mirror, Mirrors
 from openrouter import Delta, OpenRouter, Prompt, Report, Retry, UpstreamError, Values
+from result import Failure
 from serving.metrics import Metrics, Outcome
 from settings import Settings
 from store import (
     BegunReply,
     Ending,
-    Failure,
     Message,
     NotFound,
     OwnReply,
@@ -303,8 +303,7 @@ class Replies:
             case None:
                 return task.result()
             case UpstreamError():
-                failure = Failure(error.code, error.message, error.retryable, error.retry_after)
-                return Ending("failed", error=failure)
+                return Ending("failed", error=error.failure)
             case StoreError():
                 return _refused(error)
         logger.error("reply %s crashed\n%s", reply.id, outline(error))

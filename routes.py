@@ -326,8 +326,9 @@ async def rejection(request: StarletteRequest, error: Exception) -> Response:
 async def upstream_problem(request: StarletteRequest, error: Exception) -> Response:
     """The response where upstream fails and nothing is cached: unreachable, timed out, or anything else."""
     assert isinstance(error, UpstreamError)
-    status = error.code if error.code in (503, 504) else 502
-    return problem(status, error.message, headers={"Retry-After": str(RETRY_AFTER)} if status == 503 else None)
+    failure = error.failure
+    status = failure.code if failure.code in (503, 504) else 502
+    return problem(status, failure.message, headers={"Retry-After": str(RETRY_AFTER)} if status == 503 else None)
 
 
 async def routing_problem(request: StarletteRequest, error: Exception) -> Response:

@@ -14,13 +14,13 @@ from typing import Any, Unpack
 from urllib.parse import unquote
 
 from logs import outline
+from result import Failure
 from settings import Settings, SettingsError
 from stores.engine import Engine, Slices, over
 from stores.memory import Memory
 from stores.records import (
     Conversation,
     Ending,
-    Failure,
     IdTaken,
     Kind,
     Message,
@@ -40,7 +40,7 @@ from stores.rules import Rules
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
 
-__all__ = ["BegunReply", "Conversation", "Ending", "Failure", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
+__all__ = ["BegunReply", "Conversation", "Ending", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
 __all__ += [
     "OwnReply",
     "Question",

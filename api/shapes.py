@@ -7,7 +7,8 @@ import json
 import re
 from typing import Any
 
-from store import Conversation, Failure, Message
+from result import Failure
+from store import Conversation, Message
 
 _EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|[0-9]{1,9})")
 

@@ -13,6 +13,8 @@ from itertools import accumulate, pairwise
 from types import EllipsisType
 from typing import Any, Literal, TypedDict
 
+from result import Failure
+
 Kind = Literal["content", "reasoning"]
 Role = Literal["user", "assistant"]
 Status = Literal["complete", "streaming", "stopped", "failed"]
@@ -197,16 +199,6 @@ class Transcript:
 
     def _whole(self) -> str:
         return self._text if isinstance(self._text, str) else self._text.decode()
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a reply failed. `code` is an HTTP status, `retry_after` is in seconds."""
-
-    code: int
-    message: str
-    retryable: bool
-    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from store import Ending, Failure, NotFound, Question, Repeated, Store, StoreError, StoreFull, StoreUnavailable
+from result import Failure
+from store import Ending, NotFound, Question, Repeated, Store, StoreError, StoreFull, StoreUnavailable
 from stores.sqlite import engine as sqlite
 from stores.sqlite.file import File
 from tests.support.fragile import BROKEN, FULL, Fragile, asked, begun, contents, everything, opened

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from result import Failure
 from settings import Settings
-from store import Ending, Failure, Question, Store
+from store import Ending, Question, Store
 from stores.sqlite.file import VERSION
 from tests.support.process import ROOT
 

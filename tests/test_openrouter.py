@@ -33,6 +33,7 @@ from openrouter import (
     UpstreamError,
     _as_upstream_error,
 )
+from result import Failure
 from settings import Settings
 from tests.support.upstream import (
     ANSWER,
@@ -115,11 +116,11 @@ class Outcome:
     def reports(self) -> list[Report]:
         return [value for value in self.values if isinstance(value, Report)]
 
-    def failed(self, kind: type[UpstreamError], code: int) -> UpstreamError:
-        """The error, which must be of this kind."""
+    def failed(self, kind: type[UpstreamError], code: int) -> Failure:
+        """What the error says, which must be of this kind."""
         assert isinstance(self.error, kind), f"{self.error!r}, {self.values}"
-        assert self.error.code == code
-        return self.error
+        assert self.error.failure.code == code
+        return self.error.failure
 
 
 async def read(openrouter: OpenRouter, outcome: Outcome | None = None, *turns: tuple[str, str]) -> Outcome:
@@ -342,8 +343,8 @@ async def test_a_traceparent_is_passed_on(upstream: ScriptedUpstream) -> None:
 
 async def test_without_a_key_nothing_is_asked(upstream: ScriptedUpstream) -> None:
     async with adapter(upstream.base_url, key="") as openrouter:
-        error = (await read(openrouter)).failed(NotConfigured, 401)
-        assert not error.retryable and "OPENROUTER_API_KEY" in error.message
+        failure = (await read(openrouter)).failed(NotConfigured, 401)
+        assert not failure.retryable and "OPENROUTER_API_KEY" in failure.message
         assert upstream.accepted == 0
         await openrouter.models()
     assert "authorization" not in upstream.models_requests[0].headers
@@ -510,7 +511,7 @@ async def test_an_answer_that_stops_being_http_keeps_its_text(upstream: Scripted
         await eventually(lambda: outcome.texts)
         gate.open()
         await bounded(reading)
-        assert outcome.error is not None and outcome.error.code == 502
+        assert outcome.error is not None and outcome.error.failure.code == 502
         assert (outcome.texts, len(upstream.requests)) == ([("content", "Hi")], 1)
         await assert_nothing_left_open(openrouter, upstream)
 
@@ -550,8 +551,8 @@ async def test_a_refusal_says_what_upstream_said_and_nothing_private(
     body = {"error": {"code": 403, "message": f"No, {KEY}: Acme says no to 4711", "metadata": metadata}}
     upstream.play(status(403, body | {"user_id": "user_2abcDEF"}))
     async with adapter(upstream.base_url, retries=(0.0,)) as openrouter:
-        error = (await read(openrouter)).failed(UpstreamRefused, 403)
-    assert error.message.endswith(": No, [redacted]: [redacted]") and not error.retryable
+        failure = (await read(openrouter)).failed(UpstreamRefused, 403)
+    assert failure.message.endswith(": No, [redacted]: [redacted]") and not failure.retryable
     assert KEY not in caplog.text and "4711" not in caplog.text and "user_2abcDEF" not in caplog.text
 
 
@@ -647,7 +648,7 @@ async def test_a_passing_failure_before_the_first_delta_is_tried_again_twice(
         assert [request.body for request in upstream.requests] == [upstream.requests[0].body] * 3
         upstream.queue(script, script, script)
         outcome = await bounded(read(openrouter))
-        assert outcome.error is not None and outcome.error.retryable and outcome.texts == []
+        assert outcome.error is not None and outcome.error.failure.retryable and outcome.texts == []
         assert len(upstream.requests) == 6
         await assert_nothing_left_open(openrouter, upstream)
 
@@ -657,7 +658,7 @@ async def test_an_error_of_the_request_itself_is_not_tried_again(upstream: Scrip
     upstream.queue(script)
     async with adapter(upstream.base_url, retries=(0.01, 0.02)) as openrouter:
         outcome = await read(openrouter)
-    assert outcome.error is not None and not outcome.error.retryable
+    assert outcome.error is not None and not outcome.error.failure.retryable
     assert len(upstream.requests) == 1
 
 
@@ -681,8 +682,8 @@ async def test_nothing_is_tried_again_after_a_delta(upstream: ScriptedUpstream, 
 
 async def test_upstream_that_cannot_be_reached_is_tried_again_and_then_named(caplog: pytest.LogCaptureFixture) -> None:
     async with adapter(f"http://127.0.0.1:{closed_port()}", retries=(0.01, 0.02)) as openrouter:
-        error = (await read(openrouter)).failed(UpstreamUnreachable, 503)
-        assert "OPENROUTER_BASE_URL" in error.message and error.retryable
+        failure = (await read(openrouter)).failed(UpstreamUnreachable, 503)
+        assert "OPENROUTER_BASE_URL" in failure.message and failure.retryable
         assert slots(openrouter) == (0, 0)
     tries = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert tries == [f"try {n} failed (UpstreamUnreachable, 503), next in 0.0 s" for n in (1, 2)]
@@ -739,8 +740,8 @@ async def test_a_longer_retry_after_fails_at_once_and_is_told(upstream: Scripted
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=120), usegmt=True)
     upstream.play(status(429, headers={"Retry-After": date if form == "a date" else form}))
     async with adapter(upstream.base_url, retries=(0.0, 0.0)) as openrouter:
-        error = (await bounded(read(openrouter))).failed(UpstreamRefused, 429)
-    assert error.retry_after == (pytest.approx(120, abs=5) if form == "a date" else float(form))
+        failure = (await bounded(read(openrouter))).failed(UpstreamRefused, 429)
+    assert failure.retry_after == (pytest.approx(120, abs=5) if form == "a date" else float(form))
     assert len(upstream.requests) == 1
 
 
@@ -757,10 +758,10 @@ async def test_a_retry_after_that_makes_no_sense_is_ignored(upstream: ScriptedUp
 async def test_a_connection_that_is_not_made_in_time_is_given_up() -> None:
     with full_port() as port:
         async with adapter(f"http://127.0.0.1:{port}", connect=0.1) as openrouter:
-            error = (await bounded(read(openrouter))).failed(UpstreamTimeout, 504)
+            failure = (await bounded(read(openrouter))).failed(UpstreamTimeout, 504)
             await settled(openrouter)
             assert slots(openrouter) == (0, 0)
-    assert error.message == "Upstream took too long to accept a connection." and error.retryable
+    assert failure.message == "Upstream took too long to accept a connection." and failure.retryable
 
 
 async def test_a_handshake_that_nobody_answers_counts_as_connecting(upstream: ScriptedUpstream) -> None:
@@ -775,8 +776,8 @@ async def test_a_handshake_that_nobody_answers_counts_as_connecting(upstream: Sc
 async def test_silence_ends_in_a_timeout(upstream: ScriptedUpstream, script: Script) -> None:
     upstream.play(script)
     async with adapter(upstream.base_url, read=0.1) as openrouter:
-        error = (await bounded(read(openrouter))).failed(UpstreamSilent, 504)
-        assert "silent" in error.message and error.retryable
+        failure = (await bounded(read(openrouter))).failed(UpstreamSilent, 504)
+        assert "silent" in failure.message and failure.retryable
         await assert_nothing_left(openrouter, upstream)
 
 
@@ -898,8 +899,9 @@ def test_every_error_of_httpx_becomes_one_of_upstreams_without_its_text(kind: ty
     Exception.__init__(error, "the key is sk-123")
     expected, code = TRANSLATIONS.get(kind.__name__, (UpstreamBroken, 502))
     translated = _as_upstream_error(error)
-    assert (type(translated), translated.code, translated.retryable) == (expected, code, True)
-    assert "sk-123" not in translated.message
+    failure = translated.failure
+    assert (type(translated), failure.code, failure.retryable) == (expected, code, True)
+    assert "sk-123" not in failure.message
 
 
 def test_the_translations_name_errors_that_exist() -> None:
@@ -1196,7 +1198,7 @@ async def test_models_that_cannot_be_had_are_an_error_until_they_can(
     async with adapter(upstream.base_url, read=1.0) as openrouter:
         errors = await bounded(asyncio.gather(*(openrouter.models() for _ in range(5)), return_exceptions=True))
         assert [type(error) for error in errors] == [kind] * 5
-        assert [error.code for error in errors if isinstance(error, UpstreamError)] == [code] * 5
+        assert [error.failure.code for error in errors if isinstance(error, UpstreamError)] == [code] * 5
         assert caplog.text.count(f"models not fetched: {kind.__name__}, code {code}") == 1
         await assert_nothing_left_open(openrouter, upstream)
         upstream.models = list(MODELS)
@@ -1207,7 +1209,7 @@ async def test_models_of_an_upstream_that_cannot_be_reached_are_a_503() -> None:
     async with adapter(f"http://127.0.0.1:{closed_port()}") as openrouter:
         with pytest.raises(UpstreamUnreachable) as caught:
             await openrouter.models()
-    assert caught.value.code == 503
+    assert caught.value.failure.code == 503
 
 
 async def test_models_that_cannot_be_fetched_in_time_to_connect_are_a_504(upstream: ScriptedUpstream) -> None:
@@ -1296,8 +1298,8 @@ async def test_of_an_error_no_more_is_read_than_an_error_has(
 ) -> None:
     upstream.play(status(400, {"error": {"message": "the reason"}, "padding": "x" * padding}))
     async with adapter(upstream.base_url) as openrouter:
-        error = (await bounded(read(openrouter))).failed(UpstreamRefused, 400)
-        assert ("the reason" in error.message) is is_told
+        failure = (await bounded(read(openrouter))).failed(UpstreamRefused, 400)
+        assert ("the reason" in failure.message) is is_told
 
 
 async def test_of_the_models_no_more_is_read_than_there_may_be(

@@ -397,9 +397,9 @@ def assert_read(sent: Sent, pieces: list[bytes]) -> None:
     if sent.error is None:
         assert completion.error is None and values[-1] == Finish(sent.finish_reason)
     else:
-        assert completion.error is not None and completion.error.code == sent.error[0]
-        assert sent.error[1] in completion.error.message and "Secret" not in completion.error.message
-        assert completion.error.retryable == sent.retryable
+        assert completion.error is not None and completion.error.failure.code == sent.error[0]
+        assert sent.error[1] in completion.error.failure.message and "Secret" not in completion.error.failure.message
+        assert completion.error.failure.retryable == sent.retryable
 
 
 @pytest.mark.parametrize("sent", IN_STREAM.values(), ids=IN_STREAM)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from result import Failure
 from settings import Settings
 from stores.records import (
     Ending,
-    Failure,
     IdTaken,
     Message,
     NotFound,

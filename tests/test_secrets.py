@@ -351,4 +351,4 @@ def test_a_setting_that_cannot_be_read_is_named_and_not_quoted(variable: str) ->
 @pytest.mark.parametrize("echo", ECHOES)
 def test_the_text_of_a_refusal_has_nothing_of_the_account(code: int | None, echo: str) -> None:
     refused: UpstreamRefused = refusal(code, {"error": error(echo), "user_id": USER_ID}, None, KEY)
-    assert not MARK.findall(f"{refused} {refused!r} {refused.message}")
+    assert not MARK.findall(f"{refused} {refused!r} {refused.failure}")

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from result import Failure
 from settings import Settings
 from store import (
     Conversation,
     Ending,
-    Failure,
     IdTaken,
     Kind,
     Message,

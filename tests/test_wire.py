@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from result import Failure
 from tests.support.sse import Parser
 from upstream.completion import Completion
 from upstream.errors import UpstreamBroken, UpstreamError, UpstreamRefused, UpstreamUnreadable
@@ -127,7 +128,7 @@ def test_any_bytes_are_parsed_the_same_however_they_are_cut(pieces: list[bytes])
         try:
             return parsed(pieces)
         except UpstreamUnreadable as error:
-            return error.message
+            return error.failure.message
 
     assert made_of(pieces) == made_of([b"".join(pieces)])
 
@@ -160,7 +161,7 @@ def test_an_event_without_end_is_refused_at_the_cap(cap: int, piece: bytes) -> N
     with pytest.raises(UpstreamBroken, match="more than 100 bytes") as caught:
         for _ in range(cap):
             assert not [*parser.feed(piece)]
-    assert caught.value.retryable and caught.value.code == 502
+    assert caught.value.failure.retryable and caught.value.failure.code == 502
 
 
 def test_only_a_single_event_counts_against_the_cap(cap: int) -> None:
@@ -209,10 +210,10 @@ class Taken:
         return "".join(text for of, text in self.deltas if of == kind)
 
 
-def refused(*events: bytes) -> UpstreamRefused:
+def refused(*events: bytes) -> Failure:
     with pytest.raises(UpstreamRefused) as caught:
         Taken(*events)
-    return caught.value
+    return caught.value.failure
 
 
 def recorded(delta: dict[str, Any], finish_reason: str | None = None, **more: object) -> dict[str, Any]:
@@ -371,8 +372,8 @@ def test_an_answer_that_nobody_called_complete_is_broken() -> None:
     taken = Taken(chunk({"content": "a"}, usage=USAGE), chunk({"content": "b"}))
     completion = taken.completion
     assert (completion.finish(), taken.report.usage) == ([], USAGE)
-    assert isinstance(completion.error, UpstreamBroken) and "middle of the answer" in completion.error.message
-    assert (completion.error.code, completion.error.retryable) == (502, True)
+    assert isinstance(completion.error, UpstreamBroken) and "middle of the answer" in completion.error.failure.message
+    assert (completion.error.failure.code, completion.error.failure.retryable) == (502, True)
 
 
 @pytest.mark.parametrize(
@@ -475,16 +476,16 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.mark.parametrize(("event", "code"), SHAPES.values(), ids=SHAPES)
 def test_an_error_in_any_shape_is_recognised(event: dict[str, Any], code: int) -> None:
-    error = refused(chunk({"content": "a"}), raw(event))
-    assert error.code == code
-    assert error.message.endswith(": Because")
+    failure = refused(chunk({"content": "a"}), raw(event))
+    assert failure.code == code
+    assert failure.message.endswith(": Because")
 
 
 @pytest.mark.parametrize("choice", [{"finish_reason": "error"}, {"finish_reason": "error", "error": {}, "delta": None}])
 def test_a_finish_reason_of_error_without_an_object_is_an_error(choice: dict[str, Any]) -> None:
-    error = refused(raw({"choices": [choice]}))
-    assert (error.code, error.retryable, error.retry_after) == (502, True, None)
-    assert error.message.startswith("Upstream failed with status 502")
+    failure = refused(raw({"choices": [choice]}))
+    assert (failure.code, failure.retryable, failure.retry_after) == (502, True, None)
+    assert failure.message.startswith("Upstream failed with status 502")
 
 
 def test_an_error_after_the_finish_reason_is_one() -> None:
@@ -522,63 +523,63 @@ WORDS = {
 @pytest.mark.parametrize(("word", "code"), WORDS.items())
 def test_a_word_stands_for_a_status_in_code_type_and_metadata(word: str, code: int) -> None:
     for fields in ({"code": word}, {"type": word}, {"metadata": {"error_type": word}}):
-        assert refusal(None, {"error": fields}, None, KEY).code == code
+        assert refusal(None, {"error": fields}, None, KEY).failure.code == code
 
 
 # Refusals
 
 
 def test_errors_of_the_request_stay_and_408_429_and_5xx_pass() -> None:
-    retryable = [code for code in range(400, 600) if refusal(code, {}, None, KEY).retryable]
+    retryable = [code for code in range(400, 600) if refusal(code, {}, None, KEY).failure.retryable]
     assert retryable == [408, 429, *range(500, 600)]
 
 
 def test_nobody_is_told_to_try_again_where_that_makes_no_sense() -> None:
-    errors = [refusal(code, {}, None, KEY) for code in range(400, 600)]
-    assert [e.code for e in errors if not e.retryable and "try again" in e.message] == []
+    failures = [refusal(code, {}, None, KEY).failure for code in range(400, 600)]
+    assert [f.code for f in failures if not f.retryable and "try again" in f.message] == []
 
 
 def test_a_402_is_retryable_only_for_a_budget_in_flight() -> None:
     def said(source: str) -> dict[str, Any]:
         return {"error": {"code": 402, "message": "m", "metadata": {"limit_source": source}}}
 
-    in_flight = refusal(402, said("openrouter_in_flight_budget"), 3.0, KEY)
+    in_flight = refusal(402, said("openrouter_in_flight_budget"), 3.0, KEY).failure
     assert (in_flight.retryable, in_flight.retry_after) == (True, 3.0)
-    assert not refusal(402, said("key_limit"), None, KEY).retryable
+    assert not refusal(402, said("key_limit"), None, KEY).failure.retryable
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "MAX_TOKENS"])
 def test_a_402_for_the_longest_answer_says_how_to_ask_for_less(name: str) -> None:
     """Without `max_tokens` OpenRouter reserves the model's whole output."""
     words = f"This request requires more credits, or fewer {name}. You requested up to 65536, but can only afford 40."
-    error = refusal(402, {"error": {"code": 402, "message": words}}, None, KEY)
-    assert "set MAX_TOKENS" in error.message and words in error.message and not error.retryable
-    assert "MAX_TOKENS" not in refusal(402, {"error": {"message": "Insufficient credits"}}, None, KEY).message
+    failure = refusal(402, {"error": {"code": 402, "message": words}}, None, KEY).failure
+    assert "set MAX_TOKENS" in failure.message and words in failure.message and not failure.retryable
+    assert "MAX_TOKENS" not in refusal(402, {"error": {"message": "Insufficient credits"}}, None, KEY).failure.message
 
 
 def test_where_the_context_is_too_long_three_ways_out_are_told() -> None:
     said = {"error": {"code": 400, "message": "m", "metadata": {"error_type": "context_length_exceeded"}}}
-    message = refusal(400, said, None, KEY).message
+    message = refusal(400, said, None, KEY).failure.message
     assert all(way in message for way in ("a shorter one", "a model that reads more", '"context-compression"'))
 
 
 def test_the_status_of_the_response_counts_more_than_the_code_in_its_body() -> None:
-    assert refusal(503, {"error": {"code": 400, "message": "m"}}, None, KEY).code == 503
+    assert refusal(503, {"error": {"code": 400, "message": "m"}}, None, KEY).failure.code == 503
 
 
 @pytest.mark.parametrize("body", [{}, {"error": None}, {"error": 5}, {"error": []}, {"error": {"message": None}}])
 def test_a_refusal_without_words_has_the_services_own(body: dict[str, Any]) -> None:
-    assert refusal(401, body, None, KEY).message == "Upstream doesn't accept the API key in OPENROUTER_API_KEY."
+    assert refusal(401, body, None, KEY).failure.message == "Upstream doesn't accept the API key in OPENROUTER_API_KEY."
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 408, 413, 422, 429, 500, 529])
 def test_an_error_is_one_sentence_with_upstreams_words_after_its_colon(status: int) -> None:
-    message = refusal(status, {"error": {"message": "no such model"}}, None, KEY).message
+    message = refusal(status, {"error": {"message": "no such model"}}, None, KEY).failure.message
     assert re.fullmatch(r"[A-Z][^:]+[^:.]: no such model", message)
 
 
 def test_upstreams_words_are_one_line_of_300_characters_at_the_most() -> None:
-    said = refusal(500, {"error": {"message": "word\r\n\t " * 200}}, None, KEY).message.partition(": ")[2]
+    said = refusal(500, {"error": {"message": "word\r\n\t " * 200}}, None, KEY).failure.message.partition(": ")[2]
     assert said == ("word " * 60)[:300]
 
 
@@ -586,7 +587,7 @@ def secretive(message: str) -> str:
     """What a person gets to read of a refusal that names private things in all places."""
     metadata = {"raw": "Acme account 4711", "flagged_input": "my diary", "provider_name": "Acme"}
     body = {"error": {"code": 403, "message": message, "metadata": metadata}, "user_id": "user_2abcDEF"}
-    return refusal(403, body, None, KEY).message
+    return refusal(403, body, None, KEY).failure.message
 
 
 @pytest.mark.parametrize(
@@ -609,7 +610,7 @@ def test_keys_and_what_upstream_says_of_an_account_are_redacted(secret: str) -> 
 @pytest.mark.parametrize(("key", "said"), [("local", "no local model"), ("secret", "no [redacted] model")])
 def test_a_key_that_is_a_short_word_is_none(key: str, said: str) -> None:
     """Local servers take any word."""
-    assert refusal(404, {"error": {"message": f"no {key} model"}}, None, key).message.endswith(f": {said}")
+    assert refusal(404, {"error": {"message": f"no {key} model"}}, None, key).failure.message.endswith(f": {said}")
 
 
 def test_nothing_private_shows_that_upstream_did_not_say_in_its_message() -> None:
@@ -621,7 +622,7 @@ def test_a_secret_inside_a_secret_does_not_uncover_the_rest(inner: str) -> None:
     name = {"user_id": "u77", "key": KEY}[inner]
     quoted = f"{name} wrote: my diary"
     body = {"error": {"message": f"Refused: {quoted}", "metadata": {"raw": quoted}}, "user_id": "u77"}
-    assert "diary" not in refusal(403, body, None, KEY).message
+    assert "diary" not in refusal(403, body, None, KEY).failure.message
 
 
 def test_private_fields_are_found_at_the_top_and_in_the_error_and_its_metadata() -> None:
@@ -631,7 +632,7 @@ def test_private_fields_are_found_at_the_top_and_in_the_error_and_its_metadata()
         {"error": {"message": "a b7", "metadata": {"user_id": "b7"}}},
         {"error": "a b7", "user_id": "b7"},
     ):
-        assert refusal(400, body, None, KEY).message.endswith(": a [redacted]")
+        assert refusal(400, body, None, KEY).failure.message.endswith(": a [redacted]")
 
 
 @pytest.mark.parametrize("message", [None, 5, ["x"], {"a": 1}, "", " \n"])
@@ -768,8 +769,8 @@ def assert_bears(events: Iterable[bytes]) -> None:
         assert json.dumps([astuple(value) for value in values], allow_nan=False, ensure_ascii=False).encode()
         assert isinstance(values[-1], Finish)
     except UpstreamError as error:
-        assert error.message.encode() and 400 <= error.code <= 599
-        assert KEY not in error.message
+        assert error.failure.message.encode() and 400 <= error.failure.code <= 599
+        assert KEY not in error.failure.message
 
 
 @given(st.lists((CHUNKS | BAD_CHUNKS | JSON).map(raw) | st.just(b"[DONE]"), max_size=6))

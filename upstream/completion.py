@@ -97,7 +97,7 @@ class Completion:
                 self._is_empty = False
                 self._take(data)
         except UpstreamError as error:
-            late = UpstreamUnreadable(_CUT_OFF) if error.message == _NOT_JSON else error
+            late = UpstreamUnreadable(_CUT_OFF) if error.failure.message == _NOT_JSON else error
         self._add_lone()
         self._flush()
         self._tell()

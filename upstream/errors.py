@@ -1,6 +1,6 @@
 """What can go wrong upstream, by who is to blame.
 
-    UpstreamError           `code` (an HTTP status), `message` for a person, `retryable`, `retry_after` (seconds)
+    UpstreamError           `failure`: what a person is told, and whether another try makes sense
     |- NotConfigured        this service: it has no API key
     |- UpstreamRefused      upstream answered with an error, before the stream or inside it
     |- UpstreamWithoutText  upstream answered with something other than text
@@ -16,25 +16,25 @@ Knows no I/O.
 import socket
 import ssl
 
+from result import Failure
+
 NO_STREAM = "Upstream answered with something other than an event stream, so check OPENROUTER_BASE_URL."
 
 
 class UpstreamError(Exception):
-    """Upstream gave no whole answer. `message` is for a person; nothing of an account stands in it."""
+    """Upstream gave no whole answer. Nothing of an account stands in the failure's message."""
 
-    def __init__(self, code: int, message: str, *, retryable: bool, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.retryable = retryable
-        self.retry_after = retry_after
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 class NotConfigured(UpstreamError):
     """The service lacks what upstream asks for."""
 
     def __init__(self) -> None:
-        super().__init__(401, "The service has no API key: set OPENROUTER_API_KEY and restart it.", retryable=False)
+        message = "The service has no API key: set OPENROUTER_API_KEY and restart it."
+        super().__init__(Failure(401, message, retryable=False))
 
 
 class UpstreamRefused(UpstreamError):
@@ -46,15 +46,15 @@ class UpstreamWithoutText(UpstreamError):
 
     def __init__(self, what: str) -> None:
         message = f"The model answered with {what} and without text, which is all that this service can pass on."
-        super().__init__(502, message, retryable=False)
+        super().__init__(Failure(502, message, retryable=False))
 
 
 class UpstreamBroken(UpstreamError):
     """Upstream's answer can't be used: cut off, unreadable, or no stream at all. `said` are its words, redacted."""
 
     def __init__(self, message: str, said: str = "") -> None:
-        super().__init__(502, f"{message.removesuffix('.')}: {said}" if said else message, retryable=True)
-        self.said = said
+        words = f"{message.removesuffix('.')}: {said}" if said else message
+        super().__init__(Failure(502, words, retryable=True))
 
 
 class UpstreamUnreadable(UpstreamBroken):
@@ -66,14 +66,14 @@ class UpstreamUnreachable(UpstreamError):
 
     def __init__(self, reason: BaseException | None = None) -> None:
         message, retryable = _why_unreachable(reason)
-        super().__init__(503, message, retryable=retryable)
+        super().__init__(Failure(503, message, retryable))
 
 
 class UpstreamTimeout(UpstreamError):
     """Upstream took too long."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(504, message, retryable=True)
+        super().__init__(Failure(504, message, retryable=True))
 
 
 class UpstreamSilent(UpstreamTimeout):

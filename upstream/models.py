@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from result import Failure
 from upstream.errors import UpstreamBroken, UpstreamError
 from upstream.refusals import parsed
 
@@ -55,7 +56,7 @@ class ModelsCache:
         refreshing = self._refreshing
         await asyncio.wait({refreshing})
         if refreshing.cancelled():
-            raise UpstreamError(503, "The service is restarting: ask again in a moment.", retryable=True)
+            raise UpstreamError(Failure(503, "The service is restarting: ask again in a moment.", retryable=True))
         return refreshing.result()
 
     def stop(self) -> None:
@@ -69,7 +70,7 @@ class ModelsCache:
             body = await self._fetch()
             (fetched, cached, stale), ids = await asyncio.to_thread(_encode, body)
         except UpstreamError as error:
-            logger.warning("models not fetched: %s, code %d", type(error).__name__, error.code)
+            logger.warning("models not fetched: %s, code %d", type(error).__name__, error.failure.code)
             if self._cached is None:
                 raise
             until = time.monotonic() + self._retry

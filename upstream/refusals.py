@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from result import Failure
 from upstream.errors import UpstreamRefused, UpstreamUnreadable
 from upstream.texts import encodable
 
@@ -136,12 +137,9 @@ def refusal(status: int | None, body: object, retry_after: float | None, api_key
     words = _words(body)
     code = status if status and status < 600 else _status_in(levels)
     in_flight = any(level.get("limit_source") == "openrouter_in_flight_budget" for level in levels)
-    return UpstreamRefused(
-        code,
-        _with(_sentence(code, status, body, words, levels), said(words, api_key, levels)),
-        retryable=code in (408, 429) or code >= 500 or (code == 402 and in_flight),
-        retry_after=retry_after,
-    )
+    message = _with(_sentence(code, status, body, words, levels), said(words, api_key, levels))
+    retryable = code in (408, 429) or code >= 500 or (code == 402 and in_flight)
+    return UpstreamRefused(Failure(code, message, retryable, retry_after))
 
 
 def said(words: str, api_key: str, levels: Sequence[Mapping[str, Any]] = ()) -> str:
