@@ -114,18 +114,15 @@ class OpenRouter:
         headers, body = self._headers(prompt), await encode_request(prompt, self._max_tokens)
         del prompt  # its history may be long, and the answer, too
         for number, pause in enumerate((*self._timers.retries, None), start=1):
-            completion = Completion(self._api_key)
-            cause = None
+            completion, cause = Completion(self._api_key), None
             try:
                 async with self._asked(headers, body, completion) as (exchange, read):
                     for value in completion.feed(b""):  # what the response's head says
                         yield value
                     patience_ends = exchange.deadline
-                    while not completion.is_done and (chunk := await read()):
+                    while not completion.is_over and (chunk := await read()):
                         for value in (values := completion.feed(chunk)):
                             yield value
-                        if completion.error:
-                            raise completion.error
                         if completion.is_generated:
                             body = b""
                         if values:
@@ -134,15 +131,16 @@ class OpenRouter:
                             exchange.deadline = min(self._loop.time() + self._timers.tail, patience_ends)
             except (httpx.HTTPError, UpstreamError) as caught:
                 cause = _as_upstream_error(caught)
-            for last in completion.finish(cause):
-                yield last
-            error = completion.error
-            if error is None:
+            values, end = completion.finish(cause)
+            for value in values:
+                yield value
+            if isinstance(end, Finish):
+                yield end
                 return
-            if completion.is_generated or pause is None or not _may_be_repeated(error, self._timers):
-                raise error
-            pause = max(pause, error.failure.retry_after or 0)
-            logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(error), error.failure.code, pause)
+            if completion.is_generated or pause is None or not _may_be_repeated(end, self._timers):
+                raise end
+            pause = max(pause, end.failure.retry_after or 0)
+            logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(end), end.failure.code, pause)
             yield Retry()
             await asyncio.sleep(pause)
 

@@ -122,7 +122,7 @@ def told(*choices: dict[str, Any]) -> Report:
     completion = Completion("key")
     events = [b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode() for choice in choices]
     values = [value for event in events for value in completion.feed(event)]
-    assert completion.error is None
+    assert not completion.is_over
     return [value for value in values if isinstance(value, Report)][-1]
 
 

@@ -16,6 +16,7 @@ from openrouter import Timers
 from tests.support.relay import Relay, serving
 from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
 from upstream.completion import Completion
+from upstream.errors import UpstreamError
 from upstream.values import Delta, Finish, Report
 
 KEY = "sk-or-v1-0123456789abcdef"
@@ -384,9 +385,10 @@ def assert_read(sent: Sent, pieces: list[bytes]) -> None:
     completion = Completion(KEY)
     values: list[object] = []
     for piece in pieces:
-        if completion.error is None:
+        if not completion.is_over:
             values += completion.feed(piece)
-    values += completion.finish(completion.error)
+    rest, end = completion.finish()
+    values += rest
     texts = {
         kind: "".join(v.text for v in values if isinstance(v, Delta) and v.kind == kind)
         for kind in ("content", "reasoning")
@@ -395,11 +397,11 @@ def assert_read(sent: Sent, pieces: list[bytes]) -> None:
     assert texts == {"content": sent.content, "reasoning": sent.reasoning}
     assert reports[-1].usage == sent.usage
     if sent.error is None:
-        assert completion.error is None and values[-1] == Finish(sent.finish_reason)
+        assert end == Finish(sent.finish_reason)
     else:
-        assert completion.error is not None and completion.error.failure.code == sent.error[0]
-        assert sent.error[1] in completion.error.failure.message and "Secret" not in completion.error.failure.message
-        assert completion.error.failure.retryable == sent.retryable
+        assert isinstance(end, UpstreamError) and end.failure.code == sent.error[0]
+        assert sent.error[1] in end.failure.message and "Secret" not in end.failure.message
+        assert end.failure.retryable == sent.retryable
 
 
 @pytest.mark.parametrize("sent", IN_STREAM.values(), ids=IN_STREAM)

@@ -188,9 +188,17 @@ def raw(value: object) -> bytes:
 def take(completion: Completion, event: bytes) -> list[Report | Delta]:
     """The values in one event; raises the error in it."""
     values = completion.feed(b"data: %b\n\n" % event)
-    if completion.error:
-        raise completion.error
+    if completion.is_over and not completion.is_done:
+        finish(completion)
     return values
+
+
+def finish(completion: Completion) -> list[Report | Delta | Finish]:
+    """The values that are left and the end; raises the error if there is none."""
+    values, end = completion.finish()
+    if isinstance(end, UpstreamError):
+        raise end
+    return [*values, end]
 
 
 class Taken:
@@ -247,7 +255,7 @@ def test_a_recorded_stream_is_who_answers_the_thought_the_answer_and_the_usage(c
     deltas = [Delta("reasoning", "Thinking"), Delta("content", "Hello")]
     assert taken.values == [report, *deltas, replace(report, usage=USAGE)]
     assert taken.completion.is_done
-    assert taken.completion.finish() == [Finish("stop")]
+    assert finish(taken.completion) == [Finish("stop")]
 
 
 NOTHING = [
@@ -333,7 +341,7 @@ def test_a_long_name_is_cut() -> None:
 def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
     taken = Taken(chunk({}, "length"), chunk({"content": "more"}, "stop"))
     assert taken.deltas == [("content", "more")]
-    assert taken.completion.finish() == [Finish("length")]
+    assert finish(taken.completion) == [Finish("length")]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +356,7 @@ def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
 )
 def test_usage_is_found_wherever_it_comes(events: list[bytes]) -> None:
     taken = Taken(*events)
-    assert (taken.report.usage, taken.completion.finish()) == (USAGE, [Finish("stop")])
+    assert (taken.report.usage, finish(taken.completion)) == (USAGE, [Finish("stop")])
 
 
 def test_usage_that_is_repeated_is_not_added_up() -> None:
@@ -358,22 +366,22 @@ def test_usage_that_is_repeated_is_not_added_up() -> None:
 
 @pytest.mark.parametrize("end", [b"[DONE]", b" [DONE] ", b"[DONE]\n"])
 def test_done_without_a_finish_reason_makes_the_answer_whole(end: bytes) -> None:
-    assert Taken(chunk({"content": "a"}), end).completion.finish() == [Finish(None)]
+    assert finish(Taken(chunk({"content": "a"}), end).completion) == [Finish(None)]
 
 
 def test_nothing_after_done_counts() -> None:
     after = [chunk({"content": "b"}, "stop", usage=USAGE), raw({"error": "late"}), b"no JSON", b"[DONE]"]
     taken = Taken(chunk({"content": "a"}), b"[DONE]", *after)
     assert taken.deltas == [("content", "a")]
-    assert taken.completion.finish() == [Finish(None)]
+    assert finish(taken.completion) == [Finish(None)]
 
 
 def test_an_answer_that_nobody_called_complete_is_broken() -> None:
     taken = Taken(chunk({"content": "a"}, usage=USAGE), chunk({"content": "b"}))
-    completion = taken.completion
-    assert (completion.finish(), taken.report.usage) == ([], USAGE)
-    assert isinstance(completion.error, UpstreamBroken) and "middle of the answer" in completion.error.failure.message
-    assert (completion.error.failure.code, completion.error.failure.retryable) == (502, True)
+    values, error = taken.completion.finish()
+    assert (values, taken.report.usage) == ([], USAGE)
+    assert isinstance(error, UpstreamBroken) and "middle of the answer" in error.failure.message
+    assert (error.failure.code, error.failure.retryable) == (502, True)
 
 
 @pytest.mark.parametrize(
@@ -497,8 +505,9 @@ def test_text_that_comes_in_the_chunk_of_the_error_has_arrived() -> None:
     completion = Completion(KEY)
     error = chunk({"content": "last words"}, "error", error={"code": 502, "message": "m"})
     values = completion.feed(b"data: %b\n\n" % error)
-    assert isinstance(completion.error, UpstreamRefused)
     assert values == [Report(GENERATION), Delta("content", "last words")]
+    with pytest.raises(UpstreamRefused):
+        finish(completion)
 
 
 def test_a_chunk_without_an_error_has_none() -> None:
@@ -763,9 +772,7 @@ def assert_bears(events: Iterable[bytes]) -> None:
         for event in events:
             for value in take(completion, event):
                 assert json.dumps(astuple(value), allow_nan=False, ensure_ascii=False).encode()
-        values = completion.finish()
-        if completion.error:
-            raise completion.error
+        values = finish(completion)
         assert json.dumps([astuple(value) for value in values], allow_nan=False, ensure_ascii=False).encode()
         assert isinstance(values[-1], Finish)
     except UpstreamError as error:

@@ -68,10 +68,11 @@ class Completion:
         self.is_generated = False  # something was: it must not be asked for again
         self.is_whole = False  # upstream said that it is, or is about to end
         self.is_done = False  # `[DONE]` was read: nothing after it counts
-        self.error: UpstreamError | None = None  # that came behind the values
+        self.is_over = False  # `[DONE]` or an error was read: nobody needs the rest
+        self._error: UpstreamError | None = None  # that was read
 
     def feed(self, chunk: bytes) -> list[Report | Delta]:
-        """The values in all events that end in `chunk`, neighbouring deltas merged; `error` is set if one is behind."""
+        """Return the values in all events that end in `chunk`, up to an error. Neighbouring deltas are merged."""
         try:
             events = self._parser.feed(chunk)
             self.has_event = bool(events)
@@ -79,39 +80,43 @@ class Completion:
             for data in events:
                 self._take(data)
         except UpstreamError as error:
-            self.error = error
+            self._error, self.is_over = error, True
         self._flush()
         if self._report is not self._told:
             self._tell()
         values, self._values = self._values, []
         return values
 
-    def finish(self, cause: UpstreamError | None = None) -> list[Report | Delta | Finish]:
-        """The values of a last event that wasn't ended, and the end; `error` is set if it isn't one.
+    def finish(self, cause: UpstreamError | None = None) -> tuple[list[Report | Delta], Finish | UpstreamError]:
+        """Return the values that are left, and what this was: a whole completion, or the error that broke it.
 
         `cause` is what kept more from coming; None if the response ended in order.
         """
-        late: UpstreamError | None = None
-        try:
-            for data in self._parser.close() if self.error is None else ():
-                self._is_empty = False
-                self._take(data)
-        except UpstreamError as error:
-            late = UpstreamUnreadable(_CUT_OFF) if error.failure.message == _NOT_JSON else error
+        error = self._error or self._last_error(cause)
         self._add_lone()
         self._flush()
         self._tell()
-        self.error = self._failure(late if isinstance(late, UpstreamRefused) else cause or late)
-        return [*self._values, Finish(self._finish_reason)] if self.error is None else [*self._values]
+        return self._values, self._failure(error) or Finish(self._finish_reason)
 
     def begin(self, generation_id: object) -> None:
         """Note upstream's id, as the response's head gives it."""
         self._introduce({"id": generation_id})
 
+    def _last_error(self, cause: UpstreamError | None) -> UpstreamError | None:
+        """Take a last event that has no blank line. Upstream's own error in it says more than `cause`."""
+        try:
+            for data in self._parser.close():
+                self._is_empty = False
+                self._take(data)
+        except UpstreamRefused as error:
+            return error
+        except UpstreamError as error:
+            return cause or (UpstreamUnreadable(_CUT_OFF) if error.failure.message == _NOT_JSON else error)
+        return cause
+
     def _failure(self, error: UpstreamError | None) -> UpstreamError | None:
         """What keeps this from being an answer; `error` is what came last."""
-        is_broken = error is None or isinstance(error, UpstreamBroken | UpstreamTimeout)
-        if not is_broken or (error and not self.is_whole):
+        if error and not (self.is_whole and isinstance(error, UpstreamBroken | UpstreamTimeout)):
             return error
         stray = said(self._parser.stray.decode(errors="replace"), self._api_key)
         is_document = not self._parser.is_stream  # one whole JSON in place of events
@@ -128,7 +133,7 @@ class Completion:
         if self.is_done:
             return
         if data.strip() == b"[DONE]":
-            self.is_whole = self.is_done = True
+            self.is_whole = self.is_done = self.is_over = True
             self._add_lone()
             return
         text = data.decode(errors="replace").strip(BLANK)
