@@ -252,10 +252,12 @@ class Replies:
         prompt = Prompt(message.model or "", begun.turns, begun.options, conversation_id, traceparent)
         task = self._own(self._generate(reply, self._openrouter.stream(prompt)))
         task.add_done_callback(partial(self._on_generated, reply))
-        reply.run(task)
+        reply.task = task
         logger.info("Streaming response for conversation %s with model %s", conversation_id, message.model)
         if self._is_cut:
             reply.interrupt(_restarting())
+        if reply.interruption:
+            task.cancel()
         return reply
 
     async def _generate(self, reply: OwnReply, values: Values) -> Ending:

@@ -18,12 +18,12 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Match, Route
 
-from api.events import STREAM_HEADERS, reply_response
+from api.events import STREAM_HEADERS, place_of, reply_response
 from api.fields import MODEL, OPTIONAL_MODEL, TITLE, Options, Rule, Text, Turns, identifier, reference
 from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
 from api.requests import Rejected, read_fields, unprocessable, wants_events, wants_text
-from api.shapes import conversation_fields, message_fields, place_of
+from api.shapes import conversation_fields, message_fields
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
 from serving.metrics import MEDIA_TYPE, Metrics
@@ -180,10 +180,11 @@ async def add_message(request: Request) -> Response:
         "after": reference,
     }
     fields = await read_fields(request, settings.max_body_bytes, rules, required=("content",))
+    is_stream = wants_events(request.headers.get("accept", ""))
     question = Question(**fields, traceparent=_traceparent(request))
     store, replies = request.state["store"], request.state["replies"]
-    if wants_events(request.headers.get("accept", "")):
-        return _reply_response(request, await replies.ask(_id(request), question), 0)
+    if is_stream:
+        return reply_response(await replies.ask(_id(request), question), 0, request.state["steps"])
     try:
         if replies.draining:
             await store.check_is_new(_id(request), question)

@@ -8,15 +8,17 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 from urllib.parse import unquote
 
 from logs import outline
 from result import Failure
 from settings import Settings, SettingsError
-from stores.engine import Engine, Slices, over
+from stores.engine import Engine, Slices
 from stores.memory import Memory
 from stores.records import (
     Conversation,
@@ -35,7 +37,7 @@ from stores.records import (
     StoreUnavailable,
     ended,
 )
-from stores.reply import OwnReply, Reply
+from stores.reply import OwnReply, Reply, over
 from stores.rules import Rules
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
@@ -61,11 +63,14 @@ EXPIRY_INTERVAL = 10.0  # seconds between two looks for conversations to delete
 ROUNDS = 100  # of loading, asking and committing, before a conversation counts as too busy
 
 _Rule = Callable[[Rules, Snapshot], Change]
+_Changed = TypeVar("_Changed", Change, Change | None)
 _Commit = Callable[[Change], Awaitable[Change | None]]
 
 _GONE = Ending("failed", error=Failure(503, "The relay that made this reply is gone: ask again.", retryable=True))
 _RESTARTED = Ending("failed", error=Failure(503, "The service was restarted: ask again.", retryable=True))
 
+
+_TOO_BUSY = "The conversation is changed by too many at once: try again in a moment."
 
 logger = logging.getLogger(__name__)
 
@@ -132,17 +137,14 @@ class Store:
 
     async def create_conversation(self, **fields: Unpack[NewConversation]) -> Conversation:
         """A new conversation. Raises `Repeated`, `StoreFull`."""
-
-        async def ask() -> Change:
+        for _ in range(ROUNDS):
             if (id := fields.get("id")) and (snapshot := await self._engine.snapshot(id, whole=False)):
                 raise Repeated(snapshot.conversation)
-            return self._rules().create(**fields)
-
-        change = await self._committed(ask, self._engine.commit)
-        assert change is not None
-        conversation = _conversation(change)
-        logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
-        return conversation
+            if change := await self._engine.commit(self._rules().create(**fields)):
+                conversation = _conversation(change)
+                logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
+                return conversation
+        raise StoreUnavailable(_TOO_BUSY)
 
     async def list_conversations(self, limit: int, before: str | None = None) -> tuple[list[Conversation], str | None]:
         """A page, newest `updated_at` first, and the `before` of the next page, None after the last."""
@@ -160,9 +162,7 @@ class Store:
 
         Raises `NotFound`, `StoreFull`.
         """
-        change = await self._change(
-            conversation_id, lambda rules, snapshot: rules.update(snapshot, changes), whole=False
-        )
+        change = await self._change(conversation_id, partial(Rules.update, changes=changes), whole=False)
         logger.info("Updated conversation %s", conversation_id)
         return _conversation(change)
 
@@ -173,7 +173,7 @@ class Store:
 
     async def delete_expired(self, seconds: float) -> None:
         """Forget every conversation in which nothing has happened for so long, and no reply is in progress."""
-        before: str | None = iso(max(0, self._engine.now() - int(seconds * 1_000_000)))
+        before: str | None = iso(max(0, self._engine.clock.now() - int(seconds * 1_000_000)))
         since = str(before)
 
         while before:
@@ -224,7 +224,7 @@ class Store:
         cuts = question.after is not ...
         change = await self._change(
             conversation_id,
-            lambda rules, snapshot: rules.add_question(snapshot, question),
+            partial(Rules.add_question, question=question),
             whole=cuts,
             since=question.id,
         )
@@ -237,18 +237,14 @@ class Store:
         A question that was asked before gets its first reply, or begins the one that is owed. Raises what
         `add_user_message` raises but `Repeated`.
         """
-
-        def rule(rules: Rules, snapshot: Snapshot) -> Change:
-            return rules.add_question_and_begin_reply(snapshot, question)
-
-        begun = await self._begin(conversation_id, rule)
+        begun = await self._begin(conversation_id, partial(Rules.add_question_and_begin_reply, question=question))
         if isinstance(begun, BegunReply):
             logger.info("Added user message to conversation %s", conversation_id)
         return begun
 
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
         """Forget that message and every later one. Raises `NotFound`."""
-        change = await self._change(conversation_id, lambda rules, snapshot: rules.truncate(snapshot, message_id))
+        change = await self._change(conversation_id, partial(Rules.truncate, message_id=message_id))
         logger.info("Deleted %d messages from conversation %s", len(change.removed), conversation_id)
 
     async def last_owed(self, conversation_id: str) -> Message:
@@ -260,7 +256,7 @@ class Store:
 
         Raises `NotFound`, `NothingOwed`, `StoreFull`.
         """
-        return await self._begin(conversation_id, lambda rules, snapshot: rules.begin_reply(snapshot, model))
+        return await self._begin(conversation_id, partial(Rules.begin_reply, model=model))
 
     async def extend_reply(self, reply: OwnReply, kind: Kind, text: str) -> None:
         """Add text to a reply, as much as there is room for. Readers get it once it is kept.
@@ -293,10 +289,8 @@ class Store:
     async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile.
 
-        What was taken of its text is part of it, but what was refused. Raises `StoreFull`.
+        Its text is what was kept: `settle_reply` comes first. Raises `StoreFull`.
         """
-        if reply := self._engine.replies.get(message_id):
-            await self._engine.settle(reply)
         return await self._finished(conversation_id, message_id, ending, self._engine.commit)
 
     async def abandon_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
@@ -334,20 +328,14 @@ class Store:
             await asyncio.sleep(EXPIRY_INTERVAL)
 
     async def _delete_if_expired(self, conversation_id: str, since: str) -> None:
-        async def ask() -> Change | None:
-            snapshot = await self._engine.snapshot(conversation_id)
-            return self._rules().expire(snapshot, since) if snapshot else None
-
-        if await self._committed(ask, self._engine.commit):
-            logger.info("Deleted conversation %s", conversation_id)
+        with suppress(NotFound):  # somebody else has deleted it
+            if await self._change(conversation_id, partial(Rules.expire, since=since)):
+                logger.info("Deleted conversation %s", conversation_id)
 
     async def _finished(self, conversation_id: str, message_id: str, ending: Ending, commit: _Commit) -> Message | None:
-        async def ask() -> Change | None:
-            snapshot = await self._snapshot(conversation_id, whole=False, since=message_id)
-            return self._rules().finish(snapshot, message_id, ending)
-
+        rule = partial(Rules.finish, message_id=message_id, ending=ending)
         try:
-            change = await self._committed(ask, commit)
+            change = await self._change(conversation_id, rule, whole=False, since=message_id, commit=commit)
             return change.added[-1] if change else await self.message(conversation_id, message_id)
         except NotFound:
             return None
@@ -376,27 +364,31 @@ class Store:
         return NotFound(f"There is no conversation with this id.{what_if}")
 
     async def _change(
-        self, conversation_id: str, rule: _Rule, *, whole: bool = True, since: str | None = None
-    ) -> Change:
-        """The change that the rule makes, committed. Raises `NotFound`, and what the rule raises."""
+        self,
+        conversation_id: str,
+        rule: Callable[[Rules, Snapshot], _Changed],
+        *,
+        whole: bool = True,
+        since: str | None = None,
+        commit: _Commit | None = None,
+    ) -> _Changed:
+        """The change that the rule makes, committed; the rule is asked again as long as others are quicker.
 
-        async def ask() -> Change | None:
-            return rule(self._rules(), await self._snapshot(conversation_id, whole=whole, since=since))
-
-        change = await self._committed(ask, self._engine.commit)
-        assert change is not None, "such a rule makes a change or raises"
-        return change
-
-    async def _committed(self, ask: Callable[[], Awaitable[Change | None]], commit: _Commit) -> Change | None:
-        """The change as it was made, asked for again as long as others are quicker; None if there is to be none."""
+        Raises `NotFound`, and what the rule raises.
+        """
         for _ in range(ROUNDS):
-            change = await ask()
-            if change is None or (made := await commit(change)):
-                return change and made
-        raise StoreUnavailable("The conversation is changed by too many at once: try again in a moment.")
+            snapshot = await self._engine.snapshot(conversation_id, whole=whole, since=since)
+            if snapshot is None:
+                raise self._no_conversation()
+            change = rule(Rules(self._settings, self._engine.totals, self._engine.clock.now()), snapshot)
+            if change is None:
+                return change
+            if made := await (commit or self._engine.commit)(change):
+                return made
+        raise StoreUnavailable(_TOO_BUSY)
 
     def _rules(self) -> Rules:
-        return Rules(self._settings, self._engine.totals, self._engine.now())
+        return Rules(self._settings, self._engine.totals, self._engine.clock.now())
 
 
 def _conversation(change: Change) -> Conversation:

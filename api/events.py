@@ -1,18 +1,21 @@
 """A reply as a stream, of events or of bare text: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
-Knows nothing of requests or upstream.
+An event's id is a message, and how much of it its reader has. Clients send it back as it came. Knows nothing of
+requests or upstream.
 """
 
 import json
+import re
 from collections.abc import AsyncGenerator, Awaitable
 from json.encoder import encode_basestring_ascii
+from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
-from api.shapes import event_id, last_event_fields
+from result import Failure
 from steps import Steps
 from store import Kind, Message, Reply
 
@@ -21,6 +24,8 @@ RECONNECT_INTERVAL_MS = 1_000  # after which an EventSource that was cut off com
 SLICE_CHARS = 4_900  # at most in one event: as JSON in ASCII a line of 60,000 bytes; some clients take no longer ones
 SLICE_RUNS = 32  # events at most between two turns of the loop, where content and reasoning alternate
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+
+_EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|[0-9]{1,9})")
 
 
 def reply_response(reply: Reply, position: int, steps: Steps, *, as_text: bool = False) -> Response:
@@ -116,3 +121,40 @@ async def _parts(reply: Reply, position: int, steps: Steps, form: _Events | _Tex
             position += len(text)
             yield form.text(kind, text, position)
     yield form.end(reply.message)
+
+
+def event_id(message_id: str, position: int | None) -> str:
+    """The id of the event behind which a reader is at `position` (in characters), None: behind the last event."""
+    return f"{message_id}:{'end' if position is None else position}"
+
+
+def place_of(event_id: str) -> tuple[str, int | None] | None:
+    """The message and the position that an id tells; None if it isn't one."""
+    match = _EVENT_ID.fullmatch(event_id)
+    return (match[1], None if match[2] == "end" else int(match[2])) if match else None
+
+
+def last_event_fields(message: Message) -> dict[str, Any]:
+    """The data of a stream's last event."""
+    if message.error is not None:
+        return {"error": failure_fields(message.error), "message_id": message.id}
+    return {
+        "done": True,
+        "message_id": message.id,
+        "model": message.model,
+        "status": message.status,
+        "finish_reason": message.finish_reason,
+        "usage": value_of(message.usage),
+        "served_model": message.served_model,
+        "provider": message.provider,
+        "annotations": value_of(message.annotations),
+    }
+
+
+def failure_fields(failure: Failure) -> dict[str, Any]:
+    return {name: getattr(failure, name) for name in Failure.__slots__}
+
+
+def value_of(text: str | None) -> Any:
+    """Of what is kept as JSON."""
+    return json.loads(text) if text else None

@@ -5,17 +5,44 @@ its snapshot says.
 A reply's text is kept before it is shown: only what is kept is added to the transcript.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-from stores.records import Conversation, Kind, Message, NotFound, StoreError
+from stores.records import Conversation, Kind, Message, StoreError
 from stores.reply import OwnReply, Reply
 from stores.snapshot import Change, Snapshot, Totals
 
+CLOCK_TIMEOUT = 1.0  # seconds after which a server's answer no longer tells what time it is
 WRITE_INTERVAL = 0.016  # seconds between two writes of text
 MAX_UNKEPT_CHARS = 256 * 1024  # of a reply, before its generation waits for the engine
 
 Slices = AsyncGenerator[tuple[list[Message], bool], None]
+
+
+class Clock:
+    """Moments in microseconds since 1970, strictly increasing whatever the system's clock does.
+
+    `updated_at` is the order and the cursor of the list of conversations.
+    """
+
+    def __init__(self) -> None:
+        self._latest = 0
+        self._offset = 0  # by which a server's clock is ahead of this one
+
+    def now(self) -> int:
+        """A moment later than any that was told."""
+        self._latest = max(time.time_ns() // 1000 + self._offset, self._latest + 1)
+        return self._latest
+
+    def hear(self, server_time: int, *, took: float = 0.0) -> None:
+        """Go by the server's clock, as it was in an answer that took so many seconds."""
+        if took < CLOCK_TIMEOUT:
+            self._offset = server_time - time.time_ns() // 1000
+
+    def advance(self, at: int) -> None:
+        """Tell only moments later than `at` from now on."""
+        self._latest = max(self._latest, at)
 
 
 class Engine(ABC):
@@ -32,6 +59,8 @@ class Engine(ABC):
 
     totals: Totals
     """What it holds, with the changes and the texts that are on their way."""
+
+    clock: Clock
 
     replies: dict[str, OwnReply]
     """The replies in progress that were begun here, by message."""
@@ -51,10 +80,6 @@ class Engine(ABC):
     @abstractmethod
     async def close(self) -> None:
         """After everything else; what was taken is kept."""
-
-    @abstractmethod
-    def now(self) -> int:
-        """Microseconds since 1970, later than any moment that was told, and than the last change."""
 
     @abstractmethod
     async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
@@ -132,8 +157,3 @@ class Engine(ABC):
     @abstractmethod
     async def abandon(self, change: Change) -> Change | None:
         """As `commit`, of a reply's end that can't be kept now: it is shown, and kept when that is possible."""
-
-
-def over() -> NotFound:
-    """The error of a reply that takes no more text."""
-    return NotFound("The reply has ended, or was deleted.")

@@ -1,11 +1,10 @@
 """The engine that forgets: everything in dicts, each change in one step."""
 
-import time
 from itertools import islice
 
-from stores.engine import Engine, over
+from stores.engine import Clock, Engine
 from stores.records import Conversation
-from stores.reply import OwnReply
+from stores.reply import OwnReply, over
 from stores.snapshot import Change, Snapshot, Totals
 
 
@@ -20,18 +19,13 @@ class Memory(Engine):
         self.totals = Totals()
         self._snapshots: dict[str, Snapshot] = {}
         self.replies = {}
-        self._clock = 0
+        self.clock = Clock()
 
     async def open(self) -> list[tuple[str, str]]:
         return []
 
     async def close(self) -> None:
         pass
-
-    def now(self) -> int:
-        # Strictly increasing, whatever the system's clock does: `updated_at` is the order and the cursor of the list.
-        self._clock = max(time.time_ns() // 1000, self._clock + 1)
-        return self._clock
 
     async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
         newest_first = (snapshot.conversation for snapshot in reversed(self._snapshots.values()))
@@ -45,8 +39,8 @@ class Memory(Engine):
     async def commit(self, change: Change) -> Change | None:
         if self._snapshots.get(change.conversation_id) is not change.before:
             return None
-        self.totals.add(change.totals)
         self._apply(change)
+        self.totals.add(change.totals)
         return change
 
     async def abandon(self, change: Change) -> Change | None:
@@ -57,7 +51,7 @@ class Memory(Engine):
         reply.wake()
 
     def _apply(self, change: Change) -> None:
-        self._clock = max(self._clock, change.at)
+        self.clock.advance(change.at)
         self._snapshots.pop(change.conversation_id, None)
         if change.after:
             self._snapshots[change.conversation_id] = change.after

@@ -312,6 +312,16 @@ def byte_size(text: str | None) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def text_size(messages: Sequence[Message]) -> int:
+    """Bytes of their text."""
+    return sum(message.size for message in messages)
+
+
+def head_size(conversation: Conversation, own_title: str | None) -> int:
+    """Bytes of the text that a conversation has beside its messages."""
+    return byte_size(own_title) + byte_size(conversation.system_prompt) + byte_size(conversation.options)
+
+
 def _compact(text: str) -> str | bytes:
     """In a string one emoji makes every character take four bytes; in UTF-8 it doesn't."""
     return text if text.isascii() else text.encode()

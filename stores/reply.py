@@ -5,9 +5,8 @@ Text is taken, then kept by the engine, then read: the transcript has a mark for
 
 import asyncio
 import time
-from typing import Any
 
-from stores.records import Ending, Message, StoreError, Transcript
+from stores.records import Ending, Message, NotFound, StoreError, Transcript
 from upstream.values import Report
 
 
@@ -49,7 +48,8 @@ class Reply:
 
     def end(self, message: Message) -> None:
         """End the reply with `message`, its final state. Readers still get the text that they lack."""
-        self.transcript.catch_up(message.transcript)
+        if message.transcript is not self.transcript:
+            self.transcript.catch_up(message.transcript)
         self.message, self.ended = message, True
         self.wake()
 
@@ -85,24 +85,19 @@ class OwnReply(Reply):
         """End the reply early, unless that has been done already."""
         if self.interruption is None:
             self.interruption = reason
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Cancel the task that makes the reply, if there is one that hasn't ended."""
-        if self.task is not None:
-            self.task.cancel()
+            if self.task is not None:
+                self.task.cancel()
 
     def refuse(self, error: StoreError) -> int:
         """Take no more text, forget what isn't kept, and end the reply: the bytes that were forgotten."""
-        forgotten = self.transcript.drop()
         self.refusal = self.refusal or error
-        self.has_lost_text = self.has_lost_text or forgotten > 0
         self.interrupt(error)
         self.wake()
+        forgotten = self.transcript.drop()
+        self.has_lost_text = self.has_lost_text or forgotten > 0
         return forgotten
 
-    def run(self, task: "asyncio.Task[Any]") -> None:
-        """Have `task` make the reply, which may have been interrupted before."""
-        self.task = task
-        if self.interruption:
-            self.cancel()
+
+def over() -> NotFound:
+    """The error of a reply that takes no more text."""
+    return NotFound("The reply has ended, or was deleted.")

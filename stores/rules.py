@@ -21,8 +21,9 @@ from stores.records import (
     as_json,
     byte_size,
     ended,
+    head_size,
 )
-from stores.snapshot import Change, Snapshot, Totals, head_size, iso, spliced, totals_of
+from stores.snapshot import Change, Snapshot, Totals, in_progress, iso, spliced, totals_of
 
 # Bytes that are kept beside text, measured: ids, times, and the objects themselves.
 CONVERSATION_BYTES = 512
@@ -78,7 +79,9 @@ class Rules:
         """Without the conversation and its messages."""
         less = Totals()
         less.add(totals_of(snapshot), -1)
-        return Change(snapshot, None, self.now, removed=list(snapshot.messages.values()), totals=less)
+        removed = list(snapshot.messages.values())
+        id, ended = snapshot.conversation.id, in_progress(removed)
+        return Change(id, snapshot, None, self.now, removed=removed, totals=less, ended=ended)
 
     def expire(self, snapshot: Snapshot, since: str) -> Change | None:
         """Without the conversation, if nothing has happened in it since then and no reply is in progress."""

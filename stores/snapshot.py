@@ -19,7 +19,8 @@ from stores.records import (
     Question,
     Repeated,
     ReplyInProgress,
-    byte_size,
+    head_size,
+    text_size,
 )
 
 TITLE_CHARS = 80
@@ -52,7 +53,8 @@ class Snapshot:
     @property
     def in_progress(self) -> Message | None:
         """The reply in progress, which is the last message; None if there is none."""
-        return self.last if self.last is not None and self.last.status == "streaming" else None
+        last = self.last
+        return last if last is not None and last.status == "streaming" else None
 
     def check_is_new(self, question: Question) -> None:
         """Raises `Repeated` where the question is there already, `IdTaken` where its id is another message's."""
@@ -108,8 +110,8 @@ class Snapshot:
         """What upstream is told, (role, content) each: the system prompt, then all that has content but failures."""
         prompt = self.conversation.system_prompt
         turns: list[tuple[str, str]] = [("system", prompt)] if prompt is not None else []
-        answered = (message for message in self.messages.values() if message.status != "failed")
-        return turns + [(message.role, content) for message in answered if (content := message.transcript.content)]
+        told = (message for message in self.messages.values() if message.status not in ("failed", "streaming"))
+        return turns + [(message.role, content) for message in told if (content := message.transcript.content)]
 
     def options(self) -> dict[str, Any]:
         """What upstream is asked with: the conversation's, and the last question's over it; null takes a name away."""
@@ -151,6 +153,7 @@ class Change:
     The first `kept` messages of the conversation stay, `removed` go, `added` come.
     """
 
+    conversation_id: str
     before: Snapshot | None  # None: the conversation is new
     after: Snapshot | None  # None: it is deleted
     at: int = 0  # microseconds since 1970
@@ -158,30 +161,16 @@ class Change:
     removed: Sequence[Message] = ()
     added: Sequence[Message] = ()
     totals: Totals = field(default_factory=Totals)
-
-    @property
-    def conversation_id(self) -> str:
-        """Whose messages these are."""
-        snapshot = self.before or self.after
-        assert snapshot is not None
-        return snapshot.conversation.id
-
-    @property
-    def began(self) -> Message | None:
-        """The reply that this begins, None if it begins none."""
-        return self.added[-1] if self.added and self.added[-1].status == "streaming" else None
-
-    @property
-    def ended(self) -> Message | None:
-        """The reply that was in progress and isn't any more, as it was; None if there was none."""
-        return self.removed[-1] if self.removed and self.removed[-1].status == "streaming" else None
+    began: Message | None = None  # the reply that this begins
+    ended: Message | None = None  # the reply, as it was, that was in progress and isn't any more
 
     def then(self, next: "Change") -> "Change":
         """This and a change of what it leads to, as one. `next` removes nothing."""
         assert next.before is self.after and not next.removed
         totals = replace(self.totals)
         totals.add(next.totals)
-        return replace(self, after=next.after, at=next.at, added=(*self.added, *next.added), totals=totals)
+        added = (*self.added, *next.added)
+        return replace(self, after=next.after, at=next.at, added=added, totals=totals, began=next.began)
 
 
 def spliced(
@@ -197,6 +186,7 @@ def spliced(
     first_line = snapshot.first_line
     if first_line is None or any(message.role == "user" for message in removed):
         first_line = _first_line(messages.values())
+    totals = Totals(messages=len(added) - len(removed), text=text_size(added) - text_size(removed))
     kept = snapshot.conversation.message_count - len(removed)
     conversation = replace(
         snapshot.conversation,
@@ -205,14 +195,19 @@ def spliced(
         updated_at=iso(at),
     )
     after = replace(snapshot, conversation=conversation, first_line=first_line, messages=messages)
-    totals = Totals(messages=len(added) - len(removed), text=text_size(added) - text_size(removed))
-    return Change(snapshot, after, at, kept, removed, added, totals)
+    began, ended = in_progress(added), in_progress(removed)
+    return Change(conversation.id, snapshot, after, at, kept, removed, added, totals, began, ended)
 
 
 def totals_of(snapshot: Snapshot) -> Totals:
     """What a conversation with all its messages adds to a store."""
     messages = list(snapshot.messages.values())
     return Totals(1, len(messages), head_size(snapshot.conversation, snapshot.own_title) + text_size(messages))
+
+
+def in_progress(messages: Sequence[Message]) -> Message | None:
+    """The reply in progress, which only the last message can be; None if it isn't."""
+    return messages[-1] if messages and messages[-1].status == "streaming" else None
 
 
 def iso(at: int) -> str:
@@ -223,16 +218,6 @@ def iso(at: int) -> str:
 def moment(text: str) -> int:
     """ISO 8601 as microseconds since 1970."""
     return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
-
-
-def text_size(messages: Sequence[Message]) -> int:
-    """Bytes of their text."""
-    return sum(message.size for message in messages)
-
-
-def head_size(conversation: Conversation, own_title: str | None) -> int:
-    """Bytes of the text that a conversation has beside its messages."""
-    return byte_size(own_title) + byte_size(conversation.system_prompt) + byte_size(conversation.options)
 
 
 def _first_line(messages: Iterable[Message]) -> str | None:

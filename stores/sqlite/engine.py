@@ -78,7 +78,8 @@ class Sqlite(Memory):
             raise
         for snapshot in snapshots:
             self._snapshots[snapshot.conversation.id] = snapshot
-            self._clock = self._latest = moment(snapshot.conversation.updated_at)
+            self._latest = moment(snapshot.conversation.updated_at)
+            self.clock.advance(self._latest)
             self.totals.add(totals_of(snapshot))
         left = [(snapshot.conversation.id, reply) for snapshot in snapshots if (reply := snapshot.in_progress)]
         for conversation_id, reply in left:

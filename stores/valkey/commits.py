@@ -9,37 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from stores.records import Message, StoreUnavailable
+from stores.engine import Clock
+from stores.records import Message, StoreUnavailable, head_size
 from stores.reply import OwnReply
-from stores.snapshot import Change, Snapshot, head_size, iso, moment
+from stores.snapshot import Change, Snapshot, iso, moment
 from stores.valkey.client import Argument, Client, OutcomeUnknown
 from stores.valkey.keys import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, Keys, element_of, head_of
 from stores.valkey.reader import within_patience
 from stores.valkey.writer import ReplyWriter
-
-CLOCK_TIMEOUT = 1.0  # seconds within which an answer tells what time it is
-
-
-class Clock:
-    """In microseconds since 1970."""
-
-    def __init__(self) -> None:
-        self._latest = 0
-        self._offset = 0  # by which the server's is ahead of ours
-
-    def now(self) -> int:
-        """Later than any moment that was told."""
-        self._latest = max(time.time_ns() // 1000 + self._offset, self._latest + 1)
-        return self._latest
-
-    def hear(self, server_time: int, *, took: float = 0.0) -> None:
-        """What time it was at the server, in an answer that took so many seconds."""
-        if took < CLOCK_TIMEOUT:
-            self._offset = server_time - time.time_ns() // 1000
-
-    def advance(self, at: int) -> None:
-        """It is later than `at`."""
-        self._latest = max(self._latest, at)
 
 
 class Commits:

@@ -9,12 +9,12 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from uuid import uuid4
 
-from stores.engine import Engine, Slices
+from stores.engine import Clock, Engine, Slices
 from stores.records import Conversation, StoreError
 from stores.reply import OwnReply, Reply
 from stores.snapshot import Change, Snapshot, Totals, moment
 from stores.valkey.client import ANSWER_TIMEOUT, Client
-from stores.valkey.commits import Clock, Commits
+from stores.valkey.commits import Commits
 from stores.valkey.follower import BLOCK_TIMEOUT, ReplyFollower
 from stores.valkey.heartbeat import Heartbeat
 from stores.valkey.keys import Keys
@@ -36,7 +36,7 @@ class Valkey(Engine):
     def __init__(self, url: str) -> None:
         self._url = ServerUrl.of(url)
         self._keys = Keys(self._url.prefix)
-        self._clock = Clock()
+        self.clock = Clock()
         self.totals = Totals()
         self.replies = {}
 
@@ -48,7 +48,7 @@ class Valkey(Engine):
         self._writer = ReplyWriter(client, self._keys, self.replies, self.totals)
         self._reader = Reader(client, self._keys, self.replies)
         self._commits = Commits(
-            client, self._keys, relay, self._writer, self.replies, self._clock, self._hold, self.leave
+            client, self._keys, relay, self._writer, self.replies, self.clock, self._hold, self.leave
         )
         self._follower = ReplyFollower(client, self._listener, self._keys, relay, self._writer.stop)
         self._heartbeat = Heartbeat(
@@ -76,9 +76,6 @@ class Valkey(Engine):
     def is_reachable(self) -> bool:
         return not self._client.silent_for
 
-    def now(self) -> int:
-        return self._clock.now()
-
     async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
         return await self._reader.page(limit, before)
 
@@ -88,7 +85,7 @@ class Valkey(Engine):
     async def snapshot(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Snapshot | None:
         snapshot = await self._reader.snapshot(conversation_id, whole=whole, since=since)
         if snapshot:
-            self._clock.advance(moment(snapshot.conversation.updated_at))
+            self.clock.advance(moment(snapshot.conversation.updated_at))
         return snapshot
 
     def slices(self, conversation_id: str) -> Slices:
@@ -122,7 +119,7 @@ class Valkey(Engine):
             yield await self._heartbeat.orphans.get()
 
     def _on_beat(self, server_time: int, held: Sequence[int]) -> None:
-        self._clock.hear(server_time)
+        self.clock.hear(server_time)
         self._hold(held)
 
     def _hold(self, held: Sequence[int]) -> None:

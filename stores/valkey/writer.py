@@ -10,9 +10,9 @@ import logging
 import time
 from contextlib import suppress
 
-from stores.engine import WRITE_INTERVAL, over
+from stores.engine import WRITE_INTERVAL
 from stores.records import REPORTED, Kind, StoreError, StoreFull, StoreUnavailable, as_json
-from stores.reply import OwnReply
+from stores.reply import OwnReply, over
 from stores.snapshot import Totals
 from stores.valkey.client import Client
 from stores.valkey.keys import APPEND, FENCE, Keys
