@@ -55,10 +55,11 @@ test-clients: $(CLIENTS) $(LIBRARIES)  ## the libraries that read the stream, ea
 	tests/clients/install
 	$(BIN)/pytest tests/clients -n 3 --dist loadfile
 
-check: $(DEVELOPMENT)  ## formatter, linter, types
+check: $(DEVELOPMENT)  ## formatter, linters, types; the Lua scripts, too, where luacheck is installed (Debian: lua-check)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
+	@if command -v luacheck >/dev/null; then luacheck --quiet --no-color stores/valkey/*.lua; else echo "luacheck isn't installed"; fi
 
 format: $(DEVELOPMENT)  ## put the code in shape
 	$(BIN)/ruff format .

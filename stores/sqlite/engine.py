@@ -10,7 +10,8 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -177,7 +178,7 @@ class Sqlite(Memory):
         if self._tick:
             self._tick.cancel()
             self._tick = None
-        texts, self._grown = [_unwritten_text(reply) for reply in self._grown], set()
+        texts, self._grown = list(map(_unwritten_text, self._grown)), set()
         changes, self._changes = self._changes, []
         parts = [*self._unwritten, *texts, *changes]
         if not (parts or self.is_reachable):
@@ -271,7 +272,8 @@ class Sqlite(Memory):
 
 def _unwritten_text(reply: OwnReply) -> _Part:
     transcript, end = reply.transcript, reply.transcript.taken
-    pieces = [Piece(reply.id, kind, text) for kind, text in transcript.read(transcript.kept, end, is_kept=False)]
+    runs = transcript.read(transcript.kept, end, is_kept=False)
+    pieces = list(starmap(partial(Piece, reply.id), runs))
     return _Part(reply, end, pieces)
 
 
