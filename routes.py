@@ -4,54 +4,52 @@ Knows nothing of httpx, upstream's JSON or the environment. Errors travel as exc
 in one table, `STATUS_OF`.
 """
 
-import asyncio
-import json
 import re
-import tomllib
-from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import TypedDict
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
 from api.events import STREAM_HEADERS, place_of, reply_response
 from api.fields import MODEL, OPTIONAL_MODEL, TITLE, Options, Rule, Text, Turns, identifier, reference
 from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
-from api.requests import Rejected, read_fields, unprocessable, wants_events, wants_text
-from api.shapes import conversation_fields, message_fields
+from api.requests import (
+    Rejected,
+    accepts_gzip,
+    is_known,
+    last_event_id,
+    read_fields,
+    traceparent,
+    unprocessable,
+    wants_events,
+    wants_text,
+)
+from api.shapes import conversation_fields, message_fields, messages_response
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
 from serving.metrics import MEDIA_TYPE, Metrics
-from settings import Settings
+from settings import VERSION, Settings
 from steps import Steps
 from store import (
     IdTaken,
-    Message,
     NotFound,
     NothingOwed,
     Question,
     Repeated,
     Reply,
     ReplyInProgress,
-    Slices,
     Store,
     StoreFull,
     StoreUnavailable,
 )
 
-_PROJECT = Path(__file__).with_name("pyproject.toml")
-VERSION: str = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["version"]
-
-LONG_LIST = 256 * 1024  # bytes of text in messages, from which on they are encoded one by one
 RETRY_AFTER = 5  # seconds, where nothing better is known
 
 _CURSOR = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # https://www.w3.org/TR/trace-context/
 
 
 class State(TypedDict):
@@ -109,9 +107,9 @@ async def show_metrics(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     models = await request.state["openrouter"].models()
     headers = {"ETag": models.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
-    if _none_match(request.headers.get("if-none-match", ""), models.etag):
+    if is_known(request, models.etag):
         return Response(status_code=304, headers=headers)
-    if re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", request.headers.get("accept-encoding", "")):
+    if accepts_gzip(request):
         headers["Content-Encoding"] = "gzip"
         return Response(models.gzipped, headers=headers, media_type="application/json")
     return Response(models.body, headers=headers, media_type="application/json")
@@ -169,8 +167,8 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def add_message(request: Request) -> Response:
-    if last_event_id := _last_event_id(request):  # some clients come back with the request that they began with
-        return await _resumed(request, last_event_id)
+    if event_id := last_event_id(request):  # some clients come back with the request that they began with
+        return await _resumed(request, event_id)
     settings = request.state["settings"]
     rules: dict[str, Rule] = {
         "content": _text_rule(request, nullable=False),
@@ -181,7 +179,7 @@ async def add_message(request: Request) -> Response:
     }
     fields = await read_fields(request, settings.max_body_bytes, rules, required=("content",))
     is_stream = wants_events(request.headers.get("accept", ""))
-    question = Question(**fields, traceparent=_traceparent(request))
+    question = Question(**fields, traceparent=traceparent(request))
     store, replies = request.state["store"], request.state["replies"]
     if is_stream:
         return reply_response(await replies.ask(_id(request), question), 0, request.state["steps"])
@@ -196,29 +194,7 @@ async def add_message(request: Request) -> Response:
 
 
 async def list_messages(request: Request) -> Response:
-    slices = request.state["store"].slices(_id(request))
-    messages, is_all = await anext(slices)
-    if not is_all or sum(message.size for message in messages) > LONG_LIST:
-        return StreamingResponse(_one_by_one(messages, slices), media_type="application/json")
-    return JSONResponse({"messages": [message_fields(message) for message in messages]})
-
-
-async def _one_by_one(messages: list[Message], slices: Slices) -> AsyncGenerator[bytes, None]:
-    """The same body in pieces: others are served between them, and a client that doesn't read holds only one."""
-    before = b'{"messages":['
-    async for message in _each(messages, slices):
-        yield before + json.dumps(message_fields(message), ensure_ascii=False).encode()
-        before = b","
-        await asyncio.sleep(0)
-    yield b"]}"
-
-
-async def _each(messages: list[Message], slices: Slices) -> AsyncGenerator[Message, None]:
-    for message in messages:
-        yield message
-    async for more, _ in slices:
-        for message in more:
-            yield message
+    return await messages_response(request.state["store"].slices(_id(request)))
 
 
 async def delete_messages(request: Request) -> Response:
@@ -237,19 +213,19 @@ async def stream_reply(request: Request) -> Response:
         raise unprocessable([{"field": "model", "message": complaint}])
     if join not in ("true", "false"):
         raise unprocessable([{"field": "join", "message": "must be true or false"}])
-    if last_event_id := _last_event_id(request):
-        return await _resumed(request, last_event_id)
+    if event_id := last_event_id(request):
+        return await _resumed(request, event_id)
     replies = request.state["replies"]
     reply: Reply | None
     if join == "true":
         reply = await replies.in_progress_in(_id(request))
     else:
-        reply = await replies.start(_id(request), model, _traceparent(request))
+        reply = await replies.start(_id(request), model, traceparent(request))
     return _reply_response(request, reply, 0) if reply else Response(status_code=204)
 
 
-async def _resumed(request: Request, last_event_id: str) -> Response:
-    place = place_of(last_event_id)
+async def _resumed(request: Request, event_id: str) -> Response:
+    place = place_of(event_id)
     if place is None:
         raise Rejected(400, "`Last-Event-ID` can't be read: it must be the `id` of an event of this stream.")
     message_id, position = place
@@ -366,20 +342,3 @@ def _id(request: Request) -> str:
 
 def _text_rule(request: Request, *, nullable: bool) -> Text:
     return Text(request.state["settings"].max_message_chars, "MAX_MESSAGE_CHARS", nullable=nullable)
-
-
-def _last_event_id(request: Request) -> str:
-    """The header, or the query: `lastEventId` is how the polyfills of EventSource call it."""
-    query = request.query_params
-    return request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId") or ""
-
-
-def _traceparent(request: Request) -> str | None:
-    told = request.headers.get("traceparent", "")
-    return told if _TRACEPARENT.fullmatch(told) else None
-
-
-def _none_match(header: str, etag: str) -> bool:
-    """RFC 9110, 13.1.2: a weak comparison."""
-    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
-    return "*" in tags or etag.removeprefix("W/") in tags

@@ -26,13 +26,13 @@ import demo
 import logs
 from openrouter import OpenRouter, Timers
 from replies import Replies
-from routes import VERSION, State, exception_handlers, routes
+from routes import State, exception_handlers, routes
 from serving.access import Access, Origins, is_loopback
 from serving.connections import MAX_CONNECTIONS, ClientConnection
 from serving.metrics import Metrics
 from serving.middleware import Boundary, Cors, Envelope
 from serving.process import BACKLOG, Server, listen
-from settings import Settings, SettingsError
+from settings import VERSION, Settings, SettingsError
 from steps import Steps
 from store import Store
 from upstream.http.transport import Transport

@@ -6,12 +6,17 @@ Knows nothing of what they decide.
 import ipaddress
 import math
 import re
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+
+_PROJECT = Path(__file__).with_name("pyproject.toml")
+VERSION: str = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["version"]
 
 
 class SettingsError(ValueError):

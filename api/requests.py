@@ -20,6 +20,9 @@ BODY_TIMEOUT = 30.0  # seconds for a whole body
 MOST_ERRORS = 20  # that are told of one body
 
 
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # https://www.w3.org/TR/trace-context/
+_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
+
 EVENTS, TEXT, JSON = "text/event-stream", "text/plain", "application/json"
 
 
@@ -136,3 +139,26 @@ def _ranges(accept: str) -> list[_Range]:
         told = re.search(r"(?:^|;)\s*q=\s*([01](?:\.\d*)?|\.\d+)\s*(?:;|$)", parameters)
         ranges.append(_Range(form.strip(), min(1.0, float(told[1])) if told else 1.0))
     return ranges
+
+
+def last_event_id(request: Request[Any]) -> str:
+    """The header, or the query: `lastEventId` is how the polyfills of EventSource call it."""
+    query = request.query_params
+    return request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId") or ""
+
+
+def traceparent(request: Request[Any]) -> str | None:
+    """The trace that the request is part of, None if it names none."""
+    header = request.headers.get("traceparent", "")
+    return header if _TRACEPARENT.fullmatch(header) else None
+
+
+def accepts_gzip(request: Request[Any]) -> bool:
+    """Whether the response may be gzipped."""
+    return bool(_GZIP.search(request.headers.get("accept-encoding", "")))
+
+
+def is_known(request: Request[Any], etag: str) -> bool:
+    """Whether the client has the response with this `ETag` already: a weak comparison (RFC 9110, 13.1.2)."""
+    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    return "*" in tags or etag.removeprefix("W/") in tags

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from openrouter import Timers
-from routes import VERSION
+from settings import VERSION
 from tests.support.contract import check_response
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT

@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from openrouter import Timers
-from routes import VERSION
 from serving.metrics import MAX_MODELS, Metrics, Outcome
+from settings import VERSION
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay, serving
 from tests.support.upstream import USAGE as REPORTED

@@ -5,7 +5,7 @@ import re
 import tomllib
 from typing import Any
 
-from routes import VERSION
+from settings import VERSION
 from tests.support.process import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -24,7 +24,7 @@ def versions_of_package(path: str) -> set[str]:
 
 def test_the_version_is_that_of_pyproject_toml_wherever_it_stands() -> None:
     places = {
-        "routes.py": {VERSION},
+        "settings.py": {VERSION},
         "openapi.json": found("openapi.json", r'"version": "([^"]*)"'),
         "Dockerfile": found("Dockerfile", r'image\.version="([^"]*)"'),
         "CHANGELOG.md": {re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]},

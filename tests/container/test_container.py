@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from routes import VERSION
+from settings import VERSION
 from tests.container.engine import Container, Engine, Image
 from tests.support.process import ROOT
 from tests.support.relay import Relay, client
