@@ -34,6 +34,28 @@ def url(shared: Server) -> str:
     return place(shared.url)
 
 
+# A question
+
+
+@pytest.mark.parametrize("after", [{}, {"after": None}], ids=["at the end", "in place of all"])
+async def test_a_question_is_one_load_and_one_commit(
+    upstream: ScriptedUpstream, shared: Server, url: str, after: dict[str, None]
+) -> None:
+    """What follows is the reply's: its text, its end, and signs of life."""
+    prefix = url.partition("prefix=")[2]
+    async with relays(upstream, url) as (here, _):
+        conversation_id = await here.ask("Before")
+        await here.read(conversation_id)
+        with shared.monitored(prefix) as scripts:
+            body = {"content": "Why?", **after}
+            path, headers = f"/conversations/{conversation_id}/messages", {"Accept": "text/event-stream"}
+            response = await here.client.post(path, json=body, headers=headers)
+            assert (response.status_code, ANSWER[-5:] in response.text) == (200, True)
+    asked = [script for script in scripts if script != "beat"]
+    assert asked[:2] == ["load", "commit"]
+    assert {*asked[2:-2]} <= {"append"} and asked[-2:] == ["load", "commit"]
+
+
 # Read
 
 

@@ -71,6 +71,22 @@ class Server:
             connection.sendall(b"*%d\r\n%s" % (len(words), command))
             return connection.recv(1 << 16)
 
+    @contextlib.contextmanager
+    def monitored(self, prefix: str) -> Iterator[list[str]]:
+        """The scripts that run meanwhile on the keys of this prefix, by their files' names, once the context has ended."""
+        heard: list[str] = []
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as monitor:
+            monitor.sendall(b"MONITOR\r\n")
+            lines = monitor.makefile(encoding="utf-8", newline="\r\n")
+            assert next(lines) == "+OK\r\n"
+            yield heard
+            self.said("ECHO", f"{prefix}: the end")
+            for line in lines:
+                if f'"ECHO" "{prefix}: the end"' in line:
+                    break
+                if '] "EVAL" "#!lua' in line and f"{{{prefix}}}:" in line:
+                    heard.append(_script_in(line))
+
     @property
     def cpu(self) -> float:
         """Seconds of processor time so far."""
@@ -84,6 +100,14 @@ class Server:
         except OSError:
             return False
         return said.startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
+
+
+def _script_in(line: str) -> str:
+    """The name of the script that a line of MONITOR shows, by the last line of its file."""
+    folder = Path(__file__).parents[2] / "stores/valkey"
+    last_lines = {path.stem: path.read_text().rstrip().rpartition("\n")[2] for path in folder.glob("*.lua")}
+    [name] = [name for name, last in last_lines.items() if f'{last}\\n" "' in line]
+    return name
 
 
 KEEPS_ALL = ("--appendfsync", "always")
