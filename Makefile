@@ -17,6 +17,8 @@ ON_EACH_SERVER := $(patsubst %,tests/test_%.py,fences outages replica_campaign r
 ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once asking bad_clients errors \
 	fairness many_readers metrics shutdown stop_and_delete stream)
 ON_VALKEY := $(patsubst %,tests/test_%.py,store api api_model asked_at_once stop_and_delete stream)
+MEASURED := COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml COVERAGE_FILE=$(CURDIR)/.coverage
+TIMED := tests/test_fairness.py  # it bounds processor time, of which coverage takes its part
 PIP := pip install --quiet --disable-pip-version-check
 
 help:  ## this list
@@ -31,10 +33,14 @@ run: $(RUNTIME)  ## run with the settings of .env and the environment
 react: $(EXAMPLE)  ## run the React example on http://localhost:5173, beside `make demo`
 	@exec npm run dev --prefix examples/react
 
-test: $(DEVELOPMENT)  ## all tests of the service, and on a SQLite file those that an engine decides
-	$(BIN)/pytest -n 4
+test: $(DEVELOPMENT)  ## all tests of the service, on the other engines those that an engine decides; what they don't reach
+	$(BIN)/coverage erase
+	$(MEASURED) $(BIN)/pytest -n 4 --ignore $(TIMED)
+	$(BIN)/pytest -n 4 $(TIMED)
 	$(BIN)/pytest -n 4 --store sqlite $(ON_EACH_ENGINE)
 	$(BIN)/pytest -n 4 --store valkey $(ON_EACH_ENGINE)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 test-valkey: $(DEVELOPMENT)  ## relays that share a Valkey: `make test` takes Debian's redis-server if it is there
 	$(BIN)/pytest -n 4 --server valkey $(ON_EACH_SERVER)
@@ -94,7 +100,7 @@ test-container: $(CONTAINER)  ## the image, compose.yaml, the manifests and the 
 	$(BIN)/pytest tests/container
 
 clean:  ## forget the virtual environments and caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .coverage* .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(RUNTIME): requirements.txt
 	$(PYTHON) -m venv .venv

@@ -95,11 +95,12 @@ async def process(
 ) -> AsyncIterator[RelayProcess]:
     """`process("python", "server.py")` or `process("uvicorn", "server:app")`, killed with all its children at the end.
 
-    It has PATH, a free port (as PORT and UVICORN_PORT) and `env` in its environment, and nothing else. Returns when it
-    answers, or at once unless `listening`.
+    Its environment has PATH, a free port (as PORT and UVICORN_PORT), `env`, coverage.py's variables, and nothing else.
+    Returns when it answers, or at once unless `listening`.
     """
     port = str(free_port())
     environ = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", "PORT": port, "UVICORN_PORT": port}
+    environ |= {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
     environ |= {"STORE_URL": new_store_url(), **(env or {})}
     argv = [*COMMANDS.get(command[0], command[:1]), *command[1:]]
     url = f"http://127.0.0.1:{environ['PORT']}"
