@@ -1,4 +1,4 @@
-"""The README and docs/ are true: their commands run, their tables are those of the code."""
+"""The pages are true: their commands run, their tables are those of the code."""
 
 import json
 import os
@@ -24,11 +24,13 @@ from tests.test_faults import FAULTS, Fault
 
 PAGES = [
     f"{page.relative_to(ROOT)}"
-    for pattern in ("README.md", "docs/*.md", "examples/*/README.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md", "examples/*/README.md")
     for page in sorted(ROOT.glob(pattern))
 ]
 
 CONTRACT: dict[str, Any] = json.loads((ROOT / "openapi.json").read_text(encoding="utf-8"))
+
+DECISIONS = [page for page in PAGES if page.startswith("docs/decisions/") and not page.endswith("README.md")]
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -37,6 +39,7 @@ TAKEN = {
     ("README.md", "powershell"): 1,
     ("README.md", "console"): 1,
     ("README.md", "text"): 1,
+    ("CONTRIBUTING.md", "console"): 1,
     ("docs/api.md", "sh"): 1,
     ("docs/clients.md", "sh"): 4,
     ("docs/clients.md", "python"): 1,
@@ -46,7 +49,6 @@ TAKEN = {
     ("docs/clients.md", "console"): 1,
     ("docs/deploy.md", "console"): 3,  # tests/container does the same through its own engine
     ("docs/deploy.md", "text"): 1,  # tests/test_shared_start.py
-    ("docs/design.md", "sh"): 1,
     ("docs/design.md", "text"): 1,
     ("examples/ai-sdk/README.md", "sh"): 1,
     ("examples/ai-sdk/README.md", "tsx"): 1,  # tests/browser/fronts.spec.ts
@@ -239,6 +241,7 @@ def test_the_fields_are_those_of_the_contract(name: str) -> None:
 
 
 FOLDERS = ("api", "serving", "upstream", "stores")
+PLACES = (*FOLDERS, "benchmarks", "docs", "examples", "tests")
 
 
 def test_the_table_of_modules_is_that_of_the_tree() -> None:
@@ -282,11 +285,45 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
 
 
 def test_the_tests_that_the_promises_name_exist() -> None:
-    cells = [row[1] for row in rows("docs/promises.md", "Promises")]
-    assert all(
-        (named := re.findall(r"`(tests/[^`]+)`", cell)) and all((ROOT / one).exists() for one in named)
-        for cell in cells
+    named = [test for row in rows("docs/promises.md", "Promises") for test in row[2].split("<br>")]
+    assert [test for test in named if not is_there(test)] == []
+
+
+def is_there(test: str) -> bool:
+    """Whether there is a test, or a command, as docs/promises.md names them."""
+    if function := re.fullmatch(r"`(tests/\S+\.py)::(test_\w+)`", test):
+        return f"def {function[2]}(" in text(function[1])
+    if title := re.fullmatch(r"`(tests/\S+\.ts)`: \*(.+)\*", test):
+        return f"test('{title[2]}'" in text(title[1])
+    if module := re.fullmatch(r"`python -m ([\w.]+)`", test):
+        return (ROOT / module[1].replace(".", "/")).with_suffix(".py").exists()
+    return bool(re.fullmatch(r"`make [a-z]+`", test))  # another test looks for the targets
+
+
+@pytest.mark.parametrize("page", DECISIONS)
+def test_a_decision_says_its_four_things_on_one_page(page: str) -> None:
+    headings = re.findall(r"^## (.+)$", text(page), re.MULTILINE)
+    assert headings == ["Context", "Decision", "What it costs", "When to look again"]
+    assert len(text(page).splitlines()) <= 45
+
+
+def test_the_index_of_the_decisions_has_each_by_its_title() -> None:
+    told = re.findall(r"^\| \[(.+?)\]\((.+?)\)", text("docs/decisions/README.md"), re.MULTILINE)
+    assert sorted(told) == sorted(
+        (text(page).partition("\n")[0].removeprefix("# "), Path(page).name) for page in DECISIONS
     )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_places_in_the_tree_that_a_page_names_are_there(page: str) -> None:
+    named = re.findall(rf"`((?:{'|'.join(PLACES)})/[\w./-]*)`", text(page))
+    assert [place for place in named if not (ROOT / place).exists()] == []
+
+
+def test_the_layout_is_that_of_the_tree() -> None:
+    named = [place for row in rows("CONTRIBUTING.md", "Layout") for place in re.findall(r"`([^`]+)`", row[0])]
+    assert [place for place in named if not (ROOT / place).exists()] == []
+    assert {f"{folder}/" for folder in PLACES} <= {*named}
 
 
 def test_the_table_of_libraries_is_that_of_their_tests() -> None:
