@@ -161,10 +161,11 @@ async def test_a_relay_that_alone_is_cut_off_fails_its_replies_and_the_others_en
             health = await here.client.get("/health")
             assert (health.status_code, health.json()["store"]) == (200, "unreachable")
             texts = await asyncio.gather(failed(mine, 20), failed(theirs))
-            assert texts[0] == texts[1]
+            assert texts[1].startswith(texts[0])  # it wasn't told of what was stored last, if that was on its way
+            assert texts[1].removeprefix(texts[0]).count(" ") <= 2
         network.mend()
         await eventually(lambda: _is_reachable(here))
-        assert (await here.messages(conversation_id))[1]["content"] == texts[0]
+        assert (await here.messages(conversation_id))[1]["content"] == texts[1]
         assert len(upstream.requests) == 1
 
 

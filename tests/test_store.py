@@ -77,6 +77,7 @@ async def answered(store: Store, conversation_id: str, text: str = "Because.", e
     reply = (await begin(store, conversation_id)).reply
     if text:
         await store.extend_reply(reply, "content", text)
+        await store.settle_reply(reply)
     message = await store.finish_reply(conversation_id, reply.id, ending or Ending("complete"))
     assert message is not None
     return message
@@ -435,6 +436,7 @@ async def test_a_reply_keeps_what_arrived_and_how_it_ended(store: Store) -> None
     ]
     for kind, text in pieces:
         await store.extend_reply(reply, kind, text)
+    await store.settle_reply(reply)
     ending = Ending("complete", "stop", {"total_tokens": 3}, None, "gen-1")
     message = await store.finish_reply(conversation_id, reply.id, ending)
     assert message is not None and message == await store.message(conversation_id, reply.id)
@@ -510,6 +512,7 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
     await store.add_user_message(conversation_id, Question("Three"))
     thought = (await begin(store, conversation_id)).reply
     await store.extend_reply(thought, "reasoning", "only thought")
+    await store.settle_reply(thought)
     await store.finish_reply(conversation_id, thought.id, Ending("complete", "length"))
     await store.add_user_message(conversation_id, Question("Four"))
     await answered(store, conversation_id, "Half of", Ending("stopped"))
@@ -575,6 +578,7 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
     with pytest.raises(StoreFull, match="MAX_STORE_BYTES is 20"):
         await store.extend_reply(reply, "content", "éé")  # of which one fits, and a half
     await store.extend_reply(reply, "content", "x")
+    await store.settle_reply(reply)
     message = await store.finish_reply(made.id, reply.id, Ending("complete"))
     assert message is not None and message.transcript.content == "xéx"
     with pytest.raises(StoreFull):
@@ -712,7 +716,8 @@ async def operate_on(store: Store, conversation_id: str, what: str, which: int, 
         await store.begin_reply(conversation_id)
     elif what in ("extend", "think") and streaming:
         kind: Kind = "content" if what == "extend" else "reasoning"
-        await store.extend_reply(store._engine.replies[streaming[0].id], kind, text)
+        await store.extend_reply(reply := store._engine.replies[streaming[0].id], kind, text)
+        await store.settle_reply(reply)
     elif what in ENDINGS and streaming:
         await store.finish_reply(conversation_id, streaming[0].id, ENDINGS[what])
 

@@ -73,7 +73,7 @@ class Server:
 
     @contextlib.contextmanager
     def monitored(self, prefix: str) -> Iterator[list[str]]:
-        """The scripts that run meanwhile on the keys of this prefix, by their files' names, once the context has ended."""
+        """The names of the scripts that run meanwhile on the keys of this prefix, once the context has ended."""
         heard: list[str] = []
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as monitor:
             monitor.sendall(b"MONITOR\r\n")
