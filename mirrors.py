@@ -11,7 +11,8 @@ from contextlib import suppress
 from functools import partial
 
 from logs import outline
-from store import Ending, Message, NotFound, Reply, Store, StoreUnavailable, ended
+from result import Stopped
+from store import Message, NotFound, Reply, Store, StoreUnavailable, ended
 
 UNREAD_GRACE = 5.0  # seconds after which a reply isn't followed for nobody
 
@@ -88,7 +89,7 @@ class Mirrors:
         with suppress(NotFound):
             if found := await self._store.message(conversation_id, message.id):
                 return found
-        return ended(message, Ending("stopped"))  # deleted
+        return ended(message, Stopped())  # deleted
 
     def _on_mirrored(self, mirror: Mirror, task: asyncio.Task[None]) -> None:
         mirror.task = None

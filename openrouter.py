@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from result import Finish, Report
 from settings import Settings
 from upstream.completion import Completion
 from upstream.errors import (
@@ -27,9 +28,9 @@ from upstream.http.connection import Exchange
 from upstream.models import Models, ModelsCache
 from upstream.refusals import decoded, redacted, refusal, retry_after_seconds
 from upstream.request import encode_request
-from upstream.values import Delta, Finish, Prompt, Report, Retry
+from upstream.values import Delta, Prompt, Retry
 
-__all__ = ["Delta", "Finish", "Models", "OpenRouter", "Prompt", "Report", "Retry", "Timers", "UpstreamError", "Values"]
+__all__ = ["Delta", "Models", "OpenRouter", "Prompt", "Retry", "Timers", "UpstreamError", "Values"]
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024

@@ -10,19 +10,17 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from logs import outline
 from mirrors import Mirror, Mirrors
-from openrouter import Delta, OpenRouter, Prompt, Report, Retry, UpstreamError, Values
-from result import Failure
+from openrouter import Delta, OpenRouter, Prompt, Retry, UpstreamError, Values
+from result import Ending, Failure, Report, Stopped
 from serving.metrics import Metrics, Outcome
 from settings import Settings
 from store import (
     BegunReply,
-    Ending,
     Message,
     NotFound,
     OwnReply,
@@ -123,9 +121,9 @@ class Replies:
         if message is None:
             return None
         if reply := self._running.get(message.id):
-            reply.interrupt(Ending("stopped"))
+            reply.interrupt(Stopped())
             return await reply.wait()
-        return await self._store.finish_reply(conversation_id, message.id, Ending("stopped"))
+        return await self._store.finish_reply(conversation_id, message.id, Stopped())
 
     async def drain(self, grace: float) -> None:
         """Take no new questions, give the replies in progress `grace` seconds, then end them."""
@@ -283,7 +281,7 @@ class Replies:
                     elif isinstance(value, Retry):
                         reply.retries += 1
                     else:
-                        return Ending("complete", value.finish_reason)
+                        return value
         finally:
             expiry.cancel()
         raise AssertionError("a stream of values ends with Finish or an exception")
@@ -305,14 +303,14 @@ class Replies:
             case None:
                 return task.result()
             case UpstreamError():
-                return Ending("failed", error=error.failure)
+                return error.failure
             case StoreError():
                 return _refused(error)
         logger.error("reply %s crashed\n%s", reply.id, outline(error))
         return _failed(500, "The service failed; its log says where.")
 
     async def _finish(self, reply: OwnReply, ending: Ending) -> None:
-        ending, message = _reported(ending, reply.report), None
+        message = None
         try:
             message = await self._stored(reply, ending)
         except asyncio.CancelledError:
@@ -320,7 +318,7 @@ class Replies:
             raise
         except Exception as error:
             logger.error("reply %s could not be stored\n%s", reply.id, outline(error))
-        self._end(reply, message or ended(reply.message, ending))
+        self._end(reply, message or ended(reply.message, ending, reply.report))
 
     def _end(self, reply: OwnReply, message: Message) -> None:
         del self._running[reply.id]
@@ -335,7 +333,7 @@ class Replies:
             is_listed=self._openrouter.lists(model),
             status=message.status,
             code=message.error.code if message.error else None,
-            usage=reply.report.usage,
+            usage=reply.report.figures,
             retries=reply.retries,
             first_token=reply.first_token - reply.started if reply.first_token else None,
             end=time.monotonic() - reply.started,
@@ -348,7 +346,7 @@ class Replies:
         began = time.monotonic()
         while refusal is None:
             try:
-                return await self._store.finish_reply(*ids, ending)
+                return await self._store.finish_reply(*ids, ending, reply.report)
             except StoreFull as error:
                 refusal = error
             except StoreUnavailable as error:
@@ -357,11 +355,10 @@ class Replies:
                 else:
                     await asyncio.sleep(ENDING_RETRY_INTERVAL)
         refused = _refused(refusal)
-        failed = replace(ending, status=refused.status, finish_reason=None, error=refused.error)
         try:
-            return await self._store.abandon_reply(*ids, failed)
+            return await self._store.abandon_reply(*ids, refused, reply.report)
         except StoreUnavailable:
-            return ended(reply.message, failed)
+            return ended(reply.message, refused, reply.report)
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -375,22 +372,18 @@ class Replies:
             task.exception()  # so that it counts as retrieved: whoever waits for it has it
 
 
-def _reported(ending: Ending, report: Report) -> Ending:
-    return replace(ending, **{entry.name: getattr(report, entry.name) for entry in fields(Report)})
-
-
-def _failed(code: int, message: str) -> Ending:
-    return Ending("failed", error=Failure(code, message, retryable=True))
+def _failed(code: int, message: str) -> Failure:
+    return Failure(code, message, retryable=True)
 
 
 def _refused(error: StoreError) -> Ending:
     """The end of a reply that the store doesn't take."""
     if isinstance(error, NotFound):
-        return Ending("stopped")
+        return Stopped()
     return _failed(507 if isinstance(error, StoreFull) else 503, str(error))
 
 
-def _restarting() -> Ending:
+def _restarting() -> Failure:
     return _failed(503, "The service is restarting: ask again in a moment.")
 
 
@@ -405,5 +398,5 @@ def _log_end(reply: OwnReply) -> None:
         message.model,
         time.monotonic() - reply.started,
         message.transcript.kept,
-        f", code {message.error.code}, generation {message.generation_id}" if message.error else "",
+        f", code {message.error.code}, generation {message.report.generation_id}" if message.error else "",
     )

@@ -16,13 +16,12 @@ from typing import Any, TypeVar, Unpack
 from urllib.parse import unquote
 
 from logs import outline
-from result import Failure
+from result import NO_REPORT, Ending, Failure, Report
 from settings import Settings, SettingsError
 from stores.engine import Engine, Slices
 from stores.memory import Memory
 from stores.records import (
     Conversation,
-    Ending,
     IdTaken,
     Kind,
     Message,
@@ -42,7 +41,7 @@ from stores.rules import Rules
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
 
-__all__ = ["BegunReply", "Conversation", "Ending", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
+__all__ = ["BegunReply", "Conversation", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
 __all__ += [
     "OwnReply",
     "Question",
@@ -66,10 +65,8 @@ _Rule = Callable[[Rules, Snapshot], Change]
 _Changed = TypeVar("_Changed", Change, Change | None)
 _Commit = Callable[[Change], Awaitable[Change | None]]
 
-_GONE = Ending("failed", error=Failure(503, "The relay that made this reply is gone: ask again.", retryable=True))
-_RESTARTED = Ending("failed", error=Failure(503, "The service was restarted: ask again.", retryable=True))
-
-
+_GONE = Failure(503, "The relay that made this reply is gone: ask again.", retryable=True)
+_RESTARTED = Failure(503, "The service was restarted: ask again.", retryable=True)
 _TOO_BUSY = "The conversation is changed by too many at once: try again in a moment."
 
 logger = logging.getLogger(__name__)
@@ -92,7 +89,7 @@ class Store:
         self._engine = engine_for(settings)
         self._is_open = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._left: dict[str, Ending] = {}  # of replies whose end couldn't be told
+        self._left: dict[str, tuple[Ending, Report]] = {}  # of replies whose end couldn't be told
 
     async def open(self) -> None:
         """End the replies that a process before this one left in progress. Raises `SettingsError`."""
@@ -286,22 +283,26 @@ class Store:
         """
         return await self._engine.follow(reply, is_wanted)
 
-    async def finish_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
+    async def finish_reply(
+        self, conversation_id: str, message_id: str, ending: Ending, report: Report = NO_REPORT
+    ) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile.
 
         Its text is what was kept: `settle_reply` comes first. Raises `StoreFull`.
         """
-        return await self._finished(conversation_id, message_id, ending, self._engine.commit)
+        return await self._finished(conversation_id, message_id, ending, report, self._engine.commit)
 
-    async def abandon_reply(self, conversation_id: str, message_id: str, ending: Ending) -> Message | None:
+    async def abandon_reply(
+        self, conversation_id: str, message_id: str, ending: Ending, report: Report = NO_REPORT
+    ) -> Message | None:
         """Show how the reply has ended though that can't be kept now; None if it has been deleted meanwhile.
 
         Raises `StoreUnavailable` where even that isn't known; its end is kept when that is possible.
         """
         try:
-            return await self._finished(conversation_id, message_id, ending, self._engine.abandon)
+            return await self._finished(conversation_id, message_id, ending, report, self._engine.abandon)
         except StoreUnavailable:
-            self._left[message_id] = ending
+            self._left[message_id] = ending, report
             self._engine.leave(message_id)
             raise
 
@@ -309,8 +310,8 @@ class Store:
         """End the replies that nobody makes."""
         async for conversation_id, message_id in self._engine.orphans():
             try:
-                ending = self._left.get(message_id, _GONE)
-                await self._finished(conversation_id, message_id, ending, self._engine.commit)
+                ending = self._left.get(message_id, (_GONE, NO_REPORT))
+                await self._finished(conversation_id, message_id, *ending, self._engine.commit)
                 self._left.pop(message_id, None)
             except StoreError:
                 continue  # it is told again
@@ -332,8 +333,10 @@ class Store:
             if await self._change(conversation_id, partial(Rules.expire, since=since)):
                 logger.info("Deleted conversation %s", conversation_id)
 
-    async def _finished(self, conversation_id: str, message_id: str, ending: Ending, commit: _Commit) -> Message | None:
-        rule = partial(Rules.finish, message_id=message_id, ending=ending)
+    async def _finished(
+        self, conversation_id: str, message_id: str, ending: Ending, report: Report, commit: _Commit
+    ) -> Message | None:
+        rule = partial(Rules.finish, message_id=message_id, ending=ending, report=report)
         try:
             change = await self._change(conversation_id, rule, whole=False, since=message_id, commit=commit)
             return change.added[-1] if change else await self.message(conversation_id, message_id)

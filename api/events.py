@@ -138,23 +138,17 @@ def last_event_fields(message: Message) -> dict[str, Any]:
     """The data of a stream's last event."""
     if message.error is not None:
         return {"error": failure_fields(message.error), "message_id": message.id}
+    reported = message.report.shown()
+    del reported["generation_id"]  # the message has it, for looking a charge up
     return {
         "done": True,
         "message_id": message.id,
         "model": message.model,
         "status": message.status,
         "finish_reason": message.finish_reason,
-        "usage": value_of(message.usage),
-        "served_model": message.served_model,
-        "provider": message.provider,
-        "annotations": value_of(message.annotations),
+        **reported,
     }
 
 
 def failure_fields(failure: Failure) -> dict[str, Any]:
     return {name: getattr(failure, name) for name in Failure.__slots__}
-
-
-def value_of(text: str | None) -> Any:
-    """Of what is kept as JSON."""
-    return json.loads(text) if text else None

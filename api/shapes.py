@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from api.events import event_id, failure_fields, value_of
+from api.events import event_id, failure_fields
 from store import Conversation, Message, Slices
 
 LONG_LIST = 256 * 1024  # bytes of text in messages, above which they are encoded one by one
@@ -15,7 +15,7 @@ LONG_LIST = 256 * 1024  # bytes of text in messages, above which they are encode
 
 def conversation_fields(conversation: Conversation) -> dict[str, Any]:
     fields = {name: getattr(conversation, name) for name in Conversation.__slots__}
-    return fields | {"options": value_of(conversation.options)}
+    return fields | {"options": _options(conversation.options)}
 
 
 def message_fields(message: Message) -> dict[str, Any]:
@@ -24,17 +24,13 @@ def message_fields(message: Message) -> dict[str, Any]:
         "role": message.role,
         "content": message.transcript.content,
         "model": message.model,
-        "options": value_of(message.options),
+        "options": _options(message.options),
         "timestamp": message.timestamp,
         "status": message.status,
         "finish_reason": message.finish_reason,
         "reasoning": message.transcript.reasoning or None,
-        "usage": value_of(message.usage),
         "error": failure_fields(message.error) if message.error else None,
-        "generation_id": message.generation_id,
-        "served_model": message.served_model,
-        "provider": message.provider,
-        "annotations": value_of(message.annotations),
+        **message.report.shown(),
         "last_event_id": event_id(message.id, message.transcript.kept) if message.status == "streaming" else None,
     }
 
@@ -63,3 +59,7 @@ async def _each(messages: list[Message], slices: Slices) -> AsyncGenerator[Messa
     async for more, _ in slices:
         for message in more:
             yield message
+
+
+def _options(text: str | None) -> Any:
+    return json.loads(text) if text else None

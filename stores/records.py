@@ -8,12 +8,12 @@ import json
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from types import EllipsisType
 from typing import Any, Literal, TypedDict
 
-from result import Failure
+from result import NO_REPORT, Ending, Failure, Finish, Report, Stopped
 
 Kind = Literal["content", "reasoning"]
 Role = Literal["user", "assistant"]
@@ -21,10 +21,8 @@ Status = Literal["complete", "streaming", "stopped", "failed"]
 
 After = str | EllipsisType | None  # a message's id; None: the beginning; ...: behind the last message
 
-REPORTED = ("generation_id", "served_model", "provider", "annotations")
-"""What is known of a reply before it has ended, beside its text."""
-
 _KINDS: tuple[Kind, Kind] = ("content", "reasoning")
+_STATUS_OF: dict[type[Ending], Status] = {Finish: "complete", Stopped: "stopped", Failure: "failed"}
 _BLOCK = 4096  # bytes of a closed text; of each block it is known which character begins in it first
 _CONTINUATIONS = bytes(range(0x80, 0xC0))  # the bytes of UTF-8 in which no character begins
 
@@ -201,26 +199,9 @@ class Transcript:
         return self._text if isinstance(self._text, str) else self._text.decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a reply ended; what doesn't apply is None."""
-
-    status: Status
-    finish_reason: str | None = None
-    usage: Mapping[str, Any] | None = None
-    error: Failure | None = None
-    generation_id: str | None = None
-    served_model: str | None = None
-    provider: str | None = None
-    annotations: Sequence[Mapping[str, Any]] | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn. `transcript` grows while `status` is `streaming`; the rest is of the moment it was read.
-
-    Objects are kept as JSON, which takes a fraction of their memory.
-    """
+    """One turn. `transcript` grows while `status` is `streaming`; the rest is of the moment it was read."""
 
     id: str
     role: Role
@@ -230,18 +211,14 @@ class Message:
     timestamp: str
     status: Status = "complete"
     finish_reason: str | None = None
-    usage: str | None = None  # as JSON
     error: Failure | None = None
-    generation_id: str | None = None
-    served_model: str | None = None
-    provider: str | None = None
-    annotations: str | None = None  # as JSON
+    report: Report = NO_REPORT
     question_id: str | None = None  # of a reply: the message that it answers
 
     @property
     def size(self) -> int:
         """Bytes of its text, and of what may be as long."""
-        return self.transcript.size + byte_size(self.options) + byte_size(self.annotations)
+        return self.transcript.size + byte_size(self.options) + byte_size(self.report.annotations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,21 +259,17 @@ class Question:
     traceparent: str | None = None  # what it is a part of, as its request says
 
 
-def ended(message: Message, ending: Ending) -> Message:
+def ended(message: Message, ending: Ending, report: Report = NO_REPORT) -> Message:
     """The reply `message` in its final state; its transcript is closed by whoever makes it so.
 
-    What was known of it before stays, unless the ending says otherwise.
+    What was reported of it before stays, unless `report` says otherwise.
     """
     return replace(
         message,
-        status=ending.status,
-        finish_reason=ending.finish_reason,
-        usage=as_json(ending.usage),
-        error=ending.error,
-        generation_id=ending.generation_id or message.generation_id,
-        served_model=ending.served_model or message.served_model,
-        provider=ending.provider or message.provider,
-        annotations=as_json(ending.annotations) or message.annotations,
+        status=_STATUS_OF[type(ending)],
+        finish_reason=ending.finish_reason if isinstance(ending, Finish) else None,
+        error=ending if isinstance(ending, Failure) else None,
+        report=Report.of(message.report.known() | report.known()),
     )
 
 
@@ -334,12 +307,13 @@ def _firsts(text: bytes) -> "array[int]":
     return array("I", accumulate(counts, initial=0))
 
 
-_FIELDS = {field.name: None for field in fields(Message) if field.name != "transcript"}  # in their order
+_FIELDS = {name: None for name in Message.__slots__ if name not in ("transcript", "report")}  # in their order
 
 
 def encode(message: Message) -> tuple[str, str]:
     """Its head, in ASCII and without line ends, and its text, content and reasoning as they came."""
     head: dict[str, Any] = {name: value for name in _FIELDS if (value := getattr(message, name)) is not None}
+    head |= message.report.known()
     if message.error:
         head["error"] = asdict(message.error)
     text, switches = message.transcript.parts()
@@ -354,4 +328,4 @@ def decode(head: Mapping[str, Any], text: str) -> Message:
     if "error" in known:
         known["error"] = Failure(**known["error"])
     transcript = Transcript.of(text, head.get("switches", ()), grows=known["status"] == "streaming")
-    return Message(transcript=transcript, **known)
+    return Message(transcript=transcript, report=Report.of(head), **known)

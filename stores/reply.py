@@ -6,8 +6,8 @@ Text is taken, then kept by the engine, then read: the transcript has a mark for
 import asyncio
 import time
 
-from stores.records import Ending, Message, NotFound, StoreError, Transcript
-from upstream.values import Report
+from result import NO_REPORT, Ending
+from stores.records import Message, NotFound, StoreError, Transcript
 
 
 class Reply:
@@ -71,7 +71,8 @@ class OwnReply(Reply):
         """Why the reply is ended early."""
         self.task: asyncio.Task[Ending] | None = None
         self.finishing: asyncio.Task[None] | None = None
-        self.report = Report()
+        self.report = NO_REPORT
+        self.told = "{}"  # what other relays were told of the report
         self.retries = 0
         self.started = time.monotonic()
         self.first_token = 0.0  # the moment at which it came; 0 before

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from store import BegunReply, Ending, Question, Store, StoreError, StoreFull
+from result import Failure, Finish, Stopped
+from store import BegunReply, Question, Store, StoreError, StoreFull
 from stores.snapshot import Change
 from stores.sqlite import engine as sqlite
 from stores.sqlite.file import Piece
@@ -18,6 +19,8 @@ from tests.support.relay import serving
 from tests.support.stores import some_turns
 from tests.support.upstream import Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
+
+FAILED = Failure(502, "Broken", retryable=True)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +79,7 @@ async def test_an_ending_that_could_not_be_written_is_written_later(
         await store.extend_reply(reply, "content", "Half")
         await store.settle_reply(reply)
         with file.broken():
-            await store.abandon_reply(conversation_id, reply.id, Ending("failed"))
+            await store.abandon_reply(conversation_id, reply.id, FAILED)
             attempts = file.arrived
             await eventually(lambda: file.arrived > attempts + 6)
             assert not store.is_reachable
@@ -94,7 +97,7 @@ async def test_while_an_ending_is_tried_again_there_is_one_timer(pair: tuple[Sto
     store, file = pair
     conversation_id, reply = await begun(store)
     with file.broken():
-        await store.abandon_reply(conversation_id, reply.id, Ending("failed"))
+        await store.abandon_reply(conversation_id, reply.id, FAILED)
         for _ in range(200):
             with pytest.raises(StoreFull):
                 await store.create_conversation()
@@ -110,7 +113,7 @@ async def test_a_conversation_whose_reply_has_an_unwritten_ending_takes_no_other
     async with opened(url) as (store, file):
         conversation_id, reply = await begun(store)
         refusing = Refusing(file, "failed")
-        await store.abandon_reply(conversation_id, reply.id, Ending("failed"))
+        await store.abandon_reply(conversation_id, reply.id, FAILED)
         with pytest.raises(StoreFull):
             await store.add_user_message(conversation_id, Question("And?"))
         await store.create_conversation()  # others are written
@@ -148,7 +151,7 @@ async def test_the_list_keeps_its_order_though_an_ending_overtakes_a_change(pair
     file.held.clear()
     changing = asyncio.create_task(store.update_conversation(other, {"title": "Slow"}))
     await some_turns(random.Random(1))
-    await store.abandon_reply(conversation_id, reply.id, Ending("failed"))
+    await store.abandon_reply(conversation_id, reply.id, FAILED)
     file.held.set()
     await changing
     first, before = await store.list_conversations(1)
@@ -162,7 +165,7 @@ async def test_closing_with_a_full_disk_ends_and_says_what_is_lost(url: str, cap
         await store.extend_reply(reply, "content", "Half")
         await store.settle_reply(reply)
         file.error = FULL
-        await store.abandon_reply(conversation_id, reply.id, Ending("stopped"))
+        await store.abandon_reply(conversation_id, reply.id, Stopped())
     assert "1 replies have ended, and the file of STORE_URL couldn't be told" in caplog.text
     async with opened(url) as (store, _):
         message = (await store.messages(conversation_id))[-1]
@@ -263,6 +266,6 @@ async def one_reply(store: Store, chance: random.Random, conversation_id: str) -
     try:
         if refusal:
             raise refusal
-        await store.finish_reply(*ids, Ending("complete"))
+        await store.finish_reply(*ids, Finish())
     except StoreError:
-        await store.abandon_reply(*ids, Ending("failed"))
+        await store.abandon_reply(*ids, FAILED)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from result import Failure
-from store import Ending, NotFound, Question, Repeated, Store, StoreError, StoreFull, StoreUnavailable
+from result import Failure, Finish
+from store import NotFound, Question, Repeated, Store, StoreError, StoreFull, StoreUnavailable
 from stores.sqlite import engine as sqlite
 from stores.sqlite.file import File
 from tests.support.fragile import BROKEN, FULL, Fragile, asked, begun, contents, everything, opened
@@ -145,7 +145,7 @@ async def test_a_reply_whose_text_waits_for_a_disk_that_hangs_ends_and_has_what_
             await eventually(lambda: isinstance(owed.reply.interruption, StoreUnavailable))
             refusal = await bounded(store.settle_reply(owed.reply), 2)
             assert isinstance(refusal, StoreUnavailable)
-            ending = Ending("failed", error=Failure(503, str(refusal), retryable=True))
+            ending = Failure(503, str(refusal), retryable=True)
             ended = await bounded(store.abandon_reply(conversation_id, owed.reply.id, ending), 2)
             assert ended and (ended.status, ended.transcript.content) == ("failed", "written ")
         await eventually(lambda: store.is_reachable)
@@ -221,7 +221,7 @@ async def test_what_has_changes_is_flushed_to_the_disk_and_text_alone_is_not(pai
     for text in ("One ", "two "):
         await store.extend_reply(reply, "content", text)
         await store.settle_reply(reply)
-    await store.finish_reply(conversation_id, reply.id, Ending("complete"))
+    await store.finish_reply(conversation_id, reply.id, Finish())
     assert file.flushed == [(True, True)] * 3 + [(False, False)] * 2 + [(True, True)]
 
 
@@ -240,7 +240,7 @@ async def test_text_that_cannot_be_written_ends_the_reply_at_once(pair: tuple[St
         with pytest.raises(StoreFull):
             await store.extend_reply(owed.reply, "content", "more")
         assert isinstance(await store.settle_reply(owed.reply), StoreFull)
-    await store.finish_reply(conversation_id, owed.reply.id, Ending("failed"))
+    await store.finish_reply(conversation_id, owed.reply.id, Failure(502, "Broken", retryable=True))
     assert await contents(store, conversation_id) == ["Why?", "kept "]
 
 

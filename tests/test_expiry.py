@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import store
+from result import Finish, Stopped
 from settings import Settings
-from store import Conversation, Ending, Question, Store
+from store import Conversation, Question, Store
 from tests.support.engines import engine, new_store_url
 from tests.support.relay import Relay, serving
 from tests.support.stores import begin
@@ -72,7 +73,7 @@ async def test_what_is_older_is_deleted_and_what_is_younger_stays(clock: Clock) 
         await store.create_conversation(id="new")
         await store.update_conversation("touched", {})
         await store.add_user_message("asked", Question("Why?"))
-        await store.finish_reply("answered", reply.id, Ending("complete"))
+        await store.finish_reply("answered", reply.id, Finish())
         await store.delete_expired(HOUR)
         assert await left(store) == {"touched", "asked", "answered", "new"}
         await store.delete_expired(HOUR)
@@ -90,7 +91,7 @@ async def test_one_with_a_reply_in_progress_stays_until_it_has_ended_and_grown_o
         clock.later(HOUR * 2)
         await store.delete_expired(HOUR)
         assert await left(store) == {"busy"}
-        await store.finish_reply("busy", reply.id, Ending("stopped"))
+        await store.finish_reply("busy", reply.id, Stopped())
         await store.delete_expired(HOUR)
         assert await left(store) == {"busy"}
         clock.later(HOUR + 1)

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from store import Ending, OwnReply, Question, Store, StoreUnavailable
+from result import Ending, Finish, Stopped
+from store import OwnReply, Question, Store, StoreUnavailable
 from stores.valkey.keys import FENCE
 from tests.support.replicas import Network, relays, stores
 from tests.support.servers import Server, server
@@ -15,7 +16,7 @@ from tests.support.stores import ask
 from tests.support.upstream import Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
 
-STOPPED, COMPLETE = Ending("stopped"), Ending("complete", "stop")
+STOPPED, COMPLETE = Stopped(), Finish("stop")
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from result import Failure
+from result import Failure, Finish, Report
 from settings import Settings
-from store import Ending, Question, Store
+from store import Question, Store
+from stores.records import Message, Transcript, decode, encode
 from stores.sqlite.file import VERSION
 from tests.support.process import ROOT
 
@@ -57,9 +58,9 @@ async def test_a_file_of_the_first_version_is_brought_up_to_date_and_read(first:
         None,
     )
     assert (complete.transcript.reasoning, complete.transcript.content) == ("Hm, ", "All of it. é")
-    assert (complete.finish_reason, complete.generation_id, complete.question_id) == ("stop", "gen-1", "q-1")
-    assert json.loads(complete.usage or "") == {"total_tokens": 17, "cost": 0.5}
-    assert (complete.served_model, complete.provider, complete.annotations) == (None, None, None)
+    assert (complete.finish_reason, complete.question_id) == ("stop", "q-1")
+    assert complete.report == Report("gen-1", usage=complete.report.usage)
+    assert complete.report.figures == {"total_tokens": 17, "cost": 0.5}
     assert failed.error == Failure(429, "Wait.", True, 20.0)
 
 
@@ -70,21 +71,45 @@ async def test_a_reply_that_the_first_version_left_in_progress_has_failed_with_i
 
 
 async def test_an_upgraded_file_goes_on_with_what_is_new(first: Path) -> None:
-    ending = Ending("complete", "stop", {"cost": 0.5}, None, "gen-3", "m-20260801", "Demo", SOURCES)
+    report = Report("gen-3", "m-20260801", "Demo", usage='{"cost": 0.5}', annotations=json.dumps(SOURCES))
     async with opened(first) as store:
         await store.update_conversation("kept", {"options": {"seed": 1, "top_p": None}})
         owed = await store.ask("kept", Question("And now?", options={"stop": ["é"]}, id="q-3"))
         assert owed.options == {"seed": 1, "stop": ["é"]}
-        await store.finish_reply("kept", owed.reply.id, ending)
+        await store.finish_reply("kept", owed.reply.id, Finish("stop"), report)
         before = await store.messages("kept"), await store.conversation("kept"), await store.text_size()
     async with opened(first) as store:
         after = await store.messages("kept"), await store.conversation("kept"), await store.text_size()
         assert (await store.reply_to("kept", Question("And now?", options={"stop": ["é"]}, id="q-3"))) is not None
     question, reply = after[0][-2:]
-    assert (json.loads(question.options or ""), json.loads(reply.annotations or "")) == ({"stop": ["é"]}, SOURCES)
-    assert (reply.served_model, reply.provider, reply.generation_id) == ("m-20260801", "Demo", "gen-3")
+    assert (json.loads(question.options or ""), reply.report) == ({"stop": ["é"]}, report)
     assert json.loads(after[1].options or "") == {"seed": 1, "top_p": None}
     assert (after[1], after[1].cost, after[2]) == (before[1], 1.25, before[2])
-    assert [(m.id, m.options, m.annotations, m.usage) for m in after[0]] == [
-        (m.id, m.options, m.annotations, m.usage) for m in before[0]
-    ]
+    assert [(m.id, m.options, m.report) for m in after[0]] == [(m.id, m.options, m.report) for m in before[0]]
+
+
+def test_a_message_is_written_under_the_names_that_other_versions_read() -> None:
+    """What is known of a message lies flat beside its id, objects as JSON in a string."""
+    message = Message(
+        id="a-1",
+        role="assistant",
+        transcript=Transcript("Half"),
+        timestamp="t",
+        status="failed",
+        error=Failure(429, "Wait.", True, 20.0),
+        report=Report("gen-1", "m-20260801", "Demo", usage='{"cost": 0.5}', annotations="[]"),
+    )
+    head, text = encode(message)
+    assert json.loads(head) == {
+        "id": "a-1",
+        "role": "assistant",
+        "timestamp": "t",
+        "status": "failed",
+        "error": {"code": 429, "message": "Wait.", "retryable": True, "retry_after": 20.0},
+        "generation_id": "gen-1",
+        "served_model": "m-20260801",
+        "provider": "Demo",
+        "usage": '{"cost": 0.5}',
+        "annotations": "[]",
+    }
+    assert decode(json.loads(head) | {"of_a_newer_version": 1}, text) == message

@@ -23,17 +23,15 @@ import pytest
 
 from openrouter import (
     Delta,
-    Finish,
     Models,
     OpenRouter,
     Prompt,
-    Report,
     Retry,
     Timers,
     UpstreamError,
     _as_upstream_error,
 )
-from result import Failure
+from result import Failure, Finish, Report
 from settings import Settings
 from tests.support.upstream import (
     ANSWER,
@@ -370,7 +368,7 @@ async def test_an_answer_is_who_gives_it_its_text_its_usage_and_its_finish(upstr
     assert outcome.values[0] == Report(generation_id)
     assert outcome.reports[1:] == [
         Report(generation_id, "test/one-20260224", "DeepInfra"),
-        Report(generation_id, "test/one-20260224", "DeepInfra", USAGE),
+        Report(generation_id, "test/one-20260224", "DeepInfra", json.dumps(USAGE)),
     ]
     assert outcome.texts == [("reasoning", "Hm"), ("content", "Hello")]
     assert outcome.end == Finish("stop")
@@ -856,7 +854,7 @@ async def test_usage_is_waited_for_after_the_finish_reason(upstream: ScriptedUps
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
         outcome = await bounded(read(openrouter))
-        assert (outcome.end, outcome.report.usage) == (Finish("stop"), USAGE)
+        assert (outcome.end, outcome.report.figures) == (Finish("stop"), USAGE)
 
 
 @pytest.mark.parametrize("send", [lambda wire: wire.hang(), lambda wire: wire.comment()], ids=["silence", "comments"])

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from openrouter import Timers
+from result import Finish, Report
 from tests.support.relay import Relay, serving
 from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
 from upstream.completion import Completion
 from upstream.errors import UpstreamError
-from upstream.values import Delta, Finish, Report
+from upstream.values import Delta
 
 KEY = "sk-or-v1-0123456789abcdef"
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
@@ -395,7 +396,7 @@ def assert_read(sent: Sent, pieces: list[bytes]) -> None:
     }
     reports = [value for value in values if isinstance(value, Report)] or [Report()]
     assert texts == {"content": sent.content, "reasoning": sent.reasoning}
-    assert reports[-1].usage == sent.usage
+    assert reports[-1].shown()["usage"] == sent.usage
     if sent.error is None:
         assert end == Finish(sent.finish_reason)
     else:

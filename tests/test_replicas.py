@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from mirrors import Mirror, Mirrors
-from store import Ending, Question
+from result import Finish
+from store import Question
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay
 from tests.support.replicas import Hopper, place, relays, stores
@@ -81,7 +82,7 @@ async def test_a_long_conversation_is_read_answered_cut_and_deleted(url: str, co
         assert sliced == [message.id for message in messages]
         begun = await ask(there, conversation_id, Question("Why?"))
         assert begun.turns == [*((turn["role"], turn["content"]) for turn in turns), ("user", "Why?")]
-        assert await here.finish_reply(conversation_id, begun.reply.id, Ending("complete", "stop"))
+        assert await here.finish_reply(conversation_id, begun.reply.id, Finish("stop"))
         await here.delete_messages_from(conversation_id, messages[10].id)
         assert [message.id for message in await there.messages(conversation_id)] == sliced[:10]
         await there.delete_conversation(conversation_id)
@@ -163,7 +164,7 @@ async def test_a_reader_that_has_taken_nothing_for_long_goes_on_where_it_was(
         await here.extend_reply(reply, "content", "text")
         await bounded(mirror.change())
         assert mirror.message.transcript.content == "text"
-        assert await here.finish_reply(conversation_id, reply.id, Ending("complete", "stop"))
+        assert await here.finish_reply(conversation_id, reply.id, Finish("stop"))
         assert (await bounded(mirror.wait())).status == "complete"
 
 

@@ -1,5 +1,6 @@
 """The rules as functions: from a conversation, the limits and a moment to a change; no engine, no clock, no wait."""
 
+import json
 from dataclasses import fields, replace
 from typing import Any
 
@@ -7,10 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from result import Failure
+from result import Ending, Failure, Finish, Report, Stopped
 from settings import Settings
 from stores.records import (
-    Ending,
     IdTaken,
     Message,
     NotFound,
@@ -26,7 +26,7 @@ from stores.snapshot import Change, Snapshot, Totals, iso, moment, totals_of
 
 NOW = 1_770_000_000_000_000
 SETTINGS = Settings(model_name="m", max_messages=9, max_store_bytes=400)
-ENDINGS = [Ending("complete", "stop", {"cost": 1}), Ending("stopped"), Ending("failed", error=Failure(502, "No", True))]
+ENDINGS: list[Ending] = [Finish("stop"), Stopped(), Failure(502, "No", True)]
 
 TEXTS = st.text(st.sampled_from("aé👋 \n\r\u2028"), max_size=100)
 STEPS = st.one_of(
@@ -235,7 +235,7 @@ def test_a_question_asked_again_brings_its_first_reply_or_begins_the_one_that_is
 
 def finished(snapshot: Snapshot) -> Change | None:
     assert snapshot.last
-    return rules(NOW + 300).finish(snapshot, snapshot.last.id, Ending("complete"))
+    return rules(NOW + 300).finish(snapshot, snapshot.last.id, Finish())
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_reply_is_owed_to_a_question_and_in_place_of_a_failed_one(ending: Endi
     reply = snapshot.in_progress
     assert reply
     ended = after(rules(NOW + 200).finish(snapshot, reply.id, ending))
-    if ending.status != "failed":
+    if not isinstance(ending, Failure):
         with pytest.raises(NothingOwed):
             rules(NOW + 300).begin_reply(ended)
         return
@@ -309,9 +309,9 @@ def test_one_that_is_in_progress_is_not_begun_again() -> None:
 def test_a_reply_ends_once_and_only_where_it_is() -> None:
     snapshot = after(rules(NOW + 100).begin_reply(with_turns("One")))
     assert snapshot.last
-    assert rules(NOW + 200).finish(snapshot, "other", Ending("stopped")) is None
-    ended = after(rules(NOW + 200).finish(snapshot, snapshot.last.id, Ending("stopped")))
-    assert rules(NOW + 300).finish(ended, snapshot.last.id, Ending("complete")) is None
+    assert rules(NOW + 200).finish(snapshot, "other", Stopped()) is None
+    ended = after(rules(NOW + 200).finish(snapshot, snapshot.last.id, Stopped()))
+    assert rules(NOW + 300).finish(ended, snapshot.last.id, Finish()) is None
     assert snapshot.last.status == "streaming"
 
 
@@ -331,8 +331,8 @@ def test_what_replies_cost_is_added_up_as_a_float_that_any_engine_keeps(costs: l
     for number, cost in enumerate(costs):
         begun = after(rules(now := now + 100, max_messages=99).begin_reply(snapshot))
         assert begun.last
-        usage = None if cost is None else {"cost": cost}
-        ended = after(rules(now := now + 100).finish(begun, begun.last.id, Ending("stopped", usage=usage)))
+        report = Report(usage=None if cost is None else json.dumps({"cost": cost}))
+        ended = after(rules(now := now + 100).finish(begun, begun.last.id, Stopped(), report))
         snapshot = after(rules(now := now + 100, max_messages=99).add_question(ended, Question(f"{number}")))
     assert (snapshot.conversation.cost, type(snapshot.conversation.cost)) == (total, type(total))
 

@@ -16,11 +16,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from result import Failure
+from result import NO_REPORT, Ending, Failure, Finish, Report, Stopped
 from settings import Settings
 from store import (
     Conversation,
-    Ending,
     IdTaken,
     Kind,
     Message,
@@ -36,7 +35,7 @@ from tests.support.engines import new_store_url
 from tests.support.stores import ask, begin
 from tests.support.upstream import USAGE
 
-FAILED = Ending("failed", error=Failure(502, "Broken", retryable=True))
+FINISHED, FAILED = Finish(), Failure(502, "Broken", retryable=True)
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 
@@ -72,13 +71,19 @@ async def asked(store: Store, question: str = "Why?", **conversation: Any) -> st
     return made.id
 
 
-async def answered(store: Store, conversation_id: str, text: str = "Because.", ending: Ending | None = None) -> Message:
+async def answered(
+    store: Store,
+    conversation_id: str,
+    text: str = "Because.",
+    ending: Ending = FINISHED,
+    report: Report = NO_REPORT,
+) -> Message:
     """The reply that is owed, with this text, ended."""
     reply = (await begin(store, conversation_id)).reply
     if text:
         await store.extend_reply(reply, "content", text)
         await store.settle_reply(reply)
-    message = await store.finish_reply(conversation_id, reply.id, ending or Ending("complete"))
+    message = await store.finish_reply(conversation_id, reply.id, ending, report)
     assert message is not None
     return message
 
@@ -138,8 +143,8 @@ async def test_the_end_of_a_reply_that_was_deleted_is_ignored(store: Store) -> N
     conversation_id = await asked(store)
     reply = (await begin(store, conversation_id)).reply
     await store.delete_messages_from(conversation_id, reply.id)
-    assert await store.finish_reply(conversation_id, reply.id, Ending("complete")) is None
-    assert await store.finish_reply(NOWHERE, reply.id, Ending("complete")) is None
+    assert await store.finish_reply(conversation_id, reply.id, Finish()) is None
+    assert await store.finish_reply(NOWHERE, reply.id, Finish()) is None
     with pytest.raises(NotFound, match="has ended, or was deleted"):
         await store.extend_reply(reply, "content", "late")
 
@@ -241,7 +246,7 @@ async def test_updated_at_moves_with_a_change_a_message_and_a_replys_start_and_e
     reply = (await begin(store, made.id)).reply
     await note()
     assert times[-1] == reply.message.timestamp
-    await store.finish_reply(made.id, reply.id, Ending("complete"))
+    await store.finish_reply(made.id, reply.id, Finish())
     await note()
     assert times == sorted(set(times))
 
@@ -338,7 +343,7 @@ async def test_no_message_is_taken_while_a_reply_is_in_progress(store: Store) ->
     reply = (await begin(store, conversation_id)).reply
     with pytest.raises(ReplyInProgress, match="A reply is in progress"):
         await store.add_user_message(conversation_id, Question("And?"))
-    await store.finish_reply(conversation_id, reply.id, Ending("stopped"))
+    await store.finish_reply(conversation_id, reply.id, Stopped())
     await store.add_user_message(conversation_id, Question("And?"))
     assert await contents(store, conversation_id) == ["Why?", "", "And?"]
 
@@ -394,12 +399,12 @@ async def assert_nothing_owed(store: Store, conversation_id: str, words: str) ->
     assert await store.messages(conversation_id) == before
 
 
-@pytest.mark.parametrize("status", ["complete", "stopped"])
-async def test_nothing_is_owed_where_there_is_no_question_or_an_answer(store: Store, status: Any) -> None:
+@pytest.mark.parametrize("ending", [Finish(), Stopped()])
+async def test_nothing_is_owed_where_there_is_no_question_or_an_answer(store: Store, ending: Ending) -> None:
     made = await store.create_conversation()
     await assert_nothing_owed(store, made.id, "empty")
     await store.add_user_message(made.id, Question("Hi"))
-    await answered(store, made.id, ending=Ending(status))
+    await answered(store, made.id, ending=ending)
     await assert_nothing_owed(store, made.id, "answered already")
 
 
@@ -437,18 +442,18 @@ async def test_a_reply_keeps_what_arrived_and_how_it_ended(store: Store) -> None
     for kind, text in pieces:
         await store.extend_reply(reply, kind, text)
     await store.settle_reply(reply)
-    ending = Ending("complete", "stop", {"total_tokens": 3}, None, "gen-1")
-    message = await store.finish_reply(conversation_id, reply.id, ending)
+    report = Report("gen-1", usage='{"total_tokens": 3}')
+    message = await store.finish_reply(conversation_id, reply.id, Finish("stop"), report)
     assert message is not None and message == await store.message(conversation_id, reply.id)
-    assert (message.status, message.finish_reason, message.usage) == ("complete", "stop", '{"total_tokens": 3}')
-    assert (message.error, message.generation_id, message.timestamp) == (None, "gen-1", reply.message.timestamp)
+    assert (message.status, message.finish_reason, message.report) == ("complete", "stop", report)
+    assert (message.error, message.timestamp) == (None, reply.message.timestamp)
     assert (message.transcript.content, message.transcript.reasoning) == ("Because.", "Hm. !")
 
 
 async def test_a_failed_reply_is_replaced(store: Store) -> None:
     conversation_id = await asked(store)
     failed = await answered(store, conversation_id, "Beca", FAILED)
-    assert (failed.status, failed.error) == ("failed", FAILED.error)
+    assert (failed.status, failed.error) == ("failed", FAILED)
     owed = await begin(store, conversation_id)
     assert owed.reply.id != failed.id
     assert owed.turns == [("user", "Why?")]
@@ -496,7 +501,7 @@ async def test_a_question_whose_reply_has_no_room_is_not_kept(most: dict[str, in
     await store.add_user_message(conversation_id, Question("Why?"))
 
 
-@pytest.mark.parametrize("late", [Ending("stopped"), FAILED])
+@pytest.mark.parametrize("late", [Stopped(), FAILED])
 async def test_an_ending_that_comes_second_changes_nothing(store: Store, late: Ending) -> None:
     conversation_id = await asked(store)
     first = await answered(store, conversation_id, "Because.")
@@ -508,14 +513,14 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
     conversation_id = await asked(store, "One")
     await answered(store, conversation_id, "failed", FAILED)
     await store.add_user_message(conversation_id, Question("Two"))
-    await answered(store, conversation_id, "", Ending("stopped"))
+    await answered(store, conversation_id, "", Stopped())
     await store.add_user_message(conversation_id, Question("Three"))
     thought = (await begin(store, conversation_id)).reply
     await store.extend_reply(thought, "reasoning", "only thought")
     await store.settle_reply(thought)
-    await store.finish_reply(conversation_id, thought.id, Ending("complete", "length"))
+    await store.finish_reply(conversation_id, thought.id, Finish("length"))
     await store.add_user_message(conversation_id, Question("Four"))
-    await answered(store, conversation_id, "Half of", Ending("stopped"))
+    await answered(store, conversation_id, "Half of", Stopped())
     await store.add_user_message(conversation_id, Question("Five"))
     assert (await begin(store, conversation_id)).turns == [
         ("user", "One"),
@@ -579,7 +584,7 @@ async def test_a_full_store_takes_no_more_text_and_what_it_has_stays() -> None:
         await store.extend_reply(reply, "content", "éé")  # of which one fits, and a half
     await store.extend_reply(reply, "content", "x")
     await store.settle_reply(reply)
-    message = await store.finish_reply(made.id, reply.id, Ending("complete"))
+    message = await store.finish_reply(made.id, reply.id, Finish())
     assert message is not None and message.transcript.content == "xéx"
     with pytest.raises(StoreFull):
         await store.add_user_message(made.id, Question("x"))
@@ -611,14 +616,14 @@ async def small_question(store: Store, conversation_id: str) -> None:
 
 async def small_answer(store: Store, conversation_id: str) -> None:
     await store.add_user_message(conversation_id, Question("x"))
-    usage = json.loads(json.dumps(USAGE))  # an object of its own, as each of upstream's is
-    await answered(store, conversation_id, "x", Ending("complete", "stop", usage, None, f"gen-{uuid4()}"))
+    report = Report(f"gen-{uuid4()}", usage=json.dumps(USAGE))
+    await answered(store, conversation_id, "x", Finish("stop"), report)
 
 
 async def small_failure(store: Store, conversation_id: str) -> None:
     await store.add_user_message(conversation_id, Question("x"))
     failure = Failure(502, f"Upstream failed: {uuid4()}" + "x" * 300, retryable=True)
-    await answered(store, conversation_id, "x", Ending("failed", error=failure))
+    await answered(store, conversation_id, "x", failure)
 
 
 async def empty_conversation(store: Store, _: str) -> None:
@@ -682,7 +687,7 @@ async def test_a_failed_reply_can_be_replaced_however_much_is_kept_beside_text(m
 ROOM = 200
 TEXT = st.text(st.sampled_from("aé€😀\n"), min_size=1, max_size=30).filter(str.strip)
 OPERATIONS = ["make", "update", "delete", "add", "cut", "begin", "extend", "think", "finish", "fail"]
-ENDINGS = {"finish": Ending("complete"), "fail": FAILED}
+ENDINGS: dict[str, Ending] = {"finish": Finish(), "fail": FAILED}
 
 
 async def operate(store: Store, what: str, which: int, text: str) -> None:

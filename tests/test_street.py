@@ -79,7 +79,6 @@ PATHS = (
 UPWARD = {
     ("replies.py", "serving/metrics.py"),
     ("routes.py", "serving/metrics.py"),
-    ("stores/reply.py", "upstream/values.py"),
 }
 """Imports that don't follow a path yet."""
 

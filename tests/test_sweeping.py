@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from store import Ending, OwnReply, Question, Store
+from result import Finish
+from store import OwnReply, Question, Store
 from tests.support.replicas import Network, stores
 from tests.support.servers import Server, server
 from tests.support.stores import ask
@@ -103,7 +104,7 @@ async def test_a_relay_that_was_away_itself_ends_nothing_of_others(
         assert await status(there, conversation_id) == "streaming"
         network.mend()
         await eventually(lambda: here.is_reachable)
-        assert await here.finish_reply(conversation_id, reply.id, Ending("complete"))
+        assert await here.finish_reply(conversation_id, reply.id, Finish())
 
 
 async def test_a_relay_that_has_stood_still_ends_nothing_of_others(
@@ -135,7 +136,7 @@ async def test_a_relay_of_which_nothing_is_known_has_as_long_to_give_a_sign(
             assert await status(there, conversation_id) == "streaming"
             network.mend()
             await eventually(lambda: here.is_reachable)
-            assert await here.finish_reply(conversation_id, reply.id, Ending("complete"))
+            assert await here.finish_reply(conversation_id, reply.id, Finish())
 
 
 async def test_how_old_a_sign_is_by_the_servers_clock_says_nothing(

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from result import Failure
+from result import Failure, Finish, Report
 from tests.support.sse import Parser
 from upstream.completion import Completion
 from upstream.errors import UpstreamBroken, UpstreamError, UpstreamRefused, UpstreamUnreadable
@@ -26,7 +26,7 @@ from upstream.events import EventParser
 from upstream.refusals import parsed as parsed_json
 from upstream.refusals import plain_usage, redacted, refusal, retry_after_seconds
 from upstream.texts import encodable
-from upstream.values import Delta, Finish, Report
+from upstream.values import Delta
 
 KEY = "sk-or-v1-0123456789abcdef"
 GENERATION = "gen-1778452651-woYjQ50l"
@@ -253,7 +253,7 @@ def test_a_recorded_stream_is_who_answers_the_thought_the_answer_and_the_usage(c
     taken = Taken(*parsed(pieces_of(stream, cuts)))
     report = Report(GENERATION, "qwen/qwen3.5-35b-a3b-20260224", "DeepInfra")
     deltas = [Delta("reasoning", "Thinking"), Delta("content", "Hello")]
-    assert taken.values == [report, *deltas, replace(report, usage=USAGE)]
+    assert taken.values == [report, *deltas, replace(report, usage=json.dumps(USAGE))]
     assert taken.completion.is_done
     assert finish(taken.completion) == [Finish("stop")]
 
@@ -306,7 +306,7 @@ def test_reasoning_comes_before_the_content_of_the_same_chunk() -> None:
 def test_the_generation_id_is_told_once_and_the_first_one_counts() -> None:
     taken = Taken(chunk({"content": "a"}), chunk({"content": "b"}, id="gen-2", usage=USAGE))
     assert taken.values[0] == Report(GENERATION)
-    assert taken.report == Report(GENERATION, usage=USAGE)
+    assert taken.report == Report(GENERATION, usage=json.dumps(USAGE))
 
 
 @pytest.mark.parametrize(
@@ -356,12 +356,12 @@ def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
 )
 def test_usage_is_found_wherever_it_comes(events: list[bytes]) -> None:
     taken = Taken(*events)
-    assert (taken.report.usage, finish(taken.completion)) == (USAGE, [Finish("stop")])
+    assert (taken.report.figures, finish(taken.completion)) == (USAGE, [Finish("stop")])
 
 
 def test_usage_that_is_repeated_is_not_added_up() -> None:
     events = [chunk({"content": "a"}, usage={"total_tokens": n}) for n in (1, 2, 3)]
-    assert Taken(*events, chunk({}, "stop")).report.usage == {"total_tokens": 3}
+    assert Taken(*events, chunk({}, "stop")).report.figures == {"total_tokens": 3}
 
 
 @pytest.mark.parametrize("end", [b"[DONE]", b" [DONE] ", b"[DONE]\n"])
@@ -379,7 +379,7 @@ def test_nothing_after_done_counts() -> None:
 def test_an_answer_that_nobody_called_complete_is_broken() -> None:
     taken = Taken(chunk({"content": "a"}, usage=USAGE), chunk({"content": "b"}))
     values, error = taken.completion.finish()
-    assert (values, taken.report.usage) == ([], USAGE)
+    assert (values, taken.report.figures) == ([], USAGE)
     assert isinstance(error, UpstreamBroken) and "middle of the answer" in error.failure.message
     assert (error.failure.code, error.failure.retryable) == (502, True)
 
@@ -798,5 +798,5 @@ def test_no_bytes_raise_anything_but_an_upstream_error(stream: bytes, cuts: list
 
 def test_a_usage_report_that_is_too_long_is_left_out() -> None:
     short, long = {"a": "x" * 64}, {f"{n}": "x" * 64 for n in range(64)}
-    assert Taken(raw({"usage": short})).report.usage == short
+    assert Taken(raw({"usage": short})).report.figures == short
     assert Taken(raw({"usage": short}), raw({"usage": long})).report.usage is None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from result import NO_REPORT, Finish, Report
 from upstream.errors import (
     NO_STREAM,
     UpstreamBroken,
@@ -33,7 +34,7 @@ from upstream.texts import (
     reasoning_beside,
     reasoning_in,
 )
-from upstream.values import Delta, Finish, Kind, Report
+from upstream.values import Delta, Kind
 
 MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300
 MAX_NAME_CHARS = 200  # of a model, a provider, an id
@@ -55,7 +56,7 @@ class Completion:
         self._kind: Kind = "content"  # of that delta
         self._lone: dict[Kind, str] = {}  # the first half of a surrogate pair, until the next delta of its kind
         self._finish_reason: str | None = None
-        self._report = self._told = Report()  # what is known beside the text, and what of it was given on
+        self._report = self._told = NO_REPORT  # what is known beside the text, and what of it was given on
         self._citations = Citations()
         self._in_deltas: set[Kind] = set()  # what has come in deltas: messages beside them repeat it
         self._in_messages: dict[Kind, str] = {"content": "", "reasoning": ""}  # what has come in messages alone
@@ -239,9 +240,8 @@ class Completion:
 
     def _take_usage(self, usage: object) -> None:
         if isinstance(usage, dict):
-            figures = plain_usage(usage)
-            kept = figures if len(json.dumps(figures)) <= MAX_USAGE_BYTES else None
-            self._report = replace(self._report, usage=kept)
+            figures = json.dumps(plain_usage(usage))
+            self._report = replace(self._report, usage=figures if len(figures) <= MAX_USAGE_BYTES else None)
             self.is_generated = self.is_generated or bool(usage.get("completion_tokens"))
 
     def _take_annotations(self, annotations: object) -> None:

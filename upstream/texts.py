@@ -10,11 +10,9 @@ The sources that an answer cites are `{"type": "url_citation", "url_citation": {
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
-from typing import Any
-
-from upstream.values import Citation
+from typing import Any, Literal, TypedDict
 
 CONTENT = frozenset({"content", "role"})
 THINKING = CONTENT | {"reasoning", "reasoning_content", "reasoning_details"}
@@ -81,25 +79,35 @@ def _text(value: object, *, thought: bool, in_thought: bool = False, depth: int 
     return "".join(texts)
 
 
+class Citation(TypedDict):
+    """A source of the answer. The indexes are those of the text that it supports, both or neither."""
+
+    type: Literal["url_citation"]
+    url: str
+    title: str | None
+    start_index: int | None
+    end_index: int | None
+
+
 class Citations:
     """The citations of one answer, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Citation] = {}  # by their JSON: exact repeats occur
+        self._kept: dict[str, None] = {}  # each as JSON, once: exact repeats occur
         self._size = 0
 
-    def take(self, annotations: object) -> Sequence[Citation] | None:
-        """All that are kept once these are taken, None if there are none; what is beyond the bounds is left out."""
+    def take(self, annotations: object) -> str | None:
+        """Return all citations with these, as JSON, None if there are none. What is beyond the bounds is left out."""
         for annotation in islice(annotations, MAX_LOOKED_AT) if isinstance(annotations, list) else ():
             if isinstance(annotation, dict) and (citation := _citation(annotation)):
                 self._keep(citation)
-        return list(self._kept.values()) or None
+        return f"[{', '.join(self._kept)}]" if self._kept else None
 
     def _keep(self, citation: Citation) -> None:
         text = json.dumps(citation)
         size = self._size + len(text) + len(", ")  # of the list, whose brackets make up for the last comma
         if text not in self._kept and len(self._kept) < MAX_CITATIONS and size <= MAX_CITATIONS_BYTES:
-            self._kept[text] = citation
+            self._kept[text] = None
             self._size = size
 
 

@@ -1,8 +1,8 @@
-"""What is asked of upstream, and what a completion is made of, as the adapter gives it on."""
+"""What is asked of upstream, and what a completion is made of, beside what came of it (`result.py`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 Kind = Literal["content", "reasoning"]
 
@@ -18,27 +18,6 @@ class Prompt:
     traceparent: str | None = None
 
 
-class Citation(TypedDict):
-    """A source of the answer. The indexes are those of the text that it supports, both or neither."""
-
-    type: Literal["url_citation"]
-    url: str
-    title: str | None
-    start_index: int | None
-    end_index: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What upstream says of its answer beside the text, as far as it has come; the last one counts."""
-
-    generation_id: str | None = None  # for looking a charge up
-    served_model: str | None = None
-    provider: str | None = None
-    usage: Mapping[str, Any] | None = None
-    annotations: Sequence[Citation] | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Retry:
     """A try has failed before anything of an answer came; another one is made."""
@@ -50,10 +29,3 @@ class Delta:
 
     kind: Kind
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The end of a whole completion."""
-
-    finish_reason: str | None

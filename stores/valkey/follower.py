@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from logs import outline
-from stores.records import REPORTED, Kind, Message, StoreError, StoreUnavailable, Transcript
+from result import Report
+from stores.records import Kind, Message, StoreError, StoreUnavailable, Transcript
 from stores.reply import Reply
 from stores.valkey.client import Client
 from stores.valkey.keys import END, FENCE, NOTE, Keys
@@ -117,10 +118,10 @@ def add(transcript: Transcript, position: int, kind: Kind, text: str) -> None:
 
 def filled(message: Message, entries: Sequence[Any]) -> Message:
     """A reply in progress with all that a stream has: its text, and what upstream says of it."""
-    report: dict[str, Any] = {}
+    report = message.report
     for entry_id, (kind, text) in entries:
         if kind in _KINDS:
             add(message.transcript, int(entry_id.partition(b"-")[0]), _KINDS[kind], text.decode())
         elif kind == b"g":
-            report = {name: value for name, value in json.loads(text).items() if name in REPORTED}
-    return replace(message, **report)
+            report = Report.of(json.loads(text))
+    return replace(message, report=report)

@@ -9,9 +9,10 @@ import json
 import logging
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from stores.engine import WRITE_INTERVAL
-from stores.records import REPORTED, Kind, StoreError, StoreFull, StoreUnavailable, as_json
+from stores.records import Kind, StoreError, StoreFull, StoreUnavailable
 from stores.reply import OwnReply, over
 from stores.snapshot import Totals
 from stores.valkey.client import Client
@@ -71,8 +72,13 @@ class ReplyWriter:
         self._append_soon(at_once=at_once)
 
     def report(self, reply: OwnReply) -> None:
-        """Let other relays know what upstream reports of a reply."""
-        if reply.id in self._replies:
+        """Let other relays know what upstream reports of a reply, but for its usage.
+
+        The end tells the usage: some servers report it with every token.
+        """
+        told = json.dumps(replace(reply.report, usage=None).known())
+        if reply.id in self._replies and told != reply.told:
+            reply.told = told
             self._unreported.add(reply)
             self.keep(reply)
 
@@ -143,7 +149,7 @@ class ReplyWriter:
         entries = []
         if reply in self._unreported:
             self._unreported.discard(reply)
-            entries.append((position, position, "g", _report_of(reply)))
+            entries.append((position, position, "g", reply.told))
         for kind, text in transcript.read(position, transcript.taken, is_kept=False):
             entries.append((position, position + len(text), _LETTERS[kind], text))
             position += len(text)
@@ -177,8 +183,3 @@ class ReplyWriter:
     def _refuse(self, batch: set[OwnReply], error: StoreError) -> None:
         for reply in filter(self._is_written, batch):
             self._totals.text -= reply.refuse(error)
-
-
-def _report_of(reply: OwnReply) -> str:
-    report = {name: getattr(reply.report, name) for name in REPORTED}
-    return json.dumps(report | {"annotations": as_json(reply.report.annotations)})
