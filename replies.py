@@ -16,8 +16,7 @@ from typing import Any
 from logs import outline
 from mirrors import Mirror, Mirrors
 from openrouter import Delta, OpenRouter, Prompt, Retry, UpstreamError, Values
-from result import Ending, Failure, Report, Stopped
-from serving.metrics import Metrics, Outcome
+from result import Ending, Failure, Outcome, Report, Stopped
 from settings import Settings
 from store import (
     BegunReply,
@@ -52,13 +51,15 @@ class Unavailable(Exception):
 
 
 class Replies:
-    """All replies in progress, at most one in a conversation."""
+    """All replies in progress, at most one in a conversation. `on_end` is called with how each of them went."""
 
-    def __init__(self, store: Store, openrouter: OpenRouter, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, openrouter: OpenRouter, settings: Settings, on_end: Callable[[Outcome], None]
+    ) -> None:
         self._store = store
         self._openrouter = openrouter
         self._settings = settings
-        self._metrics = metrics
+        self._on_end = on_end
         self._running: dict[str, OwnReply] = {}  # by message
         self._mirrors = Mirrors(store)
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
@@ -324,7 +325,7 @@ class Replies:
         del self._running[reply.id]
         reply.end(message)
         _log_end(reply)
-        self._metrics.count_reply(self._outcome(reply))
+        self._on_end(self._outcome(reply))
 
     def _outcome(self, reply: OwnReply) -> Outcome:
         message, model = reply.message, reply.message.model or ""
@@ -332,8 +333,8 @@ class Replies:
             model=model,
             is_listed=self._openrouter.lists(model),
             status=message.status,
-            code=message.error.code if message.error else None,
-            usage=reply.report.figures,
+            error=message.error,
+            report=reply.report,
             retries=reply.retries,
             first_token=reply.first_token - reply.started if reply.first_token else None,
             end=time.monotonic() - reply.started,

@@ -73,3 +73,17 @@ class Report:
 
 NO_REPORT = Report()
 _OBJECTS = [entry.name for entry in fields(Report) if entry.metadata.get("is_json")]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a reply went, to be counted. Times are in seconds since it began; `first_token` is None if there was none."""
+
+    model: str  # that was asked for
+    is_listed: bool  # the models list has it
+    status: str
+    error: Failure | None
+    report: Report
+    retries: int
+    first_token: float | None
+    end: float

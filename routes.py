@@ -5,7 +5,8 @@ in one table, `STATUS_OF`.
 """
 
 import re
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Protocol, TypedDict
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -31,7 +32,6 @@ from api.requests import (
 from api.shapes import conversation_fields, message_fields, messages_response
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
-from serving.metrics import MEDIA_TYPE, Metrics
 from settings import VERSION, Settings
 from steps import Steps
 from store import (
@@ -50,6 +50,14 @@ from store import (
 RETRY_AFTER = 5  # seconds, where nothing better is known
 
 _CURSOR = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+class Metrics(Protocol):
+    """What the routes ask of the service's counts."""
+
+    media_type: str
+
+    def text(self, gauges: Mapping[str, float]) -> str: ...
 
 
 class State(TypedDict):
@@ -101,7 +109,8 @@ async def show_metrics(request: Request) -> Response:
         "replies_in_progress": replies.in_progress,
         "draining": int(replies.draining),
     }
-    return Response(request.state["metrics"].text(gauges), media_type=MEDIA_TYPE)
+    metrics = request.state["metrics"]
+    return Response(metrics.text(gauges), media_type=metrics.media_type)
 
 
 async def list_models(request: Request) -> Response:

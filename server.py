@@ -57,7 +57,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
         AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
         asyncio.get_running_loop().set_exception_handler(_log_uncaught)
         openrouter = OpenRouter(settings, transport, timers or Timers())
-        replies = Replies(store, openrouter, settings, metrics)
+        replies = Replies(store, openrouter, settings, metrics.count_reply)
         _warn(settings)
         await store.open()
         try:

@@ -8,11 +8,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-MEDIA_TYPE = "text/plain; version=0.0.4"
+from result import Outcome
+
 MAX_MODELS = 50  # that are told apart
 METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")  # that the API has
 OTHER = "other"
@@ -45,22 +45,10 @@ _TOKENS = {
 """The counters of usage, each with what it counts and where upstream's report has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a reply went. Times are in seconds since it began; `first_token` is None if there was none."""
-
-    model: str  # that was asked for
-    is_listed: bool  # the models list has it
-    status: str
-    code: int | None  # of a failure
-    usage: Mapping[str, Any] | None
-    retries: int
-    first_token: float | None
-    end: float
-
-
 class Metrics:
     """The counts of one service since its start."""
+
+    media_type = "text/plain; version=0.0.4"
 
     def __init__(self, version: str, model_name: str) -> None:
         self.readers = 0  # streams that are being sent
@@ -82,11 +70,12 @@ class Metrics:
         """Once, at its end."""
         model = self._label(outcome)
         self._replies.add(model, outcome.status)
-        if outcome.code is not None:
-            self._failures.add(str(outcome.code))
+        if outcome.error:
+            self._failures.add(str(outcome.error.code))
         self._retries.add(model, by=outcome.retries)
+        figures = outcome.report.figures
         for name, (_, path) in _TOKENS.items():
-            self._usage[name].add(model, by=_figure(outcome.usage, path))
+            self._usage[name].add(model, by=_figure(figures, path))
         if outcome.first_token is not None:
             self._first_tokens.observe(model, outcome.first_token)
         self._ends.observe(model, outcome.end)

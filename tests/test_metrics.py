@@ -1,5 +1,6 @@
 """What `GET /metrics` says: read back with the parser of Prometheus' own client."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from openrouter import Timers
-from serving.metrics import MAX_MODELS, Metrics, Outcome
+from result import NO_REPORT, Failure, Outcome, Report
+from serving.metrics import MAX_MODELS, Metrics
 from settings import VERSION
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay, serving
@@ -33,7 +35,7 @@ USAGE: dict[str, Any] = {
     "prompt_tokens_details": {"cached_tokens": 3},
     "completion_tokens_details": {"reasoning_tokens": 187},
 }
-REPLY = Outcome("m", True, "complete", None, USAGE, 1, 0.3, 4.0)
+REPLY = Outcome("m", True, "complete", None, Report(usage=json.dumps(USAGE)), 1, 0.3, 4.0)
 
 
 def samples(text: str) -> dict[str, dict[tuple[str, ...], float]]:
@@ -81,7 +83,9 @@ def test_gauges_are_those_of_the_moment() -> None:
 
 
 def test_a_reply_counts_once_with_its_tokens_its_cost_and_its_times() -> None:
-    said = counted(REPLY, REPLY, replace(REPLY, status="failed", code=502, usage=None, first_token=None, retries=0))
+    broken = Failure(502, "Broken", retryable=True)
+    failed = Outcome("m", True, "failed", broken, NO_REPORT, retries=0, first_token=None, end=4.0)
+    said = counted(REPLY, REPLY, failed)
     assert said["replies_total"] == {("m", "complete"): 2, ("m", "failed"): 1}
     assert said["reply_failures_total"] == {("502",): 1}
     assert said["upstream_retries_total"] == {("m",): 2}
@@ -105,7 +109,7 @@ def test_the_buckets_are_cumulative_and_a_bound_belongs_to_its_bucket() -> None:
 @pytest.mark.parametrize("figure", [None, "5", -1, True, [], {"a": 1}], ids=repr)
 def test_what_is_no_figure_counts_nothing(figure: object) -> None:
     usage = dict.fromkeys(USAGE, figure)
-    said = counted(replace(REPLY, usage=usage), REPLY)
+    said = counted(replace(REPLY, report=Report(usage=json.dumps(usage))), REPLY)
     assert (said["input_tokens_total"], said["cost_dollars_total"]) == ({("m",): 18}, {("m",): 0.5})
     assert said["reasoning_tokens_total"] == {("m",): 187}
 
