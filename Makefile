@@ -13,10 +13,6 @@ LIBRARIES := tests/clients/node_modules/.package-lock.json
 DOCKER ?= docker
 CHATS ?= 60
 SEED ?= 1
-ON_EACH_SERVER := $(patsubst %,tests/test_%.py,fences outages replica_campaign replicas shared_start sweeping)
-ON_EACH_ENGINE := $(patsubst %,tests/test_%.py,store api api_model asked_at_once asked_once asking bad_clients errors \
-	fairness many_readers metrics shutdown stop_and_delete stream)
-ON_VALKEY := $(patsubst %,tests/test_%.py,store api api_model asked_at_once stop_and_delete stream)
 MEASURED := COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml COVERAGE_FILE=$(CURDIR)/.coverage
 TIMED := tests/test_fairness.py  # it bounds processor time, of which coverage takes its part
 PIP := pip install --quiet --disable-pip-version-check
@@ -33,18 +29,15 @@ run: $(RUNTIME)  ## run with the settings of .env and the environment
 react: $(EXAMPLE)  ## run the React example on http://localhost:5173, beside `make demo`
 	@exec npm run dev --prefix examples/react
 
-test: $(DEVELOPMENT)  ## all tests of the service, on the other engines those that an engine decides; what they don't reach
+test: $(DEVELOPMENT)  ## all tests of the service, on each engine those that an engine decides; and what they don't reach
 	$(BIN)/coverage erase
 	$(MEASURED) $(BIN)/pytest -n 4 --ignore $(TIMED)
 	$(BIN)/pytest -n 4 $(TIMED)
-	$(BIN)/pytest -n 4 --store sqlite $(ON_EACH_ENGINE)
-	$(BIN)/pytest -n 4 --store valkey $(ON_EACH_ENGINE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-test-valkey: $(DEVELOPMENT)  ## relays that share a Valkey: `make test` takes Debian's redis-server if it is there
-	$(BIN)/pytest -n 4 --server valkey $(ON_EACH_SERVER)
-	$(BIN)/pytest -n 4 --server valkey --store valkey $(ON_VALKEY)
+test-valkey: $(DEVELOPMENT)  ## what a shared server decides, on Valkey; `make test` takes Debian's Redis if it is there
+	$(BIN)/pytest -n 4 --server valkey --store valkey
 
 campaign: $(DEVELOPMENT)  ## relays and their server are killed for minutes; SEED=, CHATS=
 	$(BIN)/pytest tests/test_replica_campaign.py --chats $(CHATS) --seed $(SEED)

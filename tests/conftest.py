@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import settings
 import server
 from tests.support.engines import ENGINES, engine
 from tests.support.relay import Relay, serving
+from tests.support.servers import server as server_of
 from tests.support.servers import usual_program
 from tests.support.stores import GatedStore, SlowStore
 from tests.support.upstream import ScriptedUpstream
@@ -21,7 +22,7 @@ LONGEST_TEST = 60.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, metavar="N", help="fuzz the contract with N examples an operation, at random")
-    parser.addoption("--store", choices=ENGINES, default="memory", help="what keeps the conversations of services")
+    parser.addoption("--store", choices=ENGINES, help="run the tests that this engine decides, on it alone")
     parser.addoption(
         "--rounds", type=int, default=50, metavar="N", help="how often two relays race in test_replicas.py"
     )
@@ -42,18 +43,28 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("relay")
     config.addinivalue_line("markers", "bound(seconds): how long this async test may take, 60 s unless told")
     config.addinivalue_line("markers", "row(*cells): what docs/faults.md says of what the test does")
-    config.addinivalue_line("markers", "not_on(store=, server=): left out where that option names it")
+    config.addinivalue_line("markers", "engines(*names): the engines that it runs on, `memory` alone unless told")
+    config.addinivalue_line("markers", "not_on(server): left out where `--server` names it")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each of its engines."""
+    if mark := metafunc.definition.get_closest_marker("engines"):
+        metafunc.parametrize("_engine", mark.args, indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what an engine or a server hasn't got."""
-    apart = [item for item in items for mark in item.iter_markers("not_on") if _is_on(config, mark.kwargs)]
+    """Leave out what a server hasn't got, and with `--store` all that another engine decides."""
+    named, store = config.getoption("--server"), config.getoption("--store")
+    apart = [item for item in items if any(named in mark.args for mark in item.iter_markers("not_on"))]
+    apart += [item for item in items if store and _engine_of(item) != store]
     config.hook.pytest_deselected(items=apart)
     items[:] = [item for item in items if item not in apart]
 
 
-def _is_on(config: pytest.Config, places: Mapping[str, str]) -> bool:
-    return any(config.getoption(f"--{option}") == name for option, name in places.items())
+def _engine_of(item: pytest.Item) -> object:
+    called = getattr(item, "callspec", None)
+    return called and called.params.get("_engine")
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +95,18 @@ def _bounded(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[.
     return bounded
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(scope="session")
+def _server_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The server of all tests on `valkey`."""
+    with server_of(request.config.getoption("--server")) as running:
+        yield running.url
+
+
+@pytest.fixture(autouse=True)
 def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Services and stores are on the engine that `--store` names, unless a test says otherwise."""
-    with engine(request.config.getoption("--store"), request.config.getoption("--server")):
+    """Services and stores are on this engine, unless a test says otherwise."""
+    name = getattr(request, "param", "memory")
+    with engine(name, request.getfixturevalue("_server_url") if name == "valkey" else ""):
         yield
 
 

@@ -14,6 +14,7 @@ import pytest
 from openrouter import Timers
 from settings import VERSION
 from tests.support.contract import check_response
+from tests.support.engines import engine_name, on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.process import ROOT
 from tests.support.relay import Relay, serving
@@ -90,13 +91,14 @@ def is_uuid4(text: str) -> bool:
 # GET /, /health, /openapi.json, /docs, /redoc
 
 
-async def test_the_index_says_where_everything_is(relay: Relay, pytestconfig: pytest.Config) -> None:
+@on_each_engine
+async def test_the_index_says_where_everything_is(relay: Relay) -> None:
     response = await relay.client.get("/")
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     assert response.json() == {
         "name": "chat-relay",
         "version": VERSION,
-        "engine": pytestconfig.getoption("--store"),
+        "engine": engine_name(),
         "docs": "/docs",
         "openapi": "/openapi.json",
         "health": "/health",
@@ -104,6 +106,7 @@ async def test_the_index_says_where_everything_is(relay: Relay, pytestconfig: py
     }
 
 
+@on_each_engine
 async def test_health_counts_conversations_messages_and_replies_in_progress(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -127,11 +130,10 @@ async def test_health_counts_conversations_messages_and_replies_in_progress(
     assert await counts() == (1, 1, 0)
 
 
-async def test_health_says_what_keeps_the_conversations_and_whether_it_can(
-    relay: Relay, pytestconfig: pytest.Config
-) -> None:
+@on_each_engine
+async def test_health_says_what_keeps_the_conversations_and_whether_it_can(relay: Relay) -> None:
     health = await relay.health()
-    assert (health["status"], health["engine"], health["store"]) == ("ok", pytestconfig.getoption("--store"), "ok")
+    assert (health["status"], health["engine"], health["store"]) == ("ok", engine_name(), "ok")
 
 
 async def test_the_contract_is_served_as_it_is(relay: Relay) -> None:
@@ -226,6 +228,7 @@ async def test_the_models_list_is_gzipped_for_whom_takes_it(
 # POST /conversations, GET and DELETE /conversations/{id}
 
 
+@on_each_engine
 async def test_a_new_conversation_has_these_fields_and_is_where_location_says(relay: Relay) -> None:
     response = await relay.client.post("/conversations")
     assert (response.status_code, response.headers["content-type"]) == (201, "application/json")
@@ -260,6 +263,7 @@ async def test_a_conversation_needs_nothing_to_be_made(
     assert (body["title"], body["system_prompt"], body["default_model"]) == (None, None, "test/default")
 
 
+@on_each_engine
 async def test_a_conversation_is_made_with_all_that_it_is_given(relay: Relay) -> None:
     given = {"title": "A title", "system_prompt": "Be brief.\n", "default_model": "test/one:free"}
     body = await relay.conversation(**given)
@@ -267,6 +271,7 @@ async def test_a_conversation_is_made_with_all_that_it_is_given(relay: Relay) ->
     assert await conversation(relay, body["id"]) == body
 
 
+@on_each_engine
 async def test_a_deleted_conversation_is_gone_with_its_messages(relay: Relay) -> None:
     conversation_id, other = await relay.ask(), await relay.ask()
     response = await relay.client.delete(f"/conversations/{conversation_id}")
@@ -285,11 +290,13 @@ async def test_an_empty_list_has_no_next_page(relay: Relay) -> None:
     assert await conversations(relay) == ([], None)
 
 
+@on_each_engine
 async def test_the_list_shows_conversations_as_they_are_elsewhere(relay: Relay) -> None:
     conversation_id = await relay.ask("Hi")
     assert (await conversations(relay))[0] == [await conversation(relay, conversation_id)]
 
 
+@on_each_engine
 async def test_the_list_begins_with_what_changed_last(relay: Relay) -> None:
     ids = {title: (await relay.conversation(title=title))["id"] for title in "abcd"}
     assert await titles(relay) == ["d", "c", "b", "a"]
@@ -305,6 +312,7 @@ async def test_the_list_begins_with_what_changed_last(relay: Relay) -> None:
     assert shown == sorted(set(shown), reverse=True)
 
 
+@on_each_engine
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
 async def test_page_follows_page_until_there_is_no_next_one(relay: Relay, limit: int) -> None:
     for number in range(7):
@@ -318,6 +326,7 @@ async def test_page_follows_page_until_there_is_no_next_one(relay: Relay, limit:
     assert all(len(page) == limit for page in pages[:-1]) and 1 <= len(pages[-1]) <= limit
 
 
+@on_each_engine
 async def test_a_page_has_50_entries_unless_told_and_200_at_the_most(relay: Relay) -> None:
     await asyncio.gather(*(relay.conversation() for _ in range(201)))
     for params, length in [({}, 50), ({"limit": 1}, 1), ({"limit": 200}, 200)]:
@@ -327,6 +336,7 @@ async def test_a_page_has_50_entries_unless_told_and_200_at_the_most(relay: Rela
         assert (len(rest), cursor) == (201 - length, None)
 
 
+@on_each_engine
 async def test_what_does_not_change_comes_exactly_once_while_the_rest_changes(relay: Relay) -> None:
     ids = {str(number): (await relay.conversation(title=str(number)))["id"] for number in range(12)}
     seen: list[str] = []
@@ -346,6 +356,7 @@ async def test_what_does_not_change_comes_exactly_once_while_the_rest_changes(re
     assert (await titles(relay))[:4] == ["6", "new", "5", "11"]
 
 
+@on_each_engine
 async def test_a_cursor_that_stands_at_the_end_of_what_was_deleted_gives_an_empty_page(relay: Relay) -> None:
     old = (await relay.conversation())["id"]
     await relay.conversation()
@@ -357,6 +368,7 @@ async def test_a_cursor_that_stands_at_the_end_of_what_was_deleted_gives_an_empt
 # PATCH /conversations/{id}
 
 
+@on_each_engine
 @pytest.mark.parametrize(
     "changes",
     [
@@ -377,6 +389,7 @@ async def test_a_patch_changes_what_it_names_and_moves_updated_at(relay: Relay, 
     assert await conversation(relay, before["id"]) == after
 
 
+@on_each_engine
 async def test_a_patch_works_while_a_reply_is_in_progress_and_leaves_it_alone(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -391,6 +404,7 @@ async def test_a_patch_works_while_a_reply_is_in_progress_and_leaves_it_alone(
     assert (transcript.content, transcript.last["model"]) == ("one two", "openrouter/auto")
 
 
+@on_each_engine
 async def test_updated_at_moves_with_a_message_and_with_a_reply_that_starts_or_ends(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -422,6 +436,7 @@ async def test_updated_at_moves_with_a_message_and_with_a_reply_that_starts_or_e
 # Titles
 
 
+@on_each_engine
 @pytest.mark.parametrize(
     ("content", "title"),
     [
@@ -454,6 +469,7 @@ async def test_a_title_that_was_set_stays_until_it_is_set_to_null(relay: Relay) 
     assert (await patched(relay, made["id"], title=None))["title"] is None
 
 
+@on_each_engine
 async def test_an_automatic_title_follows_the_first_question_when_it_is_edited(relay: Relay) -> None:
     made = await relay.conversation()
     question = await relay.say(made["id"], "First wording")
@@ -466,6 +482,7 @@ async def test_an_automatic_title_follows_the_first_question_when_it_is_edited(r
 # Messages
 
 
+@on_each_engine
 async def test_a_question_has_all_fields_of_a_message(relay: Relay) -> None:
     conversation_id = (await relay.conversation())["id"]
     path = f"/conversations/{conversation_id}/messages"
@@ -496,6 +513,7 @@ async def test_a_question_has_all_fields_of_a_message(relay: Relay) -> None:
     assert (await conversation(relay, conversation_id))["message_count"] == 2
 
 
+@on_each_engine
 async def test_a_reply_has_all_fields_of_a_message(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(answer("The answer.", reasoning="Some thoughts."))
     conversation_id = await relay.ask(model="test/asked")
@@ -523,6 +541,7 @@ async def test_a_reply_has_all_fields_of_a_message(upstream: ScriptedUpstream, r
     assert question["timestamp"] < reply["timestamp"]
 
 
+@on_each_engine
 async def test_a_failed_reply_says_why(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(status(404, {"error": {"code": 404, "message": "No such model"}}))
     conversation_id = await relay.ask()
@@ -533,6 +552,7 @@ async def test_a_failed_reply_says_why(upstream: ScriptedUpstream, relay: Relay)
     assert (reply["status"], reply["content"], reply["finish_reason"], reply["usage"]) == ("failed", "", None, None)
 
 
+@on_each_engine
 async def test_a_reply_in_progress_is_listed_as_far_as_it_has_come(upstream: ScriptedUpstream, relay: Relay) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one ", "two "))
@@ -548,6 +568,7 @@ async def test_a_reply_in_progress_is_listed_as_far_as_it_has_come(upstream: Scr
     assert [message["status"] for message in await relay.messages(conversation_id)] == ["complete", "complete"]
 
 
+@on_each_engine
 async def test_messages_are_listed_from_the_oldest_on(relay: Relay) -> None:
     conversation_id = (await relay.conversation())["id"]
     assert await relay.messages(conversation_id) == []
@@ -560,6 +581,7 @@ async def test_messages_are_listed_from_the_oldest_on(relay: Relay) -> None:
     assert timestamps == sorted(set(timestamps))
 
 
+@on_each_engine
 async def test_a_deleted_message_takes_every_later_one_along(relay: Relay) -> None:
     conversation_id, other = await relay.ask("one"), await relay.ask("other")
     messages = [await relay.say(conversation_id, content) for content in ("two", "three")]
@@ -572,6 +594,7 @@ async def test_a_deleted_message_takes_every_later_one_along(relay: Relay) -> No
     assert len(await relay.messages(other)) == 1
 
 
+@on_each_engine
 async def test_usage_is_what_upstream_reported(upstream: ScriptedUpstream, relay: Relay) -> None:
     usage = {"prompt_tokens": 2**70, "cost": 1e-08, "nested": {"a": {"b": 1}}, "free": True, "none": None}
     upstream.play(answer(usage=usage))
@@ -583,6 +606,7 @@ async def test_usage_is_what_upstream_reported(upstream: ScriptedUpstream, relay
 # Text
 
 
+@on_each_engine
 @pytest.mark.parametrize("text", TEXTS)
 async def test_text_comes_back_as_it_went_in(upstream: ScriptedUpstream, relay: Relay, text: str) -> None:
     upstream.play(answer(text, pieces=100, reasoning=text))

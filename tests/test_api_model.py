@@ -26,12 +26,15 @@ from hypothesis.stateful import (
 )
 
 from openrouter import Timers
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Reader
 from tests.support.relay import Relay, serving
 from tests.support.sse import Block
 from tests.support.upstream import USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire
 from tests.support.waiting import eventually
+
+pytestmark = on_each_engine
 
 ENDS = ["complete", "cited", "too long", "error", "cut off", "refused"]
 LIMITS: dict[str, int] = {

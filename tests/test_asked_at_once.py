@@ -14,6 +14,7 @@ import pytest
 
 import server
 from replies import Replies
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Reader
 from tests.support.relay import Relay, comes_behind, serving
@@ -21,6 +22,8 @@ from tests.support.sse import Block, Parser
 from tests.support.stores import GatedStore, SlowStore, some_turns
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
 from tests.support.waiting import bounded, eventually
+
+pytestmark = on_each_engine
 
 EVENTS = {"Accept": "text/event-stream"}
 PLAIN: dict[str, str] = {}

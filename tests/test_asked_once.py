@@ -6,11 +6,14 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay, serving
 from tests.support.sse import Block, Parser
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, answer, gated, status
 from tests.support.waiting import bounded
+
+pytestmark = on_each_engine
 
 EVENTS = {"Accept": "text/event-stream"}
 

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay, serving
 from tests.support.upstream import USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
@@ -49,6 +50,7 @@ def options_of(request: UpstreamRequest) -> dict[str, Any]:
 # Options
 
 
+@on_each_engine
 async def test_a_questions_options_go_over_the_conversations_name_by_name(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -73,6 +75,7 @@ async def test_only_the_last_questions_options_count(upstream: ScriptedUpstream,
     assert [options_of(request) for request in upstream.requests] == [{"seed": 1}, {}]
 
 
+@on_each_engine
 async def test_options_are_shown_as_they_were_given(relay: Relay) -> None:
     options: dict[str, Any] = {
         "z": 1.0,
@@ -88,6 +91,7 @@ async def test_options_are_shown_as_they_were_given(relay: Relay) -> None:
     assert (await relay.messages(made["id"]))[0]["options"] == options
 
 
+@on_each_engine
 async def test_a_patch_sets_the_options_as_a_whole_or_leaves_them(upstream: ScriptedUpstream, relay: Relay) -> None:
     path = f"/conversations/{(await relay.conversation(options={'seed': 1, 'top_p': 1}))['id']}"
     shown, change = [], dict[str, Any]()
@@ -168,6 +172,7 @@ async def test_every_completion_names_its_conversation_as_the_session(upstream: 
     assert [request.headers["x-session-id"] for request in upstream.requests] == ["c-1", "c-1"]
 
 
+@on_each_engine
 @pytest.mark.parametrize(
     ("first", "again", "code"),
     [
@@ -191,6 +196,7 @@ async def test_a_question_is_the_same_only_with_the_same_options(
     assert len(await relay.messages(made["id"])) == 1
 
 
+@on_each_engine
 async def test_options_and_sources_take_room_in_the_store(upstream: ScriptedUpstream) -> None:
     async with serving(upstream, max_store_bytes=1_000) as relay:
         made = await relay.conversation(options={"a": "x" * 600})
@@ -205,6 +211,7 @@ async def test_options_and_sources_take_room_in_the_store(upstream: ScriptedUpst
 # What comes back
 
 
+@on_each_engine
 async def test_who_answered_is_in_the_last_event_and_in_the_message(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = await relay.ask()
     last = (await relay.read(conversation_id)).last
@@ -219,6 +226,7 @@ async def test_who_answered_is_in_the_last_event_and_in_the_message(upstream: Sc
     )
 
 
+@on_each_engine
 async def test_sources_are_in_the_last_event_of_every_reader_and_in_the_message(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -230,6 +238,7 @@ async def test_sources_are_in_the_last_event_of_every_reader_and_in_the_message(
     assert (await relay.messages(conversation_id))[1]["annotations"] == [KEPT]
 
 
+@on_each_engine
 async def test_a_reply_that_breaks_off_keeps_what_was_told(upstream: ScriptedUpstream, relay: Relay) -> None:
     async def script(_: UpstreamRequest, wire: Wire) -> None:
         await wire.event(wire.chunk({"content": "See ", "annotations": [{"type": "url_citation", **CITED}]}))
@@ -249,6 +258,7 @@ async def test_a_reply_that_breaks_off_keeps_what_was_told(upstream: ScriptedUps
     assert (await relay.client.get(f"/conversations/{conversation_id}")).json()["cost"] == USAGE["cost"]
 
 
+@on_each_engine
 async def test_a_reply_that_is_stopped_keeps_what_was_told(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(gated(gate := Gate(), "one ", "never sent"))
     conversation_id = await relay.ask()
@@ -265,6 +275,7 @@ async def cost(relay: Relay, conversation_id: str) -> float | None:
     return told
 
 
+@on_each_engine
 async def test_the_cost_is_the_sum_of_all_replies_deleted_ones_included(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -293,6 +304,7 @@ async def test_a_cost_that_is_no_number_adds_nothing(upstream: ScriptedUpstream,
     assert await cost(relay, conversation_id) == 1
 
 
+@on_each_engine
 async def test_a_reply_that_fails_twice_costs_twice(upstream: ScriptedUpstream, relay: Relay) -> None:
     async def failing(_: UpstreamRequest, wire: Wire) -> None:
         await wire.delta("one")
@@ -324,6 +336,7 @@ async def test_the_last_event_is_no_longer_than_a_line_may_be(upstream: Scripted
     assert all(line.isascii() for line in lines)
 
 
+@on_each_engine
 async def test_a_long_list_of_sources_is_sent_in_pieces(upstream: ScriptedUpstream, relay: Relay) -> None:
     """Others are served between two messages."""
 

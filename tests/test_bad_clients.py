@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from api import requests
 from serving import connections
+from tests.support.engines import on_each_engine
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, client, serving
 from tests.support.sockets import Leftovers, address, connected, exchange, request, resident
@@ -101,6 +102,7 @@ async def other(relay: Relay) -> AsyncIterator[Relay]:
 # Frozen readers
 
 
+@on_each_engine
 async def test_frozen_readers_slow_nobody_hold_no_copies_and_are_dropped(
     upstream: ScriptedUpstream, hurried: Relay
 ) -> None:
@@ -129,6 +131,7 @@ async def test_a_frozen_reader_of_a_reply_in_progress_is_dropped_and_the_reply_g
         assert (await hurried.read(conversation_id)).content == LONG[:-7] + "the end"
 
 
+@on_each_engine
 @pytest.mark.parametrize("path", ["/models", "/conversations/{}/messages"])
 async def test_a_client_that_does_not_read_a_long_response_is_dropped(
     upstream: ScriptedUpstream, hurried: Relay, path: str
@@ -185,6 +188,7 @@ async def test_a_thousand_readers_that_open_and_drop_leave_nothing_and_one_reply
     assert len(upstream.requests) - asked == 1
 
 
+@on_each_engine
 async def test_a_reply_that_nobody_waits_for_is_finished(upstream: ScriptedUpstream, ready: Relay) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one"))

@@ -14,6 +14,7 @@ from api import problems, requests
 from openrouter import Timers
 from store import Store
 from tests.support.contract import check_response
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.process import process
 from tests.support.relay import Relay, serving
@@ -156,6 +157,7 @@ async def test_a_last_event_id_of_another_form_is_a_400(upstream: ScriptedUpstre
     assert not upstream.requests
 
 
+@on_each_engine
 async def test_a_last_event_id_with_more_characters_than_there_are_is_a_400(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -239,6 +241,7 @@ async def test_a_path_that_does_not_exist_is_a_404(relay: Relay) -> None:
             assert "location" not in response.headers
 
 
+@on_each_engine
 @pytest.mark.parametrize("id", [NOWHERE, "1", "undefined", "%00", "..%2f..", "x" * 5000, "%F0%9F%91%8B", "*"])
 async def test_a_conversation_that_does_not_exist_is_a_404(upstream: ScriptedUpstream, relay: Relay, id: str) -> None:
     await relay.ask()
@@ -268,6 +271,7 @@ async def test_an_id_is_not_found_in_another_spelling(relay: Relay) -> None:
         assert_problem(await relay.client.get(f"/conversations/{spelling}"), 404)
 
 
+@on_each_engine
 async def test_a_message_that_does_not_exist_is_a_404(relay: Relay) -> None:
     conversation_id, other = await relay.ask(), await relay.ask()
     [of_another] = await relay.messages(other)
@@ -296,6 +300,7 @@ async def test_a_method_that_a_path_does_not_have_is_a_405_with_all_it_has(relay
 # 409
 
 
+@on_each_engine
 async def test_a_message_while_a_reply_is_in_progress_is_a_409(upstream: ScriptedUpstream, relay: Relay) -> None:
     gate = Gate()
     upstream.play(gated(gate, "Hello"))
@@ -309,12 +314,14 @@ async def test_a_message_while_a_reply_is_in_progress_is_a_409(upstream: Scripte
     assert (await say(relay, conversation_id, "Patient")).status_code == 201
 
 
+@on_each_engine
 async def test_a_stream_where_nothing_was_asked_is_a_409(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = (await relay.conversation())["id"]
     assert_problem(await asked(relay, conversation_id), 409, "empty")
     assert not upstream.requests
 
 
+@on_each_engine
 async def test_a_stream_where_the_reply_is_complete_is_a_409(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = await relay.ask()
     await relay.read(conversation_id)
@@ -323,6 +330,7 @@ async def test_a_stream_where_the_reply_is_complete_is_a_409(upstream: ScriptedU
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_a_stream_where_the_reply_was_stopped_is_a_409(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(gated(Gate(), "never sent"))
     conversation_id = await relay.ask()
@@ -629,6 +637,7 @@ async def test_a_models_list_that_does_not_come_is_a_504(upstream: ScriptedUpstr
 # 503: too many replies
 
 
+@on_each_engine
 async def test_a_reply_too_many_is_a_503_that_says_when_to_come_back(upstream: ScriptedUpstream) -> None:
     gate = Gate()
     upstream.play(gated(gate, "Hello"))
@@ -655,6 +664,7 @@ async def ask_at_once(relay: Relay, conversation_id: str) -> httpx.Response:
         return response
 
 
+@on_each_engine
 async def test_a_question_that_wants_its_reply_at_once_is_not_kept_where_there_is_no_room_for_one(
     upstream: ScriptedUpstream,
 ) -> None:
@@ -687,6 +697,7 @@ async def test_joining_and_resuming_are_not_counted_as_replies(upstream: Scripte
     assert contents == ["one two"] * 3
 
 
+@on_each_engine
 async def test_too_many_replies_hide_no_other_answer(upstream: ScriptedUpstream) -> None:
     """The table of the stream: 404 and 409 do not depend on what other conversations do."""
     gate = Gate()
@@ -708,6 +719,7 @@ async def test_too_many_replies_hide_no_other_answer(upstream: ScriptedUpstream)
 # 507
 
 
+@on_each_engine
 async def test_a_conversation_too_many_is_a_507_until_one_is_deleted(upstream: ScriptedUpstream) -> None:
     async with checked(upstream, max_conversations=2) as relay:
         first, _ = await relay.conversation(), await relay.conversation()
@@ -717,6 +729,7 @@ async def test_a_conversation_too_many_is_a_507_until_one_is_deleted(upstream: S
         await relay.conversation()
 
 
+@on_each_engine
 async def test_a_message_too_many_is_a_507_until_one_is_deleted(upstream: ScriptedUpstream) -> None:
     async with checked(upstream, max_messages=3) as relay:
         conversation_id = await relay.ask("one")
@@ -731,6 +744,7 @@ async def test_a_message_too_many_is_a_507_until_one_is_deleted(upstream: Script
         assert len(await relay.messages(conversation_id)) == 3
 
 
+@on_each_engine
 async def test_a_failed_reply_is_replaced_where_there_is_no_room_for_another_message(
     upstream: ScriptedUpstream,
 ) -> None:
@@ -741,6 +755,7 @@ async def test_a_failed_reply_is_replaced_where_there_is_no_room_for_another_mes
         assert (await relay.read(conversation_id)).last["done"] is True
 
 
+@on_each_engine
 async def test_text_that_the_store_has_no_room_for_is_a_507_until_something_is_deleted(
     upstream: ScriptedUpstream,
 ) -> None:
@@ -764,6 +779,7 @@ async def test_text_that_the_store_has_no_room_for_is_a_507_until_something_is_d
         assert (await relay.client.patch(f"/conversations/{kept['id']}", json={"title": "t"})).status_code == 200
 
 
+@on_each_engine
 async def test_what_is_deleted_is_given_back_to_the_byte(upstream: ScriptedUpstream) -> None:
     upstream.play(answer("y" * 30, reasoning="r" * 10))
     async with checked(upstream, max_store_bytes=100) as relay:
@@ -778,6 +794,7 @@ async def test_what_is_deleted_is_given_back_to_the_byte(upstream: ScriptedUpstr
             await relay.client.delete(f"/conversations/{made['id']}")
 
 
+@on_each_engine
 async def test_a_reply_that_fills_the_store_fails_with_507_and_keeps_its_text(upstream: ScriptedUpstream) -> None:
     upstream.play(gated(gate := Gate(), "x" * 50, "y" * 49))
     gate.open()
@@ -796,6 +813,7 @@ async def test_a_reply_that_fills_the_store_fails_with_507_and_keeps_its_text(up
         assert (await relay.read(conversation_id, transcript.ids[0])).content == kept
 
 
+@on_each_engine
 async def test_a_failed_reply_that_filled_the_store_is_replaced_all_the_same(upstream: ScriptedUpstream) -> None:
     """A stream on a failed reply replaces it: the room that it takes is free for the next one."""
     upstream.queue(gated(gate := Gate(), "x" * 98, "y"))

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,11 +13,13 @@ import store
 from result import Finish, Stopped
 from settings import Settings
 from store import Conversation, Question, Store
-from tests.support.engines import engine, new_store_url
+from tests.support.engines import new_store_url
 from tests.support.relay import Relay, serving
 from tests.support.stores import begin
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.engines("memory", "sqlite")  # the server has a clock of its own
 
 HOUR = 3600
 
@@ -39,12 +41,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "time_ns", lambda: clock.now)
     return clock
-
-
-@pytest.fixture(params=["memory", "sqlite"], autouse=True)
-def _each_engine(request: pytest.FixtureRequest) -> Iterator[None]:
-    with engine(request.param):
-        yield
 
 
 @asynccontextmanager

@@ -16,6 +16,8 @@ from tests.support.stores import ask
 from tests.support.upstream import Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
 
+pytestmark = pytest.mark.engines("valkey")
+
 STOPPED, COMPLETE = Stopped(), Finish("stop")
 
 

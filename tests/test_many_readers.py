@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Transcript
 from tests.support.relay import Relay, comes_behind, serving
@@ -15,6 +16,8 @@ from tests.support.sse import Parser
 from tests.support.stores import GatedStore, some_turns
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
 from tests.support.waiting import bounded, eventually
+
+pytestmark = on_each_engine
 
 TEXT = "".join(f"{number} é👋\u2028\n" for number in range(300))
 

@@ -13,6 +13,7 @@ from openrouter import Timers
 from result import NO_REPORT, Failure, Outcome, Report
 from serving.metrics import MAX_MODELS, Metrics
 from settings import VERSION
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay, serving
 from tests.support.upstream import USAGE as REPORTED
@@ -160,6 +161,7 @@ async def scraped(relay: Relay, **headers: str) -> dict[str, dict[tuple[str, ...
     return samples(response.text)
 
 
+@on_each_engine
 async def test_the_gauges_are_those_of_the_service(upstream: ScriptedUpstream) -> None:
     upstream.play(gated(gate := Gate(), "Hello"))
     async with serving(upstream, max_store_bytes=5_000) as relay:
@@ -211,6 +213,7 @@ async def test_without_a_models_list_only_the_model_of_the_settings_has_a_name(
     assert (await scraped(relay))["replies_total"] == {("other", "complete"): 1}
 
 
+@on_each_engine
 async def test_stopped_and_deleted_replies_are_counted_as_stopped(upstream: ScriptedUpstream, relay: Relay) -> None:
     for path in ("/stream", ""):
         upstream.play(gated(Gate(), "never sent"))

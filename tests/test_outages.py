@@ -21,6 +21,8 @@ from tests.support.servers import KEEPS_ALL, Server, server
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, gated
 from tests.support.waiting import bounded, eventually
 
+pytestmark = pytest.mark.engines("valkey")
+
 GONE = 15.0  # seconds within which the replies of a relay that died have ended
 
 

@@ -21,6 +21,8 @@ from tests.support.servers import KEEPS_ALL, Server, server
 from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.engines("valkey")
+
 WORDS = 60
 RELAYS = 3
 

@@ -19,6 +19,8 @@ from tests.support.stores import ask
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
 from tests.support.waiting import bounded, eventually
 
+pytestmark = pytest.mark.engines("valkey")
+
 TEXT = "".join(f"{number} é😀\n" for number in range(200))
 
 

@@ -21,6 +21,8 @@ from tests.support.servers import Server, free_port, server
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
 
+pytestmark = pytest.mark.engines("valkey")
+
 DEPLOYMENT = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
 PASSWORD = "s3cret-wörd"
 
@@ -235,7 +237,7 @@ async def test_another_database_is_another_store(shared: Server, upstream: Scrip
         assert (await relay.health())["conversations"] == 0
 
 
-@pytest.mark.not_on(server="valkey")  # PyPI's build has no TLS
+@pytest.mark.not_on("valkey")  # PyPI's build has no TLS
 async def test_tls_takes_a_certificate_of_that_name_alone(
     name: str, upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +251,7 @@ async def test_tls_takes_a_certificate_of_that_name_alone(
             assert "certificate" in await refusal(f"rediss:{url}")
 
 
-@pytest.mark.not_on(server="valkey")  # PyPI's build has no TLS
+@pytest.mark.not_on("valkey")  # PyPI's build has no TLS
 async def test_tls_is_spoken_with_sentinels_too(name: str, upstream: ScriptedUpstream, tmp_path: Path) -> None:
     certify(tmp_path, "localhost", "127.0.0.1")
     with relaying_tls(name, tmp_path) as port:

@@ -17,6 +17,7 @@ import httpx
 import pytest
 from sse_starlette.sse import AppStatus
 
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.process import RelayProcess, process
 from tests.support.readers import Transcript
@@ -126,6 +127,7 @@ async def lagging(relay: Relay, path: str, last_id: str) -> AsyncIterator[asynci
 # Within the grace
 
 
+@on_each_engine
 @either_signal
 async def test_replies_finish_within_the_grace_with_their_readers_attached(
     upstream: ScriptedUpstream, leave: Callable[[RelayProcess], None]
@@ -175,6 +177,7 @@ async def test_new_questions_are_refused_while_it_drains_and_the_rest_goes_on(up
         await exited_cleanly(relay, since, HURRY)
 
 
+@on_each_engine
 async def test_a_reply_without_readers_is_finished_too(upstream: ScriptedUpstream) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one"))
@@ -191,6 +194,7 @@ async def test_a_reply_without_readers_is_finished_too(upstream: ScriptedUpstrea
 # At its end
 
 
+@on_each_engine
 @either_signal
 async def test_what_is_left_at_the_end_of_the_grace_fails_with_an_error_that_says_so(
     upstream: ScriptedUpstream, leave: Callable[[RelayProcess], None]
@@ -243,6 +247,7 @@ async def test_clients_that_read_nothing_or_send_nothing_hold_nobody_up(upstream
 # At once
 
 
+@on_each_engine
 @either_signal
 async def test_it_exits_at_once_when_nothing_is_in_progress(
     upstream: ScriptedUpstream, leave: Callable[[RelayProcess], None]
@@ -265,6 +270,7 @@ async def test_it_exits_at_once_though_connections_are_open_that_ask_for_nothing
         await exited_cleanly(relay, since, HURRY)
 
 
+@on_each_engine
 @either_signal
 async def test_it_exits_at_once_at_a_second_signal_and_readers_are_told(
     upstream: ScriptedUpstream, leave: Callable[[RelayProcess], None]
@@ -302,6 +308,7 @@ async def test_a_server_that_was_stopped_before_in_this_process_ends_no_stream(u
         assert (await relay.read(await relay.ask())).last["status"] == "complete"
 
 
+@on_each_engine
 async def test_a_signal_during_the_start_ends_it_in_good_order(upstream: ScriptedUpstream) -> None:
     async with process("python", "server.py", env={"OPENROUTER_API_KEY": "key"}, listening=False) as relay:
         await eventually(lambda: catches_sigterm(relay.pid))
@@ -364,6 +371,7 @@ async def test_who_waits_for_the_models_list_is_told_to_come_back(upstream: Scri
         assert await relay.exit() == 0
 
 
+@on_each_engine
 async def test_uvicorn_alone_cuts_readers_off_but_finishes_their_replies(upstream: ScriptedUpstream) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one", "two"))

@@ -7,11 +7,14 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Transcript
 from tests.support.relay import Relay
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
 from tests.support.waiting import bounded, eventually
+
+pytestmark = on_each_engine
 
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 

@@ -31,9 +31,11 @@ from store import (
     StoreFull,
 )
 from stores.records import byte_size
-from tests.support.engines import new_store_url
+from tests.support.engines import new_store_url, on_each_engine
 from tests.support.stores import ask, begin
 from tests.support.upstream import USAGE
+
+pytestmark = on_each_engine
 
 FINISHED, FAILED = Finish(), Failure(502, "Broken", retryable=True)
 NOWHERE = "00000000-0000-4000-8000-000000000000"
@@ -219,7 +221,7 @@ async def test_an_empty_conversation_without_a_title_has_none(store: Store) -> N
 # Times, order and cursors
 
 
-@pytest.mark.not_on(store="valkey")  # whose clock is the server's
+@pytest.mark.engines("memory", "sqlite")  # whose clock is the server's
 @pytest.mark.parametrize("step", [0, -1_000_000, 1], ids=["stands still", "runs backwards", "runs slowly"])
 async def test_times_grow_strictly_whatever_the_clock_does(
     store: Store, monkeypatch: pytest.MonkeyPatch, step: int
@@ -630,7 +632,7 @@ async def empty_conversation(store: Store, _: str) -> None:
     await store.create_conversation()
 
 
-@pytest.mark.not_on(store="valkey")  # which keeps them elsewhere
+@pytest.mark.engines("memory", "sqlite")  # which keeps them elsewhere
 @pytest.mark.parametrize("step", [small_question, small_answer, small_failure, empty_conversation])
 async def test_many_small_things_are_counted_as_what_they_keep(
     step: Callable[[Store, str], Awaitable[None]], caplog: pytest.LogCaptureFixture

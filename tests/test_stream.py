@@ -9,63 +9,28 @@ from typing import Any
 import pytest
 
 from api import events
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Reader, Transcript
 from tests.support.relay import Relay, serving
+from tests.support.scripts import Script, Step, body, breaking, fails, finishes, hanging, says, steps, thinks, waits
 from tests.support.sockets import connected, request, resident
 from tests.support.sse import Block
-from tests.support.upstream import (
-    ANSWER,
-    USAGE,
-    Gate,
-    Script,
-    ScriptedUpstream,
-    UpstreamRequest,
-    Wire,
-    answer,
-    gated,
-    status,
-)
+from tests.support.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, Wire, answer, gated, status
 from tests.support.waiting import bounded, eventually
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 WHO_AND_WHENCE = {"served_model", "provider", "annotations"}
 
 
+def marked(piece: str) -> Step:
+    """A delta; one that begins with `?` is of reasoning."""
+    return thinks(piece[1:]) if piece.startswith("?") else says(piece)
+
+
 def interleaved(*pieces: str) -> Script:
-    """A good stream; pieces that begin with `?` are reasoning."""
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        for piece in pieces:
-            await (wire.reasoning(piece[1:]) if piece.startswith("?") else wire.delta(piece))
-        await wire.finish()
-        await wire.done()
-
-    return script
-
-
-def breaking(*pieces: str, code: int = 502) -> Script:
-    """A stream with an error after these pieces."""
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        for piece in pieces:
-            await wire.delta(piece)
-        await wire.error(code, "Provider disconnected")
-        await wire.end()
-
-    return script
-
-
-def hanging(*pieces: str) -> Script:
-    """A stream that says nothing more after these pieces."""
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.head()
-        for piece in pieces:
-            await wire.delta(piece)
-        await wire.hang()
-
-    return script
+    """A good stream of these pieces."""
+    return steps(*map(marked, pieces), finishes, Wire.done)
 
 
 def runs(blocks: list[Block]) -> list[tuple[str, str]]:
@@ -94,6 +59,7 @@ async def stop(relay: Relay, conversation_id: str) -> None:
 # Events
 
 
+@on_each_engine
 async def test_a_stream_is_start_then_text_then_done(upstream: ScriptedUpstream, relay: Relay) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one ", "twö"))
@@ -146,12 +112,7 @@ async def test_the_plainest_client_gets_the_answer(upstream: ScriptedUpstream, r
 
 async def test_start_comes_at_once_before_upstream_has_answered(upstream: ScriptedUpstream, relay: Relay) -> None:
     gate = Gate()
-
-    async def script(request: UpstreamRequest, wire: Wire) -> None:
-        await gate.passage()
-        await answer("Late")(request, wire)
-
-    upstream.play(script)
+    upstream.play(steps(waits(gate), says("Late"), finishes, Wire.done))
     async with relay.stream(await relay.ask()) as reader:
         start = await reader.next()
         assert (start.event, start.retry, start.id) == ("start", 1000, f"{start.json['message_id']}:0")
@@ -186,6 +147,7 @@ async def test_json_in_events_is_ascii(upstream: ScriptedUpstream, relay: Relay)
     assert b"\\u2028" in transcript.blocks[1].raw and b"\\ud83d\\udc4b" in transcript.blocks[1].raw
 
 
+@on_each_engine
 async def test_a_failure_is_the_last_event_and_keeps_the_text(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(breaking("Half an ans", code=503))
     conversation_id = await relay.ask()
@@ -231,6 +193,7 @@ async def test_the_response_has_the_headers_that_streams_need(upstream: Scripted
 # Without Last-Event-ID
 
 
+@on_each_engine
 async def test_a_reader_that_joins_late_gets_the_reply_from_its_beginning(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -249,6 +212,7 @@ async def test_a_reader_that_joins_late_gets_the_reply_from_its_beginning(
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_a_failed_reply_is_replaced_by_the_next_stream(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.queue(breaking("Half"), status(400))
     conversation_id = await relay.ask()
@@ -263,6 +227,7 @@ async def test_a_failed_reply_is_replaced_by_the_next_stream(upstream: ScriptedU
     ] * 3
 
 
+@on_each_engine
 async def test_a_question_may_follow_a_failed_reply(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.queue(breaking("Half"))
     conversation_id = await relay.ask("one")
@@ -288,6 +253,7 @@ async def test_the_second_stream_of_an_answered_question_starts_nothing(
 # With Last-Event-ID
 
 
+@on_each_engine
 @pytest.mark.parametrize("place", ["header", "query"])
 @pytest.mark.parametrize("end", ["done", "error"])
 async def test_a_reader_gets_exactly_the_rest_from_every_event_on(
@@ -295,15 +261,8 @@ async def test_a_reader_gets_exactly_the_rest_from_every_event_on(
 ) -> None:
     pieces = ["Grüße ", "?thinking\n", "?more", " 👋🏽", "e", "\u0301 ", "?last", "end\r\n"]
     gate = Gate()
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        for piece in pieces:
-            await gate.passage()
-            await (wire.reasoning(piece[1:]) if piece.startswith("?") else wire.delta(piece))
-        await (wire.finish() if end == "done" else wire.error(502, "No more"))
-        await wire.end()
-
-    upstream.play(script)
+    gated_pieces = (step for piece in pieces for step in (waits(gate), marked(piece)))
+    upstream.play(steps(*gated_pieces, finishes if end == "done" else fails(), Wire.end))
     conversation_id = await relay.ask()
     async with relay.stream(conversation_id) as reader:
         for _ in pieces:
@@ -321,6 +280,7 @@ async def test_a_reader_gets_exactly_the_rest_from_every_event_on(
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_readers_resume_at_every_event_while_the_reply_goes_on(upstream: ScriptedUpstream, relay: Relay) -> None:
     gate = Gate()
     pieces = ["one ", "two ", "three ", "four"]
@@ -348,6 +308,7 @@ async def test_readers_resume_at_every_event_while_the_reply_goes_on(upstream: S
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_a_client_that_reconnects_after_every_event_gets_everything_once(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -369,6 +330,7 @@ async def test_a_client_that_reconnects_after_every_event_gets_everything_once(
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_a_client_that_drops_after_start_comes_back_to_the_same_reply(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -384,6 +346,7 @@ async def test_a_client_that_drops_after_start_comes_back_to_the_same_reply(
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_order_is_kept_after_a_resume_inside_of_interleaved_reasoning(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -406,6 +369,7 @@ def after(whole: list[tuple[str, str]], position: int) -> Iterator[tuple[str, st
         position = max(0, position - len(text))
 
 
+@on_each_engine
 async def test_resuming_a_failed_reply_starts_no_other_one(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(breaking("Half"))
     conversation_id = await relay.ask()
@@ -434,6 +398,7 @@ async def test_the_header_wins_over_the_query_and_an_empty_one_counts_as_none(
     assert (await relay.read(conversation_id, start, {"last_event_id": ""})).content == "abc"
 
 
+@on_each_engine
 async def test_a_reader_that_has_had_the_last_event_gets_204(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = await relay.ask()
     last_id = (await relay.read(conversation_id)).last_id
@@ -446,6 +411,7 @@ async def test_a_reader_that_has_had_the_last_event_gets_204(upstream: ScriptedU
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_a_message_that_is_no_reply_of_the_conversation_gets_204(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -459,6 +425,7 @@ async def test_a_message_that_is_no_reply_of_the_conversation_gets_204(
     assert [message["role"] for message in await relay.messages(conversation_id)] == ["user"]
 
 
+@on_each_engine
 async def test_a_reply_that_was_deleted_or_replaced_gets_204(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.queue(breaking("Half"))
     conversation_id = await relay.ask()
@@ -479,6 +446,7 @@ async def test_a_resume_in_a_conversation_that_is_gone_is_a_404(relay: Relay) ->
             assert_problem(reader.response, 404)
 
 
+@on_each_engine
 async def test_an_old_reply_can_be_resumed_after_newer_ones(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.queue(answer("first", pieces=1), answer("second", pieces=1))
     conversation_id = await relay.ask()
@@ -553,6 +521,7 @@ async def test_who_joins_a_reply_does_not_change_its_model(upstream: ScriptedUps
     assert [request.body["model"] for request in upstream.requests] == ["test/one"]
 
 
+@on_each_engine
 async def test_upstream_gets_the_system_prompt_and_every_message_that_has_content(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -638,22 +607,19 @@ async def test_no_line_of_a_late_reader_is_longer_than_some_clients_take(
     assert max(len(line) for block in transcript.blocks for line in block.raw.splitlines()) <= 60_000
 
 
+@on_each_engine
 async def test_text_that_comes_at_full_speed_is_merged_into_few_events(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
     pieces = [f"{number} é👋 " for number in range(5000)]
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.send(b"".join(b"data: " + json.dumps(wire.chunk({"content": p})).encode() + b"\n\n" for p in pieces))
-        await wire.finish()
-        await wire.done()
-
-    upstream.play(script)
+    chunks = (json.dumps({"choices": [{"delta": {"content": piece}}]}).encode() for piece in pieces)
+    upstream.play(steps(body(b"".join(b"data: %b\n\n" % chunk for chunk in chunks)), finishes, Wire.done))
     transcript = await relay.read(await relay.ask())
     assert transcript.content == "".join(pieces)
     assert len(transcript.blocks) < len(pieces) / 20
 
 
+@on_each_engine
 async def test_a_surrogate_pair_that_is_split_over_two_deltas_arrives_whole(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -673,16 +639,10 @@ async def test_a_surrogate_pair_that_is_split_over_two_deltas_arrives_whole(
         assert before + (await relay.read(conversation_id, id)).content == transcript.content
 
 
+@on_each_engine
 @pytest.mark.parametrize("reasoning", ["", "1234"])
 async def test_a_reply_past_its_limit_fails_and_keeps_what_fits(upstream: ScriptedUpstream, reasoning: str) -> None:
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        if reasoning:
-            await wire.reasoning(reasoning)
-        for piece in ("567", "890ab", "cdef"):
-            await wire.delta(piece)
-        await wire.hang()
-
-    upstream.play(script)
+    upstream.play(steps(thinks(reasoning), says("567", "890ab", "cdef"), Wire.hang))
     async with serving(upstream, max_reply_chars=8 + len(reasoning)) as relay:
         conversation_id = await relay.ask()
         transcript = await relay.read(conversation_id)
@@ -701,6 +661,7 @@ async def test_a_reply_as_long_as_its_limit_is_complete(upstream: ScriptedUpstre
     assert (transcript.content, transcript.last["status"]) == ("👋" * 6, "complete")
 
 
+@on_each_engine
 async def test_a_reply_that_takes_too_long_fails_and_keeps_its_text(upstream: ScriptedUpstream) -> None:
     upstream.play(hanging("some"))
     async with serving(upstream, reply_timeout=0.5) as relay:
@@ -728,6 +689,7 @@ async def test_without_a_key_a_reply_fails_and_names_the_variable(upstream: Scri
 # Readers that leave
 
 
+@on_each_engine
 async def test_a_reply_goes_on_when_its_reader_is_gone_for_good(upstream: ScriptedUpstream, relay: Relay) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one ", "two"))
@@ -743,6 +705,7 @@ async def test_a_reply_goes_on_when_its_reader_is_gone_for_good(upstream: Script
         assert_problem(reader.response, 409)
 
 
+@on_each_engine
 async def test_a_reply_goes_on_though_nobody_ever_read_it(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = await relay.ask()
     host, port = relay.url.removeprefix("http://").split(":")
@@ -759,6 +722,7 @@ async def test_a_reply_goes_on_though_nobody_ever_read_it(upstream: ScriptedUpst
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_a_long_conversation_is_listed_and_sent_like_a_short_one(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -777,6 +741,7 @@ async def test_a_long_conversation_is_listed_and_sent_like_a_short_one(
     assert [{"role": m["role"], "content": m["content"]} for m in messages] == sent[1:]
 
 
+@on_each_engine
 async def test_a_client_that_does_not_read_a_long_list_holds_only_a_part_of_it(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -867,6 +832,7 @@ async def question_at_once(relay: Relay, conversation_id: str, content: str = "H
         return await Reader(response).whole()
 
 
+@on_each_engine
 async def test_a_question_that_accepts_an_event_stream_is_answered_by_its_reply(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -898,6 +864,7 @@ async def test_a_reply_to_a_question_at_once_is_joined_resumed_and_stopped_like_
     assert len(upstream.requests) == 1
 
 
+@on_each_engine
 async def test_a_reader_that_drops_a_question_at_once_comes_back_to_its_reply(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:

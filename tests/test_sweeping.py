@@ -13,6 +13,8 @@ from tests.support.servers import Server, server
 from tests.support.stores import ask
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.engines("valkey")
+
 LEASE = 2.0
 
 

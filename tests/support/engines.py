@@ -1,40 +1,37 @@
-"""The engine that tests run on, as `--store` names it: each service and each store has conversations of its own."""
+"""The engine that a test runs on: each service and each store has conversations of its own there."""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
-from tests.support.servers import server
+import pytest
 
 ENGINES = ("memory", "sqlite", "valkey")
 
-_places: list[str] = []  # what new URLs begin with, the innermost last
+on_each_engine = pytest.mark.engines(*ENGINES)
+"""The mark of a test, or of a file, whose outcome an engine decides. Without it a test runs on `memory` alone."""
+
+_places: list[tuple[str, str]] = [("memory", "")]  # engines, and what their new URLs look like; the innermost is last
+
+
+def engine_name() -> str:
+    """The engine of new services and stores."""
+    return _places[-1][0]
 
 
 def new_store_url() -> str:
     """A `STORE_URL` that nobody else has."""
-    return _places[-1].format(uuid4()) if _places else ""
+    return _places[-1][1].format(uuid4())
 
 
 @contextmanager
-def engine(name: str, program: str = "redis") -> Iterator[None]:
-    """New URLs are of this engine's kind, and of this server where it needs one."""
-    with _place(name, program) as place:
-        _places.append(place)
+def engine(name: str, server_url: str = "") -> Iterator[None]:
+    """Give new services and stores this engine; `valkey` is that of the server."""
+    with tempfile.TemporaryDirectory() as folder:
+        urls = {"memory": "", "sqlite": f"sqlite:///{folder}/{{}}.db", "valkey": f"{server_url}?prefix={{}}"}
+        _places.append((name, urls[name]))
         try:
             yield
         finally:
             _places.pop()
-
-
-@contextmanager
-def _place(name: str, program: str) -> Iterator[str]:
-    if name == "memory":
-        yield ""
-    elif name == "sqlite":
-        with tempfile.TemporaryDirectory() as folder:
-            yield f"sqlite:///{folder}/{{}}.db"
-    else:
-        with server(program) as running:
-            yield f"{running.url}?prefix={{}}"

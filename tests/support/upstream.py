@@ -7,69 +7,18 @@ connection is closed. What a script raises is raised again when the upstream is 
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.scripts import ANSWER, Script, answer, cut, gated, status
 from tests.support.upstream_wire import USAGE, UpstreamRequest, Wire, read_request
 from tests.support.waiting import Gate, eventually
 
 __all__ = ["ANSWER", "MODELS", "USAGE", "Gate", "Script", "ScriptedUpstream", "UpstreamRequest", "Wire"]
 __all__ += ["answer", "cut", "gated", "status"]
 
-Script = Callable[[UpstreamRequest, Wire], Awaitable[None]]
-
-ANSWER = "Hello from upstream."
-"""What an upstream says that nobody told what to say."""
-
 MODELS: list[dict[str, Any]] = [{"id": "test/one", "name": "One"}, {"id": "test/two", "name": "Two"}]
-
-
-def answer(text: str = ANSWER, pieces: int = 3, reasoning: str = "", usage: dict[str, Any] | None = USAGE) -> Script:
-    """A good stream: `reasoning` and then `text`, each in about `pieces` deltas, the finish, `[DONE]`."""
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.head()
-        for piece in cut(reasoning, pieces):
-            await wire.reasoning(piece)
-        for piece in cut(text, pieces):
-            await wire.delta(piece)
-        await wire.finish(usage=usage)
-        await wire.done()
-
-    return script
-
-
-def gated(gate: Gate, *pieces: str) -> Script:
-    """The head at once, then each piece, and last the finish, only when the gate lets it pass: n + 1 passages."""
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.head()
-        for piece in pieces:
-            await gate.passage()
-            await wire.delta(piece)
-        await gate.passage()
-        await wire.finish()
-        await wire.done()
-
-    return script
-
-
-def status(code: int, body: object = None, headers: Mapping[str, str] | None = None) -> Script:
-    """A refusal instead of a stream: `body` as JSON (else OpenRouter's error), strings and bytes as they are."""
-    refusal = {"error": {"code": code, "message": f"Refused with {code}", "metadata": None}, "user_id": "user_secret"}
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.respond(code, refusal if body is None else body, headers)
-
-    return script
-
-
-def cut(text: str, pieces: int) -> list[str]:
-    """`text` in at most `pieces` parts of the same length, the last one shorter; no part is empty."""
-    size = max(1, -(-len(text) // pieces))
-    return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 class ScriptedUpstream:
