@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from logs import outline
 from result import NO_REPORT, Ending, Failure, Report
 from settings import Settings, SettingsError
+from steps import Steps
 from stores.engine import Engine, Slices
 from stores.memory import Memory
 from stores.records import (
@@ -37,7 +38,7 @@ from stores.records import (
     ended,
 )
 from stores.reply import OwnReply, Reply, over
-from stores.rules import Rules
+from stores.rules import Rules, imported
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
 
@@ -87,6 +88,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine = engine_for(settings)
+        self._steps = Steps()
         self._is_open = False
         self._tasks: list[asyncio.Task[None]] = []
         self._left: dict[str, tuple[Ending, Report]] = {}  # of replies whose end couldn't be told
@@ -134,10 +136,13 @@ class Store:
 
     async def create_conversation(self, **fields: Unpack[NewConversation]) -> Conversation:
         """A new conversation. Raises `Repeated`, `StoreFull`."""
+        history: list[Message] = []
+        if turns := fields.pop("messages", None):
+            history = [turn async for turn in self._steps.over(imported(turns, self._engine.clock.now()))]
         for _ in range(ROUNDS):
             if (id := fields.get("id")) and (snapshot := await self._engine.snapshot(id, whole=False)):
                 raise Repeated(snapshot.conversation)
-            if change := await self._engine.commit(self._rules().create(**fields)):
+            if change := await self._engine.commit(self._rules().create(history, **fields)):
                 conversation = _conversation(change)
                 logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
                 return conversation
@@ -175,7 +180,7 @@ class Store:
 
         while before:
             page, before = await self.list_conversations(PAGE, before)
-            for conversation in page:
+            async for conversation in self._steps.over(page):
                 await self._delete_if_expired(conversation.id, since)
 
     async def messages(self, conversation_id: str) -> list[Message]:

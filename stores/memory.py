@@ -1,6 +1,6 @@
 """The engine that forgets: everything in dicts, each change in one step."""
 
-from itertools import islice
+from bisect import bisect_left
 
 from stores.engine import Clock, Engine
 from stores.records import Conversation
@@ -28,10 +28,10 @@ class Memory(Engine):
         pass
 
     async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
-        newest_first = (snapshot.conversation for snapshot in reversed(self._snapshots.values()))
-        older = (entry for entry in newest_first if before is None or entry.updated_at < before)
-        page = list(islice(older, limit + 1))
-        return page[:limit], page[limit - 1].updated_at if len(page) > limit else None
+        by_update = [*self._snapshots.values()]
+        end = len(by_update) if before is None else bisect_left(by_update, before, key=_updated_at)
+        page = [snapshot.conversation for snapshot in by_update[max(0, end - limit) : end]][::-1]
+        return page, page[-1].updated_at if end > limit else None
 
     async def snapshot(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Snapshot | None:
         return self._snapshots.get(conversation_id)
@@ -63,3 +63,7 @@ class Memory(Engine):
 
     def _stop(self, message_id: str) -> None:
         self.replies.pop(message_id).refuse(over())
+
+
+def _updated_at(snapshot: Snapshot) -> str:
+    return snapshot.conversation.updated_at

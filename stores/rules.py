@@ -3,7 +3,7 @@
 Knows no engine, no clock and no wait: what it goes by is given to it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 from uuid import uuid4
@@ -23,7 +23,7 @@ from stores.records import (
     ended,
     head_size,
 )
-from stores.snapshot import Change, Snapshot, Totals, in_progress, iso, spliced, totals_of
+from stores.snapshot import Change, Snapshot, Totals, in_progress, iso, moment, spliced, totals_of
 
 # Bytes that are kept beside text, measured: ids, times, and the objects themselves.
 CONVERSATION_BYTES = 512
@@ -41,8 +41,8 @@ class Rules:
     totals: Totals
     now: int
 
-    def create(self, **fields: Unpack[NewConversation]) -> Change:
-        """A new conversation. Raises `StoreFull`."""
+    def create(self, history: Sequence[Message] = (), **fields: Unpack[NewConversation]) -> Change:
+        """A new conversation; `imported` makes its history. Raises `StoreFull`."""
         if self.totals.conversations >= self.settings.max_conversations:
             raise self._full("max_conversations", "The store has no room for another conversation", "conversations")
         conversation = Conversation(
@@ -51,12 +51,11 @@ class Rules:
             system_prompt=fields.get("system_prompt"),
             default_model=fields.get("default_model") or self.settings.model_name,
             options=as_json(fields.get("options")),
-            created_at=iso(self.now),
-            updated_at=iso(self.now),
+            created_at=iso(moment(history[0].timestamp) - 1 if history else self.now),
+            updated_at="",
         )
-        empty = Snapshot(conversation, conversation.title)
-        turns = [_turn(turn, self.now + place) for place, turn in enumerate(fields.get("messages") or (), start=1)]
-        filled = spliced(empty, self.now + len(turns), added=turns)
+        at = max(self.now, moment(history[-1].timestamp)) if history else self.now
+        filled = spliced(Snapshot(conversation, conversation.title), at, added=history)
         assert filled.after is not None
         self._check_room(totals := totals_of(filled.after))
         return replace(filled, before=None, totals=totals)
@@ -200,11 +199,13 @@ def _sum(cost: float | None, more: object) -> float | None:
     return (cost or 0.0) + more
 
 
-def _turn(turn: Mapping[str, Any], at: int) -> Message:
-    return Message(
-        id=str(uuid4()),
-        role=turn["role"],
-        transcript=Transcript(turn["content"]),
-        model=turn.get("model"),
-        timestamp=iso(at),
-    )
+def imported(turns: Iterable[Mapping[str, Any]], at: int) -> Iterator[Message]:
+    """The messages of an import (role, content, perhaps model), oldest first, each a microsecond later."""
+    for place, turn in enumerate(turns, start=1):
+        yield Message(
+            id=str(uuid4()),
+            role=turn["role"],
+            transcript=Transcript(turn["content"]),
+            model=turn.get("model"),
+            timestamp=iso(at + place),
+        )

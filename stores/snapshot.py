@@ -222,5 +222,5 @@ def moment(text: str) -> int:
 
 def _first_line(messages: Iterable[Message]) -> str | None:
     first = next((message for message in messages if message.role == "user"), None)
-    lines = first.transcript.content.strip().splitlines() if first else []
+    lines = first.transcript.content.strip()[: TITLE_CHARS + 1].splitlines() if first else []
     return lines[0][:TITLE_CHARS].rstrip() or None if lines else None

@@ -21,7 +21,7 @@ from stores.records import (
     StoreError,
     StoreFull,
 )
-from stores.rules import CONVERSATION_BYTES, LEAST_BESIDE, MESSAGE_BYTES, Rules
+from stores.rules import CONVERSATION_BYTES, LEAST_BESIDE, MESSAGE_BYTES, Rules, imported
 from stores.snapshot import Change, Snapshot, Totals, iso, moment, totals_of
 
 NOW = 1_770_000_000_000_000
@@ -51,8 +51,8 @@ def rules(now: int = NOW, totals: Totals | None = None, **settings: Any) -> Rule
 
 def created(rules: Rules | None = None, **given: Any) -> Change:
     nothing: dict[str, Any] = {"id": None, "default_model": None, "title": None, "system_prompt": None, "options": None}
-    nothing |= {"messages": ()}
-    return (rules or Rules(SETTINGS, Totals(), NOW)).create(**nothing | given)
+    history = [*imported(given.pop("messages", ()), NOW)]
+    return (rules or Rules(SETTINGS, Totals(), NOW)).create(history, **nothing | given)
 
 
 def after(change: Change | None) -> Snapshot:
