@@ -29,7 +29,7 @@ from api.requests import (
     wants_events,
     wants_text,
 )
-from api.shapes import conversation_fields, message_fields, messages_response
+from api.shapes import conversation_fields, conversations_response, message_response, messages_response
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
 from settings import VERSION, Settings
@@ -151,7 +151,7 @@ async def list_conversations(request: Request) -> Response:
     if cursor and not _CURSOR.fullmatch(cursor):
         raise Rejected(400, "`cursor` can't be read: it must be the `next_cursor` of the page before.")
     page, next_cursor = await request.state["store"].list_conversations(int(limit), cursor or None)
-    return JSONResponse({"conversations": [conversation_fields(entry) for entry in page], "next_cursor": next_cursor})
+    return await conversations_response(page, next_cursor, request.state["steps"])
 
 
 async def get_conversation(request: Request) -> Response:
@@ -196,14 +196,14 @@ async def add_message(request: Request) -> Response:
         if replies.draining:
             await store.check_is_new(_id(request), question)
             replies.check_open()
-        message = await store.add_user_message(_id(request), question)
+        status, message = 201, await store.add_user_message(_id(request), question)
     except Repeated as repeated:
-        return JSONResponse(message_fields(repeated.found))
-    return JSONResponse(message_fields(message), status_code=201)
+        status, message = 200, repeated.found
+    return await message_response(message, request.state["steps"], status)
 
 
 async def list_messages(request: Request) -> Response:
-    return await messages_response(request.state["store"].slices(_id(request)))
+    return await messages_response(request.state["store"].slices(_id(request)), request.state["steps"])
 
 
 async def delete_messages(request: Request) -> Response:
@@ -256,7 +256,7 @@ def _reply_response(request: Request, reply: Reply, position: int) -> Response:
 
 async def stop_reply(request: Request) -> Response:
     message = await request.state["replies"].stop(_id(request))
-    return JSONResponse(message_fields(message)) if message else Response(status_code=204)
+    return await message_response(message, request.state["steps"]) if message else Response(status_code=204)
 
 
 routes = [

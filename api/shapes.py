@@ -1,16 +1,19 @@
 """What conversations and messages look like in JSON."""
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import Any
 
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from api.events import event_id, failure_fields
+from steps import Steps
 from store import Conversation, Message, Slices
 
-LONG_LIST = 256 * 1024  # bytes of text in messages, above which they are encoded one by one
+LONG_LIST = 256 * 1024  # bytes of text in messages, above which they are sent piece by piece
+BLOCK_BYTES = 64 * 1024  # of a list that are sent in one go
+PIECE_CHARS = 64 * 1024  # of a text that are encoded in one go
 
 
 def conversation_fields(conversation: Conversation) -> dict[str, Any]:
@@ -35,30 +38,80 @@ def message_fields(message: Message) -> dict[str, Any]:
     }
 
 
-async def messages_response(slices: Slices) -> Response:
+async def message_response(message: Message, steps: Steps, status: int = 200) -> Response:
+    """One message."""
+    return _response([piece async for piece in steps.over(_encoded(message))], status)
+
+
+async def messages_response(slices: Slices, steps: Steps) -> Response:
     """The list of all messages, in pieces where it is long. Raises what the slices raise."""
     messages, is_all = await anext(slices)
+    pieces = _list(messages, slices, steps)
     if not is_all or sum(message.size for message in messages) > LONG_LIST:
-        return StreamingResponse(_one_by_one(messages, slices), media_type="application/json")
-    return JSONResponse({"messages": [message_fields(message) for message in messages]})
+        return StreamingResponse(pieces, media_type="application/json")
+    return _response([piece async for piece in pieces])
 
 
-async def _one_by_one(messages: list[Message], slices: Slices) -> AsyncGenerator[bytes, None]:
-    """The same body in pieces: others are served between them, and a client that doesn't read holds only one."""
-    before = b'{"messages":['
-    async for message in _each(messages, slices):
-        yield before + json.dumps(message_fields(message), ensure_ascii=False).encode()
-        before = b","
-        await asyncio.sleep(0)
+async def conversations_response(page: Sequence[Conversation], next_cursor: str | None, steps: Steps) -> Response:
+    """A page of the list of conversations: their options may be megabytes."""
+    entries = [_json(conversation_fields(entry)) async for entry in steps.over(page)]
+    return _response([b'{"conversations":[', b",".join(entries), b'],"next_cursor":', _json(next_cursor), b"}"])
+
+
+async def _list(messages: list[Message], slices: Slices, steps: Steps) -> AsyncGenerator[bytes, None]:
+    """Others are served between two blocks, and a client that doesn't read holds only one slice."""
+    yield b'{"messages":['
+    commas = chain([b""], repeat(b","))
+    async for block in steps.over(_blocks(messages, commas)):
+        yield block
+    async for more, _ in slices:
+        async for block in steps.over(_blocks(more, commas)):
+            yield block
     yield b"]}"
 
 
-async def _each(messages: list[Message], slices: Slices) -> AsyncGenerator[Message, None]:
+def _blocks(messages: Iterable[Message], commas: Iterator[bytes]) -> Iterator[bytes]:
+    """Messages with a comma before each, joined up to `BLOCK_BYTES`."""
+    block: list[bytes] = []
+    size = 0
     for message in messages:
-        yield message
-    async for more, _ in slices:
-        for message in more:
-            yield message
+        block.append(next(commas))
+        for piece in _encoded(message):
+            block.append(piece)
+            size += len(piece)
+            if size > BLOCK_BYTES:
+                yield b"".join(block)
+                block, size = [], 0
+    yield b"".join(block)
+
+
+def _encoded(message: Message) -> Iterator[bytes]:
+    """A message in pieces: its text may have a million characters."""
+    fields = message_fields(message)
+    if message.transcript.kept <= PIECE_CHARS:
+        yield _json(fields)
+        return
+    before = "{"
+    for name, value in fields.items():
+        yield f'{before}"{name}":'.encode()
+        yield from _encoded_text(value) if isinstance(value, str) else [_json(value)]
+        before = ","
+    yield b"}"
+
+
+def _encoded_text(text: str) -> Iterator[bytes]:
+    yield b'"'
+    for start in range(0, len(text), PIECE_CHARS):
+        yield _json(text[start : start + PIECE_CHARS])[1:-1]
+    yield b'"'
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _response(pieces: Sequence[bytes], status: int = 200) -> Response:
+    return Response(b"".join(pieces), status, media_type="application/json")
 
 
 def _options(text: str | None) -> Any:

@@ -79,7 +79,7 @@ class Transcript:
         self._firsts: array[int] | None = None  # the position of the first character that begins in each block
         self._switches = array("I")  # positions at which the kind changes; it begins as content
         self.kept = self.taken = len(text or "")
-        self.size = byte_size(text)  # bytes of UTF-8, up to `taken`
+        self.size = len(self._text)  # bytes of UTF-8, up to `taken`
 
     @classmethod
     def of(cls, text: str, switches: Sequence[int], *, grows: bool) -> "Transcript":
@@ -177,7 +177,10 @@ class Transcript:
     def _all_of(self, wanted: Kind) -> str:
         if self._growing is None and not self._switches:  # as nearly all are, and a long history has many
             return self._whole() if wanted == "content" else ""
-        return "".join(text for kind, text in self.read(0, self.kept) if kind == wanted)
+        text, switches = self.parts()
+        cuts = [0, *switches, len(text)]
+        first = _KINDS.index(wanted)
+        return "".join([text[start:end] for start, end in zip(cuts[first::2], cuts[first + 1 :: 2], strict=False)])
 
     def _slice(self, start: int, end: int) -> str:
         if self._growing is None:
