@@ -1,6 +1,6 @@
-"""Log lines: their form, the request's id in them, and tracebacks that give nothing away.
+"""Log lines: their format, their request ids, and tracebacks without secrets.
 
-Ids, counts and states are logged, never a message's text, a key, or the text of an exception: it can quote both.
+The log has ids, counts and states. It never has a message's text, a key, or an exception's text, which can quote both.
 """
 
 import json
@@ -9,7 +9,7 @@ import traceback
 from contextvars import ContextVar
 from types import TracebackType
 
-LOGGERS = ("server", "replies", "store", "openrouter")  # others, below WARNING, log headers and bodies
+LOGGERS = ("server", "replies", "store", "openrouter")  # other libraries' loggers show headers and bodies below WARNING
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -17,14 +17,14 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tupl
 
 
 def configure(level: str, form: str) -> None:
-    """Log to standard error, in the form `text` or `json`; uvicorn's lines too."""
+    """Send our log lines and uvicorn's to standard error; `form` is `text` or `json`."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler])
     for name in LOGGERS:
         logging.getLogger(name).setLevel(level)
     for logger in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
-        if logger.handlers:  # uvicorn's own form; without them the logger has been turned off
+        if logger.handlers:  # a uvicorn logger without handlers has been turned off
             logger.handlers.clear()
             logger.propagate = True
     logging.getLogger("uvicorn").setLevel(logging.INFO)
@@ -33,7 +33,7 @@ def configure(level: str, form: str) -> None:
 
 
 def _without_query(record: logging.LogRecord) -> bool:
-    # A path is one of uvicorn's arguments. Somebody will put a token into its query.
+    # uvicorn logs paths with their queries, and a client may put a token into a query.
     if isinstance(record.args, tuple):
         record.args = tuple(
             value.partition("?")[0] if isinstance(value, str) and value.startswith("/") else value
@@ -43,26 +43,26 @@ def _without_query(record: logging.LogRecord) -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """A line a record, with the request's id at its end."""
+    """Writes each record as a line that ends with the request's id."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line; a traceback follows it."""
+        """Return the line; a traceback may follow it."""
         this_id = request_id.get()
         return super().formatMessage(record) + (f" [{this_id}]" if this_id else "")
 
     def formatException(self, ei: ExcInfo) -> str:
-        """The traceback of a third party's record."""
+        """Return the traceback of a record from a library."""
         return outline(ei[1])
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object a line."""
+    """Writes each record as a line with a JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         entry = {
             "time": self.formatTime(record),
             "level": record.levelname,
@@ -75,7 +75,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def outline(error: BaseException | None) -> str:
-    """Where it failed, and with which exceptions; a traceback without their texts."""
+    """Return the traceback of an exception and its causes, without their texts."""
     parts: list[str] = []
     while error is not None:
         stack = traceback.StackSummary.from_list(traceback.extract_tb(error.__traceback__))

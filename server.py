@@ -1,6 +1,6 @@
-"""The app with its middleware and lifespan, and `python server.py`.
+"""The app with its middleware and lifespan, and the command `python server.py`.
 
-Knows nothing of what a conversation or an event looks like.
+This module knows nothing about the form of a conversation or an event.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from steps import Steps
 from store import Store
 from upstream.http.transport import Transport
 
-STARTUP_FAILURE = 3  # the exit code that makes uvicorn's supervisor give up, too
+STARTUP_FAILURE = 3  # this exit code makes uvicorn's supervisor give up, too
 
 logger = logging.getLogger("server")
 
 
 def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: bool = False) -> Starlette:
-    """The ASGI app; a demo lets every page of this machine call. Raises `SettingsError`.
+    """Build the ASGI app; a demo accepts requests from every page of this machine. Raises `SettingsError`.
 
-    Nothing is shared between two apps in one process but the log.
+    Two apps in one process share nothing but the log.
     """
     logs.configure(settings.log_level.upper(), settings.log_format.lower())
     transport = _transport(settings)
@@ -54,7 +54,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
-        AppStatus.should_exit = False  # sse-starlette's flag outlives a server that ran before in this process
+        AppStatus.should_exit = False  # an earlier server in this process may have set sse-starlette's flag
         asyncio.get_running_loop().set_exception_handler(_log_uncaught)
         openrouter = OpenRouter(settings, transport, timers or Timers())
         replies = Replies(store, openrouter, settings, metrics.count_reply)
@@ -95,7 +95,7 @@ def _transport(settings: Settings) -> Transport:
 
 
 def _log_uncaught(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # asyncio's own line would quote the exception in the repr of its task.
+    # The default handler would quote the exception, in the repr of its task.
     logger.error("%s\n%s", context["message"], logs.outline(context.get("exception")))
 
 
@@ -104,8 +104,8 @@ def _warn(settings: Settings) -> None:
         logger.warning("OPENROUTER_API_KEY is not set: everything works but replies")
     if not settings.auth_token and not is_loopback(settings.host):
         logger.warning(
-            "LISTENING ON %s WITHOUT A TOKEN: whoever reaches this port spends your credit. Set AUTH_TOKEN, or "
-            "HOST=127.0.0.1",
+            "LISTENING ON %s WITHOUT A TOKEN: anyone who reaches this port can spend your credit. Set "
+            "AUTH_TOKEN, or HOST=127.0.0.1",
             settings.host,
         )
 
@@ -114,10 +114,10 @@ def _warn(settings: Settings) -> None:
 
 
 def load_settings() -> Settings:
-    """Settings from the environment and `.env`, the environment first. Raises `SettingsError`."""
+    """Read the settings from the environment, then from `.env`. Raises `SettingsError`."""
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.stat(".env")  # python-dotenv takes one in a folder without permission for none
+            os.stat(".env")  # python-dotenv ignores a .env in a folder that it may not read
         return Settings.from_environ({**dotenv_values(".env"), **os.environ})
     except OSError as error:
         raise SettingsError(f".env can't be read ({error.strerror}).") from None
@@ -127,7 +127,7 @@ def load_settings() -> Settings:
 
 @contextlib.contextmanager
 def exiting_with_one_line() -> Iterator[None]:
-    """Turn a setting that can't be used into one line and the exit code of a failed start."""
+    """Print a `SettingsError` as one line and exit with `STARTUP_FAILURE`."""
     try:
         yield
     except SettingsError as error:
@@ -136,19 +136,19 @@ def exiting_with_one_line() -> Iterator[None]:
 
 
 def refuse_workers(store: Store) -> None:
-    """Raises `SettingsError` where uvicorn has started several processes that would each have other conversations."""
+    """Raise `SettingsError` if uvicorn has started several processes and each would have its own conversations."""
     if multiprocessing.parent_process() is not None and "--reload" not in sys.argv and not store.is_shared:
         raise SettingsError(
-            "The relay runs in one process, unless STORE_URL names a server that several share: unset WEB_CONCURRENCY "
-            "and leave --workers out."
+            "The relay must run in one process unless STORE_URL names a server to share: unset WEB_CONCURRENCY and "
+            "leave out --workers."
         )
 
 
 def serve(settings: Settings, *, is_demo: bool = False) -> None:
-    """Run until a signal. Raises `SettingsError` before anything has started."""
+    """Run until a signal arrives. Raises `SettingsError` before the app starts."""
     app = create_app(settings, is_demo=is_demo)
-    if os.environ.get("WEB_CONCURRENCY"):  # some platforms set it by themselves
-        logger.info("WEB_CONCURRENCY means nothing to `python server.py`: it is one process")
+    if os.environ.get("WEB_CONCURRENCY"):  # some platforms set this variable themselves
+        logger.info("WEB_CONCURRENCY means nothing to `python server.py`, which is one process")
     sockets = listen(settings.host, settings.port)
     port = sockets[0].getsockname()[1]
     config = uvicorn.Config(
@@ -159,27 +159,27 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
         ws="none",
         workers=1,
         limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=75,  # longer than clients and proxies keep idle connections, so that they close first
+        timeout_keep_alive=75,  # clients and proxies close idle connections sooner, so they close first
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
     )
-    AppStatus.enable_automatic_graceful_drain = False  # sse-starlette would cut readers off; `Server` drains
+    AppStatus.enable_automatic_graceful_drain = False  # `Server` drains; sse-starlette would cut readers off
     _raise_file_limit()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles the signals
     with contextlib.suppress(KeyboardInterrupt):
         hint = demo.hint(port) if is_demo else ""
         Server(config, settings.shutdown_grace, hint, before=app.state.store.open).run(sockets)
-    for number in HANDLED_SIGNALS:  # nothing is left to end
+    for number in HANDLED_SIGNALS:  # the server has stopped: signals have no effect any more
         signal.signal(number, signal.SIG_IGN)
 
 
 def _raise_file_limit() -> None:
-    """As many descriptors as the system grants: a stream takes two, and shells often start with 1,024."""
+    """Allow more open files: each stream needs two descriptors, and a shell's limit is often 1,024."""
     try:
         import resource
-    except ImportError:  # Windows, which has no such limit
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
@@ -187,12 +187,12 @@ def _raise_file_limit() -> None:
 
 
 def main() -> None:
-    """`python server.py`, with `--demo` against the stand-in."""
+    """Run `python server.py`; `--demo` puts the stand-in in upstream's place."""
     parser = argparse.ArgumentParser(description="A relay between chat front ends and OpenRouter.")
     parser.add_argument("--demo", action="store_true", help="answer from a stand-in: no key, no network")
-    wants_demo = parser.parse_args().demo
+    is_demo = parser.parse_args().demo
     settings = load_settings()
-    if not wants_demo:
+    if not is_demo:
         serve(settings)
         return
     with demo.running() as base_url:

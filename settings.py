@@ -1,6 +1,6 @@
-"""The settings: variables of the environment, each with its default and its rule.
+"""The settings: environment variables, each with its default and its rule.
 
-Knows nothing of what they decide.
+This module knows nothing about the code that uses them.
 """
 
 import ipaddress
@@ -20,12 +20,12 @@ VERSION: str = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["v
 
 
 class SettingsError(ValueError):
-    """A setting that can't be read; the text is one line that names the variable."""
+    """A setting has a wrong value; the text is one line that names the variable."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One field a variable, which has the field's name in upper case."""
+    """Each field has an environment variable with the same name in upper case."""
 
     openrouter_api_key: str = field(default="", repr=False)
     openrouter_base_url: str = "https://openrouter.ai/api/v1"
@@ -35,18 +35,18 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8001
     cors_origins: tuple[str, ...] = ("http://localhost:5173", "http://localhost:3000")
-    allowed_hosts: tuple[str, ...] = ()  # besides loopback names
+    allowed_hosts: tuple[str, ...] = ()  # in addition to loopback names
     auth_token: str = field(default="", repr=False)
     log_level: str = "INFO"
     log_format: str = "text"
-    store_url: str = field(default="", repr=False)  # it may have a password
-    conversation_ttl: float = 0.0  # seconds; 0: for ever
-    max_tokens: int = 0  # of a reply; 0: as many as upstream likes
+    store_url: str = field(default="", repr=False)  # it may contain a password
+    conversation_ttl: float = 0.0  # seconds; 0 means for ever
+    max_tokens: int = 0  # of a reply; 0 means no limit
     reply_timeout: float = 900.0  # seconds
     shutdown_grace: float = 20.0  # seconds
     max_body_bytes: int = 1024 * 1024
     max_message_chars: int = 200_000
-    max_messages: int = 2_000  # a conversation
+    max_messages: int = 2_000  # of a conversation
     max_conversations: int = 10_000
     max_store_bytes: int = 256 * 1024 * 1024  # of text
     max_replies: int = 1_000  # in progress
@@ -54,17 +54,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            is_right, what = _RULES.get(name) or _RULE_OF_TYPE[type(getattr(Settings, name))]
-            if not is_right(value):
-                raise SettingsError(f"{name.upper()} must be {what}.")
+            is_valid, requirement = _RULES.get(name) or _RULE_OF_TYPE[type(getattr(Settings, name))]
+            if not is_valid(value):
+                raise SettingsError(f"{name.upper()} must be {requirement}.")
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str | None]) -> "Settings":
-        """Read from variables; one that is missing or empty has its default. Raises `SettingsError`."""
+        """Read the variables; a missing or empty one means its field's default. Raises `SettingsError`."""
         values: dict[str, Any] = {}
-        for entry in fields(cls):
-            if text := (environ.get(entry.name.upper()) or "").strip():
-                values[entry.name] = _value(entry.name.upper(), text, type(entry.default))
+        for setting in fields(cls):
+            if text := (environ.get(setting.name.upper()) or "").strip():
+                values[setting.name] = _value(setting.name.upper(), text, type(setting.default))
         return cls(**values)
 
 
@@ -74,18 +74,18 @@ def _value(variable: str, text: str, kind: type) -> Any:
     try:
         return kind(text)
     except ValueError:
-        rule = _RULES.get(variable.lower()) or _RULE_OF_TYPE[kind]
-        raise SettingsError(f"{variable} must be {rule[1]}.") from None
+        _, requirement = _RULES.get(variable.lower()) or _RULE_OF_TYPE[kind]
+        raise SettingsError(f"{variable} must be {requirement}.") from None
 
 
 def _is_base_url(url: str) -> bool:
     try:
         parts, port = urlsplit(url), urlsplit(url).port
-        is_for_client = bool(httpx.URL(url).host)
+        is_valid = bool(httpx.URL(url).host)
     except (ValueError, httpx.InvalidURL):
         return False
     is_web = parts.scheme in ("http", "https") and not re.search(r"[\s?#@]", url) and port != 0
-    return is_web and is_for_client and _is_host(parts.hostname or "")
+    return is_web and is_valid and _is_host(parts.hostname or "")
 
 
 def _is_origin(origin: str) -> bool:
@@ -95,7 +95,7 @@ def _is_origin(origin: str) -> bool:
 def _is_host(host: str) -> bool:
     try:
         return bool(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:  # a name, then; if its last part were a number, it would be a bad address
+    except ValueError:  # a name whose last part is a number would be a malformed address
         pattern = r"(?=.{1,253}$)(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?"
         return bool(re.fullmatch(pattern, host, re.ASCII)) and not re.search(r"(^|\.)\d+\.?$", host)
 
@@ -108,18 +108,18 @@ _SECONDS: _Rule = (lambda v: 0 <= v < math.inf, "a number of seconds, 0 or more"
 _RULES: dict[str, _Rule] = {
     "openrouter_api_key": _SECRET,
     "auth_token": _SECRET,
-    "openrouter_base_url": (_is_base_url, "an http:// or https:// URL without a user and a query"),
+    "openrouter_base_url": (_is_base_url, "an http:// or https:// URL without a user or a query"),
     "host": (_is_host, "an address or a name to listen on, without a port"),
     "model_name": (lambda v: v.isascii() and v.isprintable() and 0 < len(v) <= 200, "a model's id in ASCII"),
     "port": (lambda v: 0 <= v <= 65535, "a port from 0 to 65535"),
-    "cors_origins": (lambda v: all(map(_is_origin, v)), "origins such as http://localhost:5173, with commas between"),
+    "cors_origins": (lambda v: all(map(_is_origin, v)), "origins such as http://localhost:5173, separated by commas"),
     "allowed_hosts": (
         lambda v: all(host == "*" or _is_host(host) for host in v),
-        "names of hosts without a port, with commas between",
+        "host names without ports, separated by commas",
     ),
     "log_level": (lambda v: v.upper() in _LEVELS, "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
-    "max_tokens": (lambda v: v >= 0, "a whole number, 0 for none"),
+    "max_tokens": (lambda v: v >= 0, "a whole number, 0 for no limit"),
     "shutdown_grace": _SECONDS,
     "conversation_ttl": _SECONDS,
 }
