@@ -74,7 +74,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
             await openrouter.aclose()
             await store.close()
 
-    origins = Origins(settings.cors_origins, all_of_loopback=is_demo)
+    origins = Origins(settings.cors_origins, allow_loopback=is_demo)
     layers = [
         Middleware(Envelope, metrics=metrics),
         Middleware(Cors, origins=origins),
@@ -159,7 +159,7 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
         ws="none",
         workers=1,
         limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=75,  # clients and proxies close idle connections sooner, so they close first
+        timeout_keep_alive=75,  # longer than clients' and proxies' own time-outs, so that they close first
         log_config=None,
         access_log=False,
         server_header=False,
@@ -170,7 +170,7 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles the signals
     with contextlib.suppress(KeyboardInterrupt):
         hint = demo.hint(port) if is_demo else ""
-        Server(config, settings.shutdown_grace, hint, before=app.state.store.open).run(sockets)
+        Server(config, settings.shutdown_grace, hint, prepare=app.state.store.open).run(sockets)
     for number in HANDLED_SIGNALS:  # the server has stopped: signals have no effect any more
         signal.signal(number, signal.SIG_IGN)
 

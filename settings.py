@@ -81,11 +81,11 @@ def _value(variable: str, text: str, kind: type) -> Any:
 def _is_base_url(url: str) -> bool:
     try:
         parts, port = urlsplit(url), urlsplit(url).port
-        is_valid = bool(httpx.URL(url).host)
+        has_host = bool(httpx.URL(url).host)
     except (ValueError, httpx.InvalidURL):
         return False
     is_web = parts.scheme in ("http", "https") and not re.search(r"[\s?#@]", url) and port != 0
-    return is_web and is_valid and _is_host(parts.hostname or "")
+    return is_web and has_host and _is_host(parts.hostname or "")
 
 
 def _is_origin(origin: str) -> bool:
@@ -95,7 +95,7 @@ def _is_origin(origin: str) -> bool:
 def _is_host(host: str) -> bool:
     try:
         return bool(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:  # a name whose last part is a number would be a malformed address
+    except ValueError:  # a name must not end in a number: it would be a malformed address
         pattern = r"(?=.{1,253}$)(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?"
         return bool(re.fullmatch(pattern, host, re.ASCII)) and not re.search(r"(^|\.)\d+\.?$", host)
 

@@ -1,6 +1,6 @@
-"""Who may call: the `Host` and the `Origin` of a request, and its token.
+"""Access control by a request's `Host`, its `Origin` and its token.
 
-Knows nothing of conversations, events or the environment.
+This module knows nothing about conversations, events or the environment.
 """
 
 import hmac
@@ -15,41 +15,41 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import problem
 
-WITHOUT_EFFECT = ("/", "/docs", "/redoc", "/openapi.json", "/health")  # other sites may link to these
-MAX_NAMED = 100  # origins that the log names; whoever sends more invents them
+LINKABLE_PATHS = ("/", "/docs", "/redoc", "/openapi.json", "/health")  # other sites may link to these
+MAX_NAMED = 100  # origins that the log names; a client that sends more is inventing them
 
 logger = logging.getLogger("server")
 
 
 class Origins:
-    """Whose pages may call. A page can't read why it was refused, so the log tells it once an origin."""
+    """The origins whose pages may call. A page can't read why it was refused, so the log says it once per origin."""
 
-    def __init__(self, listed: Iterable[str], *, all_of_loopback: bool = False) -> None:
-        self._listed = {as_browsers_send_it(origin) for origin in listed}
-        self._all_of_loopback = all_of_loopback
-        self._named: set[str] = set()
+    def __init__(self, origins: Iterable[str], *, allow_loopback: bool = False) -> None:
+        self._origins = {_normalized(origin) for origin in origins}
+        self._allow_loopback = allow_loopback
+        self._logged: set[str] = set()
 
     @property
-    def are_all(self) -> bool:
+    def allow_all(self) -> bool:
         """Whether every page may call."""
-        return "*" in self._listed
+        return "*" in self._origins
 
     def allow(self, origin: str) -> bool:
         """Whether pages of this origin may call."""
         scheme, _, host = origin.lower().partition("://")
-        is_of_loopback = scheme in ("http", "https") and is_loopback(_bare_host(host))
-        return self.are_all or origin.lower() in self._listed or (self._all_of_loopback and is_of_loopback)
+        is_local = scheme in ("http", "https") and is_loopback(_bare_host(host))
+        return self.allow_all or origin.lower() in self._origins or (self._allow_loopback and is_local)
 
-    def tell_of(self, refused: str) -> None:
-        """Log that pages of this origin are refused, unless the log has it already."""
-        named = refused[:100]
-        if named not in self._named and len(self._named) < MAX_NAMED:
-            self._named.add(named)
-            logger.warning("A page of %a was refused: CORS_ORIGINS doesn't list this origin", named)
+    def log_refusal(self, origin: str) -> None:
+        """Log that the relay refuses pages of this origin, unless the log says so already."""
+        name = origin[:100]
+        if name not in self._logged and len(self._logged) < MAX_NAMED:
+            self._logged.add(name)
+            logger.warning("A page of %a was refused: CORS_ORIGINS doesn't list this origin", name)
 
 
 class Access:
-    """Refuses requests with a foreign `Host` or `Origin`, and those without the token."""
+    """Refuses a request with a foreign `Host` or `Origin`, or without the token."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], origins: Origins, token: str) -> None:
         self.app = app
@@ -63,12 +63,12 @@ class Access:
 
     def _refusal(self, scope: Scope) -> Response | None:
         path, headers = scope["path"].removeprefix(scope.get("root_path", "")), Headers(scope=scope)
-        is_probe = path == "/health"  # a kubelet sends the pod's address, and no token
+        is_probe = path == "/health"  # a kubelet sends the pod's address as `Host`, and no token
         has_token = self._is_token_right(headers.get("authorization", ""))
         is_scrape = path == "/metrics" and bool(self.token) and has_token  # Prometheus sends the pod's address, too
         is_page_allowed = self._is_page_allowed(path, headers)
         if not (is_probe or is_scrape or self._is_host_allowed(headers.getlist("host"))):
-            return problem(403, "The `Host` isn't allowed: it must be a loopback name or stand in ALLOWED_HOSTS.")
+            return problem(403, "The `Host` isn't allowed: it must be a loopback name or be listed in ALLOWED_HOSTS.")
         if not is_page_allowed:
             return problem(403, "Pages of this origin aren't allowed: CORS_ORIGINS must list it.")
         if not (is_probe or has_token):
@@ -84,12 +84,12 @@ class Access:
     def _is_page_allowed(self, path: str, headers: Headers) -> bool:
         origins = headers.getlist("origin")
         if not origins:
-            # An <img> or a link sends no Origin; pages without effect may be linked to.
+            # A link or an <img> on another site sends no Origin; it may lead only to `LINKABLE_PATHS`.
             is_foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
-            return not is_foreign or path in WITHOUT_EFFECT
+            return not is_foreign or path in LINKABLE_PATHS
         if len(origins) == 1 and (_is_own(origins[0], headers.get("host", "")) or self.origins.allow(origins[0])):
             return True
-        self.origins.tell_of(", ".join(origins))
+        self.origins.log_refusal(", ".join(origins))
         return False
 
     def _is_token_right(self, authorization: str) -> bool:
@@ -99,13 +99,13 @@ class Access:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether the page came from this `Host`. Its scheme isn't known behind a proxy, so it is that of the origin."""
+    """Whether the origin is this `Host`. A proxy may hide the page's scheme, so any web scheme will do."""
     scheme = origin.lower().partition("://")[0]
-    return scheme in ("http", "https") and as_browsers_send_it(origin) == as_browsers_send_it(f"{scheme}://{host}")
+    return scheme in ("http", "https") and _normalized(origin) == _normalized(f"{scheme}://{host}")
 
 
 def _bare_host(host: str) -> str:
-    """The name in a Host header in lower case, without port, brackets and a last dot; empty if it isn't one."""
+    """Return a `Host` in lower case, without port, brackets and final dot; empty if it is malformed."""
     match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\s\[\]:/?#@,\\]+?)\.?)(?::\d{0,5})?", host.lower())
     return (match[1] or match[2]) if match else ""
 
@@ -120,7 +120,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def as_browsers_send_it(origin: str) -> str:
-    """An origin in lower case, without the port that its scheme has by default."""
+def _normalized(origin: str) -> str:
+    """Return an origin as browsers send it: in lower case, without the default port of its scheme."""
     scheme, _, host = origin.lower().partition("://")
     return origin.lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/")) if host else origin.lower()

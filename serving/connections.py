@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol, with bounds on what a client may keep a connection waiting for.
+"""uvicorn's HTTP protocol, with limits on how long a client may keep a connection waiting.
 
-Knows nothing of the app. uvicorn has a time-out between requests, but none within one, and none for what was sent.
-Offers to speak another protocol are ignored.
+This module knows nothing about the app. uvicorn has a time-out between requests, but none within a request, and none
+for a client that doesn't read. The protocol ignores offers to switch to another one.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-MAX_CONNECTIONS = 10_000  # beyond them requests are refused
-HEAD_TIMEOUT = 30.0  # seconds that a client has for a request's head, once the connection is open or something has come
-MAX_HEAD_BYTES = 64 * 1024  # of a request; one read may overshoot it
-MAX_PIPELINED = 16  # requests that wait for the response to the one before them
-TAKE_TIMEOUT = 30.0  # seconds in which a client must take some of what was sent
+MAX_CONNECTIONS = 10_000  # requests on further connections get a 503
+HEAD_TIMEOUT = 30.0  # seconds from the opening of a connection, or a request's first byte, to the end of the head
+MAX_HEAD_BYTES = 64 * 1024  # of a request's head; one read may exceed it
+MAX_PIPELINED = 16  # requests that may wait for the response to an earlier one
+TAKE_TIMEOUT = 30.0  # seconds within which a client must take some of its unsent bytes
 
 logger = logging.getLogger("server")
 
 
 class ClientConnection(HttpToolsProtocol):
-    """Some of what was sent has to be taken in every `TAKE_TIMEOUT`, when the response has ended, too."""
+    """A client's connection. In every `TAKE_TIMEOUT` the client must take unsent bytes, even after the response."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,35 +40,35 @@ class ClientConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_head:  # it hasn't ended in these bytes
+        if self._in_head:  # these bytes don't end the head
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.transport.abort()
-        elif not self._unanswered and self._input is None:  # line ends, or the rest of a body that nobody reads
+        elif not self._unanswered and self._input is None:  # stray line ends, or the rest of an unread body
             self._wait_for_head()
 
     def on_message_begin(self) -> None:
         if len(self._unanswered) > MAX_PIPELINED:
             self.transport.abort()
-            raise ConnectionAbortedError  # for the parser, which would go on with what it has
+            raise ConnectionAbortedError  # this stops the parser, which would go on with the next request
         super().on_message_begin()
         self._in_head = True
         self._wait_for_head()
         if not self.flow.write_paused:
-            _cancel(self._output)  # who asks again is reading; if not, writing will be paused
+            _cancel(self._output)  # a client that asks again is reading; if it isn't, writing will pause
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # trailers, which may have no end, are of no use
+        if self._in_head:  # trailers are ignored: they are of no use and may never end
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.parser.makes_offer:
-            return  # it comes again without
+            return  # the parser calls this again, without the offer
         _cancel(self._input)
         self._input, self._in_head, self._head_bytes = None, False, 0
-        before = self.cycle
+        previous = self.cycle
         super().on_headers_complete()
-        if self.cycle is not before:
+        if self.cycle is not previous:
             self._unanswered.append(self.cycle)
 
     def on_message_complete(self) -> None:
@@ -91,7 +91,7 @@ class ClientConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         _cancel(self._input)
         _cancel(self._output)
-        super().connection_lost(exc)  # tells the last request alone
+        super().connection_lost(exc)  # uvicorn tells only the last request
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -102,14 +102,14 @@ class ClientConnection(HttpToolsProtocol):
         _cancel(self._input)
         self._input = self.loop.call_later(HEAD_TIMEOUT, self.transport.abort)
 
-    def _expect_progress(self, before: float = math.inf) -> None:
+    def _expect_progress(self, previous: float = math.inf) -> None:
         _cancel(self._output)
-        left = self.transport.get_write_buffer_size()
-        if left >= before:
-            logger.info("a client was dropped: it left unread what was sent")
+        unsent = self.transport.get_write_buffer_size()
+        if unsent >= previous:
+            logger.info("Dropped a client that didn't read its response for %g s", TAKE_TIMEOUT)
             self.transport.abort()
-        elif left:
-            self._output = self.loop.call_later(TAKE_TIMEOUT, self._expect_progress, left)
+        elif unsent:
+            self._output = self.loop.call_later(TAKE_TIMEOUT, self._expect_progress, unsent)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
@@ -118,23 +118,23 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Parser(httptools.HttpRequestParser):
-    """A request with an offer is parsed again as if it had none.
+    """Parses a request that offers another protocol a second time, without the offer.
 
-    Its `on_headers_complete` and `on_message_complete` come twice: `makes_offer` is true the first time.
+    It calls `on_headers_complete` and `on_message_complete` twice then: `makes_offer` is true the first time.
     """
 
     def __init__(self, protocol: HttpToolsProtocol) -> None:
         super().__init__(protocol)
-        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
         self._protocol = protocol
 
     @property
     def makes_offer(self) -> bool:
-        """Whether the head that is complete offers another protocol; a CONNECT is no offer."""
+        """Whether the complete head offers another protocol; a CONNECT is no offer."""
         return self.should_upgrade() and self.get_method() != b"CONNECT"
 
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn has nothing else
-        """As httptools has it; `HttpParserUpgrade` is raised for a CONNECT alone."""
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn passes only bytes
+        """Parse the next bytes. Raises `HttpParserUpgrade` only for a CONNECT."""
         try:
             super().feed_data(data)
         except httptools.HttpParserUpgrade as offer:

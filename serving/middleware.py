@@ -1,7 +1,7 @@
-"""What stands around every request, from outside in: `Envelope`, `Cors`, `Boundary`; then `access.Access`.
+"""The middleware around every request, from the outside in: `Envelope`, `Cors`, `Boundary`; then `access.Access`.
 
-Knows nothing of conversations, events or the environment. Pure ASGI: Starlette's `BaseHTTPMiddleware` would hide
-disconnects.
+This module knows nothing about conversations, events or the environment. It is pure ASGI: Starlette's
+`BaseHTTPMiddleware` would hide disconnects.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from logs import outline, request_id
 from serving.access import Origins
 from serving.metrics import METHODS, Metrics
 
-ABORT_TIMEOUT = 1.0  # in which an aborted connection is gone
+ABORT_TIMEOUT = 1.0  # seconds to wait until an aborted connection is gone
 
 logger = logging.getLogger("server")
 
 
 class Envelope:
-    """Adds what every response carries, counts it, and drops the connection of one that breaks off.
+    """Adds the common headers to every response, counts it, and aborts its connection if the app crashes midway.
 
-    The scope's `straight_send` leads to the server past the wrappers of `send`, which care for a response's start
-    alone; its `has_started` says whether the response has.
+    The scope's `straight_send` is the server's `send`: it skips the wrappers, which only act on a response's start.
+    The scope's `has_started` says whether the response has started.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -56,31 +56,31 @@ class Envelope:
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
                 headers.setdefault("Cache-Control", "no-store")
-                taken = (time.perf_counter() - started_at) * 1000
+                elapsed = (time.perf_counter() - started_at) * 1000
                 self.metrics.count_request(scope["method"], _route(scope), message["status"])
-                logger.debug("%s %r %d %.1f ms", scope["method"], scope["path"], message["status"], taken)
+                logger.debug("%s %r %d %.1f ms", scope["method"], scope["path"], message["status"], elapsed)
             await send(message)
 
         try:
             await self.app(scope, receive, send_in_envelope)
-        except Exception as error:  # after the response's start: the connection can only be dropped
+        except Exception as error:  # the response has started: the connection can only be aborted
             logger.error("%s crashed in the middle of its response\n%s", scope["method"], outline(error))
             if not _abort(receive):
                 raise
-            with suppress(TimeoutError):  # until the server, too, knows that the connection is gone
+            with suppress(TimeoutError):  # the server must notice, too, that the connection is gone
                 async with asyncio.timeout(ABORT_TIMEOUT):
                     while (await receive())["type"] != "http.disconnect":
                         pass
 
 
 def _route(scope: Scope) -> str | None:
-    """The template of the route that the request takes, or would take if it weren't refused before."""
+    """Return the path template of the request's route, even if the request was refused before routing."""
     routes: list[Route] = [scope["route"]] if "route" in scope else scope["app"].routes
     return next((route.path for route in routes if route.matches(scope)[0] is not Match.NONE), None)
 
 
 def _abort(receive: Receive) -> bool:
-    """Drop the connection without waiting for its client to read; uvicorn's `receive` knows the transport."""
+    """Abort the connection if `receive` leads to its transport, as uvicorn's does; return whether it did."""
     transport = getattr(getattr(receive, "__self__", None), "transport", None)
     if transport is not None:
         transport.abort()
@@ -88,12 +88,12 @@ def _abort(receive: Receive) -> bool:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with `Origins` to decide, and a problem response to a preflight that fails."""
+    """Starlette's middleware, but `Origins` decides, and a refused preflight gets a problem response."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         super().__init__(
             app,
-            allow_origins=("*",) if origins.are_all else (),
+            allow_origins=("*",) if origins.allow_all else (),
             allow_methods=METHODS,
             allow_headers=("*",),
             allow_private_network=True,
@@ -102,25 +102,25 @@ class Cors(CORSMiddleware):
         self.origins = origins
 
     def is_allowed_origin(self, origin: str) -> bool:
-        """What `Origins` say."""
+        """Ask `Origins`."""
         return self.origins.allow(origin)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """What isn't allowed, as a problem that names the setting."""
+        """Turn Starlette's refusal into a problem response that names the setting."""
         if not self.is_allowed_origin(request_headers["origin"]):
-            self.origins.tell_of(request_headers["origin"])
+            self.origins.log_refusal(request_headers["origin"])
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response
         del response.headers["content-length"], response.headers["content-type"]
-        refused = response.body.decode() if isinstance(response.body, bytes) else ""
+        reason = response.body.decode() if isinstance(response.body, bytes) else ""
         return problem(
-            403, f"{refused}. CORS_ORIGINS lists the origins, /openapi.json the methods.", headers=response.headers
+            403, f"{reason}. CORS_ORIGINS lists the origins, /openapi.json the methods.", headers=response.headers
         )
 
 
 class Boundary:
-    """Turns a crash into a problem response that says nothing of the code; inside Cors, for its headers."""
+    """Turns a crash into a problem response that reveals no code. It is inside `Cors`, which adds its headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
