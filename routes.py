@@ -1,7 +1,7 @@
-"""The HTTP API: read and check the request, call the store, the replies or the adapter, shape the response.
+"""The HTTP API: read and check the request; call the store, the replies or OpenRouter; shape the response.
 
-Knows nothing of httpx, upstream's JSON or the environment. Errors travel as exceptions and become problem responses
-in one table, `STATUS_OF`.
+This module knows nothing about httpx, upstream's JSON or the environment. Errors travel as exceptions, and one table,
+`STATUS_OF`, turns them into problem responses.
 """
 
 import re
@@ -14,7 +14,7 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
-from api.events import STREAM_HEADERS, place_of, reply_response
+from api.events import STREAM_HEADERS, parse_event_id, reply_response
 from api.fields import MODEL, OPTIONAL_MODEL, TITLE, Options, Rule, Text, Turns, identifier, reference
 from api.pages import openapi, redoc, swagger_ui
 from api.problems import Lingering, problem
@@ -47,7 +47,7 @@ from store import (
     StoreUnavailable,
 )
 
-RETRY_AFTER = 5  # seconds, where nothing better is known
+RETRY_AFTER = 5  # seconds, unless the exception knows better
 
 _CURSOR = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -61,7 +61,7 @@ class Metrics(Protocol):
 
 
 class State(TypedDict):
-    """What the lifespan yields and every request sees."""
+    """The state that the lifespan yields and every request sees."""
 
     settings: Settings
     store: Store
@@ -74,7 +74,7 @@ class State(TypedDict):
 Request = StarletteRequest[State]
 
 
-# The API, in the order of the README's table.
+# The API, in the order of the table in docs/api.md.
 
 
 async def index(request: Request) -> Response:
@@ -176,8 +176,8 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def add_message(request: Request) -> Response:
-    if event_id := last_event_id(request):  # some clients come back with the request that they began with
-        return await _resumed(request, event_id)
+    if event_id := last_event_id(request):  # some clients reconnect by repeating the POST
+        return await _resume(request, event_id)
     settings = request.state["settings"]
     rules: dict[str, Rule] = {
         "content": _text_rule(request, nullable=False),
@@ -215,7 +215,7 @@ async def stream_reply(request: Request) -> Response:
     if request.method == "HEAD":
         await request.state["store"].conversation(_id(request))
         response = Response(headers=STREAM_HEADERS, media_type="text/event-stream")
-        del response.headers["content-length"]  # nobody knows it
+        del response.headers["content-length"]  # the length is unknown
         return response
     model, join = request.query_params.get("model") or None, request.query_params.get("join") or "false"
     if complaint := OPTIONAL_MODEL.complaint(model):
@@ -223,7 +223,7 @@ async def stream_reply(request: Request) -> Response:
     if join not in ("true", "false"):
         raise unprocessable([{"field": "join", "message": "must be true or false"}])
     if event_id := last_event_id(request):
-        return await _resumed(request, event_id)
+        return await _resume(request, event_id)
     replies = request.state["replies"]
     reply: Reply | None
     if join == "true":
@@ -233,8 +233,8 @@ async def stream_reply(request: Request) -> Response:
     return _reply_response(request, reply, 0) if reply else Response(status_code=204)
 
 
-async def _resumed(request: Request, event_id: str) -> Response:
-    place = place_of(event_id)
+async def _resume(request: Request, event_id: str) -> Response:
+    place = parse_event_id(event_id)
     if place is None:
         raise Rejected(400, "`Last-Event-ID` can't be read: it must be the `id` of an event of this stream.")
     message_id, position = place
@@ -243,7 +243,7 @@ async def _resumed(request: Request, event_id: str) -> Response:
         return Response(status_code=204)
     length = reply.transcript.kept
     if position > length and reply.message.status == "failed":
-        position = length  # a power cut has taken what the reader had
+        position = length  # a power cut has lost text that the reader has
     if not reply.may_reach(position):
         raise Rejected(400, "`Last-Event-ID` can't be right: the reply has fewer characters than it says.")
     return _reply_response(request, reply, position)
@@ -280,7 +280,7 @@ routes = [
 ]
 
 
-# Errors: one builder, one table.
+# Errors.
 
 STATUS_OF: dict[type[Exception], int] = {
     NotFound: 404,
@@ -290,19 +290,19 @@ STATUS_OF: dict[type[Exception], int] = {
     StoreFull: 507,
     StoreUnavailable: 503,
     Unavailable: 503,
-    ClientDisconnect: 400,  # nobody is there to read it
+    ClientDisconnect: 400,  # nobody reads this response
 }
 
 
 async def problem_of(request: StarletteRequest, error: Exception) -> Response:
-    """The response to any exception in the table."""
+    """Return the response to an exception in the table."""
     status = STATUS_OF[type(error)]
     headers = {"Retry-After": str(getattr(error, "retry_after", RETRY_AFTER))} if status == 503 else None
     return problem(status, str(error) or "The client left.", headers=headers)
 
 
 async def rejection(request: StarletteRequest, error: Exception) -> Response:
-    """The response to a request that can't be taken."""
+    """Return the response to a bad request."""
     assert isinstance(error, Rejected)
     headers = {"Connection": "close"} if error.close else None
     response = problem(error.status, str(error), headers=headers, errors=error.errors)
@@ -310,7 +310,7 @@ async def rejection(request: StarletteRequest, error: Exception) -> Response:
 
 
 async def upstream_problem(request: StarletteRequest, error: Exception) -> Response:
-    """The response where upstream fails and nothing is cached: unreachable, timed out, or anything else."""
+    """Return a 503 if upstream is unreachable, a 504 if it timed out, else a 502."""
     assert isinstance(error, UpstreamError)
     failure = error.failure
     status = failure.code if failure.code in (503, 504) else 502
@@ -318,12 +318,12 @@ async def upstream_problem(request: StarletteRequest, error: Exception) -> Respo
 
 
 async def routing_problem(request: StarletteRequest, error: Exception) -> Response:
-    """An unknown path, or a method that it doesn't have."""
+    """Return the response to an unknown path, or to a method that the path doesn't have."""
     assert isinstance(error, HTTPException)
     if error.status_code != 405:
         return problem(error.status_code, f"There is nothing at this path. {_SEE_DOCS}")
     allowed = sorted({method for route in routes for method in _methods(route, request)})
-    detail = f"{request.method} isn't possible here; {', '.join(allowed)} would be. {_SEE_DOCS}"
+    detail = f"{request.method} isn't allowed here; use {' or '.join(allowed)}. {_SEE_DOCS}"
     return problem(405, detail, headers={"Allow": ", ".join(allowed)})
 
 
@@ -340,9 +340,6 @@ _SEE_DOCS = "The API is described at /docs."
 def _methods(route: Route, request: StarletteRequest) -> set[str]:
     match, _ = route.matches(request.scope)
     return set() if match is Match.NONE else route.methods or set()
-
-
-# What the requests say.
 
 
 def _id(request: Request) -> str:

@@ -1,7 +1,7 @@
-"""A reply as a stream, of events or of bare text: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""A reply as a stream of events (https://html.spec.whatwg.org/multipage/server-sent-events.html) or of bare text.
 
-An event's id is a message, and how much of it its reader has. Clients send it back as it came. Knows nothing of
-requests or upstream.
+An event's id names a message and how much of it the reader has; clients send it back unchanged. This module knows
+nothing about requests or upstream.
 """
 
 import json
@@ -20,16 +20,16 @@ from steps import Steps
 from store import Kind, Message, Reply
 
 PING_INTERVAL = 15  # seconds between pings on a silent stream
-RECONNECT_INTERVAL_MS = 1_000  # after which an EventSource that was cut off comes back
-SLICE_CHARS = 4_900  # at most in one event: as JSON in ASCII a line of 60,000 bytes; some clients take no longer ones
-SLICE_RUNS = 32  # events at most between two turns of the loop, where content and reasoning alternate
+RECONNECT_INTERVAL_MS = 1_000  # until an EventSource reconnects
+SLICE_CHARS = 4_900  # of text in an event, up to 60,000 bytes as ASCII JSON; some clients refuse longer lines
+SLICE_RUNS = 32  # events between two turns of the loop, if content and reasoning alternate
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 _EVENT_ID = re.compile(r"([0-9a-f-]{36}):(end|[0-9]{1,9})")
 
 
 def reply_response(reply: Reply, position: int, steps: Steps, *, as_text: bool = False) -> Response:
-    """The reply from `position` (in characters) on, live: as events, or as bare text."""
+    """Stream the reply live from `position` (in characters), as events or as bare text."""
     headers = {**STREAM_HEADERS, "X-Message-Id": reply.id, "X-Model": reply.message.model or ""}
     if as_text:
         return _TextStream(_parts(reply, position, steps, _Text()), headers=headers, media_type="text/plain")
@@ -38,7 +38,7 @@ def reply_response(reply: Reply, position: int, steps: Steps, *, as_text: bool =
 
 
 class _TextStream(StreamingResponse):
-    """Counts as a reader while it is sent."""
+    """A text stream that counts as a reader while the server sends it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with scope["state"]["metrics"].reading():
@@ -46,9 +46,9 @@ class _TextStream(StreamingResponse):
 
 
 class _EventStream(EventSourceResponse):
-    """Sends its body straight to the server: the wrappers of `send` care for the head alone. Counts as a reader.
+    """Counts as a reader, and sends its body straight to the server: the wrappers of `send` only act on the head.
 
-    `_send_with_timeout` opens a cancel scope for each event, for a time-out that isn't set.
+    The base's `_send_with_timeout` would open a cancel scope for each event, for a time-out that isn't set.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,12 +61,12 @@ class _EventStream(EventSourceResponse):
 
 
 def _ping() -> ServerSentEvent:
-    # Not a comment: some clients make an event with empty data of the blank line behind it, and fail to parse that.
+    # A ping isn't a comment: some clients turn a comment's blank line into an event without data and can't parse it.
     return ServerSentEvent(event="ping", data="{}", sep="\n")
 
 
 class _Events:
-    """The blocks of an event stream. `id:` is last: some clients take it at once, and lose a block that is cut off."""
+    """Formats the reply as events. `id:` is last: a client that applies it at once would lose a block cut off."""
 
     def __init__(self, message: Message) -> None:
         self._message = message
@@ -79,19 +79,19 @@ class _Events:
 
     def text(self, kind: Kind, text: str, position: int) -> bytes:
         event = "event: reasoning\n" if kind == "reasoning" else ""
-        # JSON in ASCII, as json.dumps writes a string: clients exist that split lines at U+2028.
+        # The text is ASCII, as from json.dumps: some clients split lines at U+2028.
         data = f'data: {{"{kind}": {encode_basestring_ascii(text)}}}'
         return f"{event}{data}\nid: {self._message.id}:{position}\n\n".encode()
 
     def lost(self) -> bytes:
-        return b""  # the reader comes back with its id
+        return b""  # the reader reconnects with its last id
 
     def end(self, message: Message) -> bytes:
         return f"data: {json.dumps(last_event_fields(message))}\nid: {event_id(message.id, None)}\n\n".encode()
 
 
 class _Text:
-    """The bare content, for a terminal; a failure is told in its last line."""
+    """Formats the reply as its bare content, for a terminal; a failure is the last line."""
 
     def start(self, position: int) -> bytes:
         return b""
@@ -116,7 +116,7 @@ async def _parts(reply: Reply, position: int, steps: Steps, form: _Events | _Tex
                 return
             await reply.change()
         else:
-            await steps.next()  # a client that is gone is noticed here: to send to it never waits
+            await steps.next()  # a disconnect ends the stream here: sending itself never waits
         for kind, text in transcript.read(position, SLICE_CHARS, SLICE_RUNS):
             position += len(text)
             yield form.text(kind, text, position)
@@ -124,18 +124,18 @@ async def _parts(reply: Reply, position: int, steps: Steps, form: _Events | _Tex
 
 
 def event_id(message_id: str, position: int | None) -> str:
-    """The id of the event behind which a reader is at `position` (in characters), None: behind the last event."""
+    """Return the id of the event that ends at `position` (in characters), or of the last event for None."""
     return f"{message_id}:{'end' if position is None else position}"
 
 
-def place_of(event_id: str) -> tuple[str, int | None] | None:
-    """The message and the position that an id tells; None if it isn't one."""
+def parse_event_id(event_id: str) -> tuple[str, int | None] | None:
+    """Return the message's id and the position in an event's id, the reverse of `event_id`; None if malformed."""
     match = _EVENT_ID.fullmatch(event_id)
     return (match[1], None if match[2] == "end" else int(match[2])) if match else None
 
 
 def last_event_fields(message: Message) -> dict[str, Any]:
-    """The data of a stream's last event."""
+    """Return the data of a stream's last event."""
     if message.error is not None:
         return {"error": failure_fields(message.error), "message_id": message.id}
     reported = message.report.shown()

@@ -1,8 +1,8 @@
-"""The fields of a request's body: what each must be.
+"""The rules for the fields of a request's body.
 
-Knows nothing of requests. Of `options`, upstream's parameters, only the form is checked: what they mean is upstream's
-business, and its refusal reaches the reader. Names are refused that the relay sends itself, or whose result would be
-paid for and lost here, since text alone is passed on.
+This module knows nothing about requests. It checks only the form of `options`, upstream's parameters: upstream alone
+knows their meaning, and its refusal reaches the reader. Two kinds of names are refused: those that the relay sets
+itself, and those whose result would be paid for and lost, since the relay passes on only text.
 """
 
 import json
@@ -11,38 +11,37 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Complaint = tuple[str, str]  # where, and what it must be
-Rule = Callable[[object], Iterator[Complaint]]  # where: below the field
+Complaint = tuple[str, str]  # the path of a value, and what it must be
+Rule = Callable[[object], Iterator[Complaint]]  # the paths start below the field
 
-# The pattern of openapi.json. It names what only some dialects take for white space: `\s` alone differs between them.
+# openapi.json has the same pattern. It lists the characters that `\s` matches in only some dialects.
 _VISIBLE = re.compile(r"[^\s\x1c-\x1f\x85\ufeff]")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 MAX_OPTIONS_BYTES = 16 * 1024  # as compact JSON in UTF-8
 MAX_OPTIONS_NAMES = 64  # at the top level
 MAX_OPTIONS_DEPTH = 10  # the object itself is the first level
 _NAME = re.compile("[A-Za-z0-9_]{1,64}")
-_OWN = "is set by the service itself"
-_LOST = "asks for something other than text, which this service can't pass on"
+_RESERVED = "is set by the service itself"
+_NOT_TEXT = "asks for something other than text, which this service can't pass on"
 _REFUSED = {
-    **dict.fromkeys(("model", "messages", "prompt", "input", "stream", "stream_options", "n"), _OWN),
-    **dict.fromkeys(("logprobs", "top_logprobs", "audio", "functions", "function_call"), _LOST),
+    **dict.fromkeys(("model", "messages", "prompt", "input", "stream", "stream_options", "n"), _RESERVED),
+    **dict.fromkeys(("logprobs", "top_logprobs", "audio", "functions", "function_call"), _NOT_TEXT),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A string with something to see in it."""
+    """The rule for a string with a visible character."""
 
     most: int  # characters
-    setting: str = ""  # that decides `most`
+    setting: str = ""  # the setting that decides `most`
     nullable: bool = True
-    printable: bool = False  # ASCII alone: it is sent in a header
+    printable: bool = False  # only ASCII, since the relay sends it in a header
 
     def complaint(self, value: object) -> str | None:
-        """What is wrong with `value`; None if nothing is."""
+        """Say what is wrong with `value`; return None if nothing is."""
         if value is None and self.nullable:
             return None
         if not isinstance(value, str):
@@ -58,7 +57,7 @@ class Text:
         return None
 
     def __call__(self, value: object) -> Iterator[Complaint]:
-        """As a `Rule`."""
+        """Check the value."""
         if complaint := self.complaint(value):
             yield "", complaint
 
@@ -69,32 +68,32 @@ TITLE = Text(200)
 
 
 def identifier(value: object) -> Iterator[Complaint]:
-    """An id that a client chooses, or null."""
+    """Check an id that a client chooses, or null."""
     if not (value is None or (isinstance(value, str) and _ID.fullmatch(value))):
         yield "", "must be 1 to 64 characters of A-Z a-z 0-9 _ -, or null"
 
 
 def reference(value: object) -> Iterator[Complaint]:
-    """The id of a message, or null."""
+    """Check the id of a message, or null."""
     if not (value is None or isinstance(value, str)):
         yield "", "must be the id of a message, or null for the beginning"
 
 
 def role(value: object) -> Iterator[Complaint]:
-    """Who says it."""
+    """Check the role of a message's author."""
     if value not in ("user", "assistant"):
         yield "", "must be user or assistant"
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """The messages of a conversation that is imported, oldest first; or null."""
+    """The rule for the messages of an imported conversation, oldest first, or null."""
 
     most: int
     content: Text
 
     def __call__(self, value: object) -> Iterator[Complaint]:
-        """As a `Rule`."""
+        """Check the messages."""
         if value is not None and not isinstance(value, list):
             yield "", "must be a list of messages, or null"
         elif value and len(value) > self.most:
@@ -103,8 +102,8 @@ class Turns:
             rules: dict[str, Rule] = {"role": role, "content": self.content, "model": OPTIONAL_MODEL}
             for number, turn in enumerate(value or ()):
                 if isinstance(turn, dict):
-                    for where, complaint in complaints(turn, rules, ("role", "content")):
-                        yield f".{number}.{where}", complaint
+                    for path, complaint in complaints(turn, rules, ("role", "content")):
+                        yield f".{number}.{path}", complaint
                 else:
                     yield f".{number}", "must be a JSON object"
 
@@ -112,47 +111,47 @@ class Turns:
 def complaints(
     fields: Mapping[str, object], rules: Mapping[str, Rule], required: tuple[str, ...] = ()
 ) -> Iterator[Complaint]:
-    """What is wrong with an object of these fields."""
+    """Check all fields of an object."""
     for name in fields:
         if name not in rules:
             yield name[:80].encode(errors="backslashreplace").decode(), "is not a field here"
     for name, rule in rules.items():
         if name in fields:
-            for where, complaint in rule(fields[name]):
-                yield name + where, complaint
+            for path, complaint in rule(fields[name]):
+                yield name + path, complaint
         elif name in required:
             yield name, "is required"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """A JSON object or null, as a `Rule`."""
+    """The rule for `options`, a JSON object or null."""
 
-    max_tokens: int  # that an answer may have; 0: any
+    max_tokens: int  # of an answer; 0 means no limit
 
     def __call__(self, value: object) -> Iterator[Complaint]:
-        """The first thing that is wrong with the whole, else all that is wrong with its parts."""
+        """Check the object as a whole, and if it passes, each of its parameters."""
         if value is None:
             return
         if not isinstance(value, dict):
             yield "", "must be a JSON object, or null"
-        elif complaint := _form(value):
+        elif complaint := _form_complaint(value):
             yield "", complaint
         else:
-            yield from self._parts(value)
+            yield from self._check_parameters(value)
 
-    def _parts(self, options: Mapping[str, Any]) -> Iterator[Complaint]:
+    def _check_parameters(self, options: Mapping[str, Any]) -> Iterator[Complaint]:
         for name, value in options.items():
-            if complaint := self._part(name, value):
+            if complaint := self._complaint(name, value):
                 yield f".{name}", complaint
 
-    def _part(self, name: str, value: object) -> str | None:
+    def _complaint(self, name: str, value: object) -> str | None:
         if name in _REFUSED:
             return _REFUSED[name]
         if name == "modalities" and not _is_text(value):
-            return f'must be ["text"], or null: anything else {_LOST}'
+            return f'must be ["text"], or null: anything else {_NOT_TEXT}'
         if name == "tools" and isinstance(value, list) and any(map(_is_function, value)):
-            return "must have no tool of type `function`: this service can't call it, or pass its call on"
+            return "must have no tool of type `function`: this service can't call it or pass its call on"
         if name in ("max_tokens", "max_completion_tokens") and not self._is_short_enough(value):
             return f"must be a whole number from 1 to {self.max_tokens} (MAX_TOKENS), or null"
         return None
@@ -161,8 +160,8 @@ class Options:
         return not self.max_tokens or value is None or (type(value) is int and 0 < value <= self.max_tokens)
 
 
-def _form(options: Mapping[str, Any]) -> str | None:
-    """What is wrong with the whole; None if nothing is."""
+def _form_complaint(options: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with the object as a whole; return None if nothing is."""
     if len(options) > MAX_OPTIONS_NAMES:
         return f"must have at most {MAX_OPTIONS_NAMES} names"
     if not all(map(_NAME.fullmatch, options)):

@@ -1,6 +1,6 @@
-"""The API's contract as it is served: `openapi.json`, and the pages that show it, with Swagger UI and with ReDoc.
+"""The API's contract `openapi.json`, and the pages that show it with Swagger UI and ReDoc.
 
-The pages load pinned files of a CDN with integrity hashes, under the tightest policy that each of them works with.
+The pages load pinned files from a CDN with integrity hashes, under the tightest policy that each of them works with.
 """
 
 import base64
@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 CDN = "https://cdn.jsdelivr.net/npm"
 SWAGGER_UI = f"{CDN}/swagger-ui-dist@5.35.0"
 REDOC = f"{CDN}/redoc@2.5.4/bundles/redoc.standalone.js"
-REDOC_LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"  # ReDoc's footer loads it, whatever it is told
+REDOC_LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"  # ReDoc's footer always loads it
 
 _OPENAPI = Path(__file__).parents[1].joinpath("openapi.json").read_bytes()
 

@@ -1,6 +1,6 @@
-"""Problem responses, the one form of every error that the service answers itself.
+"""Problem responses, the form of every error that the service itself reports: https://www.rfc-editor.org/rfc/rfc9457
 
-https://www.rfc-editor.org/rfc/rfc9457. Knows nothing of what can go wrong.
+This module doesn't know what can go wrong.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-LINGER_TIMEOUT = 5.0  # seconds that a client has for the rest of a body that is refused
+LINGER_TIMEOUT = 5.0  # seconds for a client to send the rest of a refused body
 
 
 def problem(
     status: int, detail: str, *, headers: Mapping[str, str] | None = None, errors: list[dict[str, str]] | None = None
 ) -> Response:
-    """A problem response; `errors` are the fields of a bad body, `{"field", "message"}` each."""
+    """Build a problem response; `errors` lists a body's bad fields, each as `{"field", "message"}`."""
     body: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
     body |= {"detail": detail} | ({"errors": errors} if errors else {})
     return Response(json.dumps(body, indent=2) + "\n", status, headers, "application/problem+json")
@@ -35,10 +35,10 @@ class Lingering(Response):
         super().__init__(response.body, response.status_code, response.headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send, read on without keeping anything, close."""
+        """Send the response, read and discard the rest of the request, and close."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with suppress(TimeoutError):  # then the client has had its time
+        with suppress(TimeoutError):  # the connection closes even if the client still sends
             async with asyncio.timeout(LINGER_TIMEOUT):
                 while (await receive()).get("more_body"):
                     pass

@@ -1,8 +1,6 @@
-"""Requests: bodies are read within their bounds, parsed and checked; `Accept` says which form a client wants.
+"""Requests: this module reads and checks bodies within their limits, and reads the headers.
 
-What can't be taken is `Rejected`.
-
-Knows nothing of conversations or responses.
+It raises `Rejected` for a bad request, and knows nothing about conversations or responses.
 """
 
 import asyncio
@@ -16,9 +14,8 @@ from starlette.requests import Request
 
 from api.fields import Rule, complaints
 
-BODY_TIMEOUT = 30.0  # seconds for a whole body
-MOST_ERRORS = 20  # that are told of one body
-
+BODY_TIMEOUT = 30.0  # seconds for a client to send its whole body
+MAX_ERRORS = 20  # that a response lists for one body
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # https://www.w3.org/TR/trace-context/
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
@@ -27,7 +24,7 @@ EVENTS, TEXT, JSON = "text/event-stream", "text/plain", "application/json"
 
 
 class Rejected(Exception):
-    """A request that can't be taken; `errors` names the fields of a bad body."""
+    """A bad request; `errors` names the bad fields of its body."""
 
     def __init__(
         self, status: int, detail: str, errors: list[dict[str, str]] | None = None, *, close: bool = False
@@ -35,22 +32,22 @@ class Rejected(Exception):
         super().__init__(detail)
         self.status = status
         self.errors = errors
-        self.close = close  # the connection, since the rest of the body may never end
+        self.close = close  # True closes the connection, since the rest of the body may never end
 
 
 async def read_fields(
     request: Request[Any],
-    most: int,
+    max_bytes: int,
     rules: Mapping[str, Rule],
     *,
     required: tuple[str, ...] = (),
     optional: bool = False,
 ) -> dict[str, Any]:
-    """The fields of a body of at most `most` bytes, each as its rule wants it. Raises `Rejected`.
+    """Read a body of at most `max_bytes` and return its fields, each checked by its rule. Raises `Rejected`.
 
-    `required` names those that must be there; an `optional` body may be missing.
+    `required` names the fields that must be there; an `optional` body may be missing.
     """
-    body = await _read_body(request, most)
+    body = await _read_body(request, max_bytes)
     if not body and optional:
         return {}
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
@@ -60,23 +57,23 @@ async def read_fields(
     fields = _parse(body)
     if not isinstance(fields, dict):
         raise unprocessable([{"field": "", "message": "must be a JSON object"}])
-    found = islice(complaints(fields, rules, required), MOST_ERRORS)
-    if errors := [{"field": field, "message": complaint} for field, complaint in found]:
+    first = islice(complaints(fields, rules, required), MAX_ERRORS)
+    if errors := [{"field": field, "message": complaint} for field, complaint in first]:
         raise unprocessable(errors)
     return fields
 
 
-async def _read_body(request: Request[Any], most: int) -> bytes:
-    too_large = f"The body is larger than MAX_BODY_BYTES ({most} bytes) allows."
+async def _read_body(request: Request[Any], max_bytes: int) -> bytes:
+    too_large = f"The body is larger than MAX_BODY_BYTES ({max_bytes} bytes) allows."
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > most:
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise Rejected(413, too_large)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > most:
+                if len(body) > max_bytes:
                     raise Rejected(413, too_large, close=True)
     except TimeoutError:
         raise Rejected(408, f"The body didn't arrive within {BODY_TIMEOUT:g} s.", close=True) from None
@@ -93,7 +90,7 @@ def _parse(body: bytes) -> Any:
 
 
 def _integer(digits: str) -> float:
-    return int(digits) if len(digits) < 20 else float(digits)  # as JavaScript does; Python refuses 5,000 digits
+    return int(digits) if len(digits) < 20 else float(digits)  # as in JavaScript; Python refuses to read 5,000 digits
 
 
 def _no_constant(name: str) -> None:
@@ -101,9 +98,9 @@ def _no_constant(name: str) -> None:
 
 
 def unprocessable(errors: list[dict[str, str]]) -> Rejected:
-    """A 422 that tells every error, `{"field", "message"}`."""
-    told = "; ".join(f"{error['field'] or 'the body'} {error['message']}" for error in errors)
-    return Rejected(422, f"The request can't be taken as it is: {told}.", errors)
+    """Return a 422 that lists every error, each as `{"field", "message"}`."""
+    summary = "; ".join(f"{error['field'] or 'the body'} {error['message']}" for error in errors)
+    return Rejected(422, f"The request isn't valid: {summary}.", errors)
 
 
 class _Range(NamedTuple):
@@ -112,20 +109,20 @@ class _Range(NamedTuple):
 
 
 def wants_events(accept: str) -> bool:
-    """Whether a question is to be answered with its reply's stream: it is named, and JSON isn't wanted more."""
+    """Whether a question's response is the reply's stream: `accept` names events and doesn't prefer JSON."""
     ranges = _ranges(accept)
     is_named = any(form == EVENTS for form, _ in ranges)
     return is_named and 0 < _quality(ranges, EVENTS) >= _quality(ranges, JSON)
 
 
 def wants_text(accept: str) -> bool:
-    """Whether a stream is to be bare text: text is wanted more than events."""
+    """Whether a stream is bare text: `accept` prefers text to events."""
     ranges = _ranges(accept)
     return _quality(ranges, TEXT) > _quality(ranges, EVENTS)
 
 
 def _quality(ranges: list[_Range], form: str) -> float:
-    """How much a form is wanted, from 0 to 1: what the most precise range says."""
+    """Return how much the client wants a form, from 0 to 1; the most precise range decides."""
     for wanted in (form, f"{form.partition('/')[0]}/*", "*/*"):
         if qualities := [quality for name, quality in ranges if name == wanted]:
             return max(qualities)
@@ -136,19 +133,19 @@ def _ranges(accept: str) -> list[_Range]:
     ranges = []
     for entry in (accept or "*/*").lower().split(","):
         form, _, parameters = entry.partition(";")
-        told = re.search(r"(?:^|;)\s*q=\s*([01](?:\.\d*)?|\.\d+)\s*(?:;|$)", parameters)
-        ranges.append(_Range(form.strip(), min(1.0, float(told[1])) if told else 1.0))
+        match = re.search(r"(?:^|;)\s*q=\s*([01](?:\.\d*)?|\.\d+)\s*(?:;|$)", parameters)
+        ranges.append(_Range(form.strip(), min(1.0, float(match[1])) if match else 1.0))
     return ranges
 
 
 def last_event_id(request: Request[Any]) -> str:
-    """The header, or the query: `lastEventId` is how the polyfills of EventSource call it."""
+    """Return the id in the header or the query, where EventSource's polyfills call it `lastEventId`."""
     query = request.query_params
     return request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId") or ""
 
 
 def traceparent(request: Request[Any]) -> str | None:
-    """The trace that the request is part of, None if it names none."""
+    """Return the trace that the request is part of; None if it names none."""
     header = request.headers.get("traceparent", "")
     return header if _TRACEPARENT.fullmatch(header) else None
 
@@ -159,6 +156,6 @@ def accepts_gzip(request: Request[Any]) -> bool:
 
 
 def is_known(request: Request[Any], etag: str) -> bool:
-    """Whether the client has the response with this `ETag` already: a weak comparison (RFC 9110, 13.1.2)."""
+    """Whether the client already has the response with this `ETag`, by weak comparison (RFC 9110, 13.1.2)."""
     tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     return "*" in tags or etag.removeprefix("W/") in tags
