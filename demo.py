@@ -1,7 +1,7 @@
-"""A stand-in OpenRouter: its wire protocol over real HTTP, without a key, a network or a bill.
+"""A stand-in for OpenRouter: its wire protocol over real HTTP, without a key, a network or a bill.
 
-Its models let a front end meet every outcome. A model is a script, from the question to the steps of an answer, and
-knows nothing of HTTP; `Generation` gives the steps their shape on the wire. This module doesn't know the relay.
+Its models let a front end meet every outcome. A model is a script: it turns a question into the steps of an answer and
+knows nothing about HTTP. `Generation` gives the steps their shape on the wire. This module doesn't know the relay.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PRICES = {"prompt": "0.0000001", "completion": "0.0000004"}  # USD a token
 
 
 def create_demo(pace: float = 1.0) -> Starlette:
-    """The stand-in, under /api/v1. `pace` multiplies every wait: 1 is for people, 0 sends an answer at once."""
+    """Build the stand-in, under /api/v1. `pace` multiplies every wait: 1 suits people, 0 sends an answer at once."""
     routes = [Route("/api/v1/chat/completions", complete, methods=["POST"]), Route("/api/v1/models", list_models)]
     app = Starlette(routes=routes, exception_handlers={Fault: refuse})
     app.state.pace, app.state.attempts = pace, Counter[int]()
@@ -41,14 +41,14 @@ def create_demo(pace: float = 1.0) -> Starlette:
 
 @contextmanager
 def running(pace: float = 1.0) -> Iterator[str]:
-    """The base URL of a stand-in on a free loopback port, in a thread of its own. Leaving cuts open streams off."""
+    """Run a stand-in on a free loopback port in its own thread; yield its base URL. Leaving cuts off open streams."""
     listener = socket.create_server(("127.0.0.1", 0))
-    # Not access_log=False: uvicorn would mute the access log of every server in the process.
+    # access_log=False would mute the access log of every uvicorn server in the process.
     config = uvicorn.Config(create_demo(pace), log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="demo", daemon=True)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
-    with listener, unlogged(thread):
+    with listener, muted(thread):
         thread.start()
         try:
             wait_for_start(server, thread)
@@ -67,21 +67,21 @@ def wait_for_start(server: uvicorn.Server, thread: threading.Thread) -> None:
 
 
 @contextmanager
-def unlogged(thread: threading.Thread) -> Iterator[None]:
-    """Keeps what this server says, but not its bugs, out of the loggers that all uvicorn servers of a process share."""
+def muted(thread: threading.Thread) -> Iterator[None]:
+    """Keep this server's records, except its bugs, out of the loggers that uvicorn servers in a process share."""
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def is_wanted(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         return record.thread != thread.ident or not isinstance(error, CutOff | asyncio.CancelledError | None)
 
     loggers = [logging.getLogger("uvicorn.error"), logging.getLogger("uvicorn.access")]
     for logger in loggers:
-        logger.addFilter(wanted)
+        logger.addFilter(is_wanted)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeFilter(wanted)
+            logger.removeFilter(is_wanted)
 
 
 async def list_models(request: Request) -> Response:
@@ -113,20 +113,20 @@ def entry(model: str, script: Callable[[Question], Script]) -> dict[str, object]
 async def complete(request: Request) -> Response:
     if not re.match(r"(?i)bearer +\S", request.headers.get("Authorization", "")):
         raise Fault(401, "Missing Authentication header")
-    fields = checked(await request.body())
+    fields = parse(await request.body())
     model, messages = fields.pop("model"), fields.pop("messages")
-    asked = hash((model, repr(messages)))
-    request.app.state.attempts[asked] += 1
-    streamed, _ = fields.pop("stream", None) is True, fields.pop("stream_options", None)
-    question = Question(model, messages, request.app.state.attempts[asked], fields)
+    key = hash((model, repr(messages)))
+    request.app.state.attempts[key] += 1
+    is_stream, _ = fields.pop("stream", None) is True, fields.pop("stream_options", None)
+    question = Question(model, messages, request.app.state.attempts[key], fields)
     generation = Generation(question, MODELS[model](question), request.app.state.pace)
-    body, kind = (generation.stream(), "text/event-stream") if streamed else (generation.whole(), "application/json")
+    body, kind = (generation.stream(), "text/event-stream") if is_stream else (generation.whole(), "application/json")
     headers = {"X-Generation-Id": generation.id, "Cache-Control": "no-cache"}
     return StreamingResponse(body, headers=headers, media_type=kind)
 
 
-def checked(body: bytes) -> dict[str, Any]:
-    """The request, of a model and messages; a `Fault` says what is wrong, in OpenRouter's words."""
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the fields of a request with a model and messages. Raises `Fault` with OpenRouter's words."""
     try:
         fields: Any = json.loads(body)
     except ValueError:
@@ -138,8 +138,8 @@ def checked(body: bytes) -> dict[str, Any]:
         raise Fault(400, "No models provided")
     if str(fields["model"]) not in MODELS:
         raise Fault(400, f"{fields['model']} is not a valid model ID")
-    asked: dict[str, Any] = fields
-    return asked
+    request: dict[str, Any] = fields
+    return request
 
 
 async def refuse(request: Request, fault: Exception) -> Response:
@@ -148,16 +148,16 @@ async def refuse(request: Request, fault: Exception) -> Response:
 
 
 def encoded(value: object) -> bytes:
-    """UTF-8 as JavaScript's JSON.stringify has it: U+2028 as it is, a lone surrogate as an escape."""
+    """Encode like JavaScript's JSON.stringify: U+2028 stays as it is, a lone surrogate becomes an escape."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 class CutOff(Exception):
-    """Ends the connection in the middle of the body: that is what uvicorn does with an exception."""
+    """Ends the connection in the middle of the body, as uvicorn does when an app raises an exception."""
 
 
 class Fault(Exception):
-    """An error that OpenRouter reports: as the response, or as a chunk once the answer has begun."""
+    """An error from OpenRouter: it is the response, or a chunk once the answer has begun."""
 
     def __init__(self, code: int, message: str, metadata: object = None, retry_after: int | None = None) -> None:
         self.code = code
@@ -167,7 +167,7 @@ class Fault(Exception):
 
 
 class Question:
-    """The last user message, cut to a length that can be quoted, and what came with it."""
+    """The last user message, cut to a length that an answer can quote, and the facts about its request."""
 
     def __init__(
         self, model: str, messages: list[dict[str, Any]], attempt: int = 1, options: dict[str, Any] | None = None
@@ -175,8 +175,8 @@ class Question:
         self.model, self.served, self.messages, self.attempt = model, model, len(messages), attempt
         self.options = options or {}
         self.tokens = sum(len(str(message.get("content"))) // 4 + 1 for message in messages)
-        asked = [str(message.get("content")) for message in messages if message["role"] == "user"]
-        self.text = shortened(asked[-1] if asked else "nothing", 2000)
+        texts = [str(message.get("content")) for message in messages if message["role"] == "user"]
+        self.text = shortened(texts[-1] if texts else "nothing", 2000)
         self.topic = shortened(" ".join(self.text.split()), 60)
         self.words = len(self.text.split())
 
@@ -187,9 +187,9 @@ def shortened(text: str, limit: int) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """`after` seconds at pace 1: a piece of the answer or of the reasoning, other fields of a delta, the end.
+    """A piece of the answer or of the reasoning, other fields of a delta, or the end, `after` seconds at pace 1.
 
-    If none of them, a comment.
+    A step without any of them is a comment.
     """
 
     after: float
@@ -207,10 +207,10 @@ class Step:
         if self.reasoning:
             detail = {"type": "reasoning.text", "text": self.reasoning, "format": "unknown", "index": 0}
             delta |= {"reasoning": self.reasoning, "reasoning_details": [detail]}
-        return {"index": 0, "delta": delta | self.other} | ended(self)
+        return {"index": 0, "delta": delta | self.other} | finish(self)
 
 
-def ended(step: Step) -> dict[str, str | None]:
+def finish(step: Step) -> dict[str, str | None]:
     return {"finish_reason": step.finish_reason, "native_finish_reason": step.finish_reason}
 
 
@@ -218,7 +218,7 @@ Script = Iterator[Step]
 
 
 class Generation:
-    """One answer on its way: the steps of its script in OpenRouter's shapes, and what they cost."""
+    """One answer in progress: the steps of its script in OpenRouter's shapes, and their cost."""
 
     def __init__(self, question: Question, script: Script, pace: float) -> None:
         self.created = int(time.time())
@@ -227,7 +227,7 @@ class Generation:
         self.sent: list[Step] = []
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Server-Sent Events. Nothing follows an error, not even [DONE]."""
+        """Yield Server-Sent Events. Nothing follows an error, not even [DONE]."""
         yield COMMENT * 2
         try:
             for step in self.steps():
@@ -240,7 +240,7 @@ class Generation:
             yield b"data: [DONE]\n\n"
 
     async def whole(self) -> AsyncIterator[bytes]:
-        """One JSON document; white space before it keeps the connection open."""
+        """Yield one JSON document; white space before it keeps the connection open."""
         try:
             for step in self.steps():
                 await self.wait(step)
@@ -255,10 +255,10 @@ class Generation:
         message: dict[str, Any] = {"role": "assistant", "content": content, "reasoning": reasoning or None}
         for step in self.sent:
             message |= step.other
-        return {"index": 0, "message": message} | ended(self.sent[-1])
+        return {"index": 0, "message": message} | finish(self.sent[-1])
 
     def steps(self) -> Script:
-        """The script's, up to the first that is an end; an end is added to a script without one."""
+        """Yield the script's steps up to its end, and add an end to a script without one."""
         for step in itertools.chain(self.script, [Step(0, finish_reason="stop")]):
             self.sent += [] if step.is_comment else [step]
             yield step
@@ -266,7 +266,7 @@ class Generation:
                 return
 
     async def wait(self, step: Step) -> None:
-        """Comments take a moment at any pace, since they may go on for ever."""
+        """Wait until the step is due. Comments take a moment at any pace, since a script may yield them for ever."""
         await asyncio.sleep(max(step.after * self.pace, 0.02 if step.is_comment else 0))
 
     def event(self, **fields: object) -> bytes:
@@ -277,26 +277,26 @@ class Generation:
         return {"id": self.id, "object": kind, "created": self.created, "model": model, "provider": "Demo"}
 
     def usage(self) -> dict[str, object]:
-        asked, reasoned = self.question.tokens, sum(bool(step.reasoning) for step in self.sent)
-        answered = reasoned + sum(bool(step.content or step.other) for step in self.sent)
-        cost = round(asked * float(PRICES["prompt"]) + answered * float(PRICES["completion"]), 10)
-        counts = {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+        prompt, reasoning = self.question.tokens, sum(bool(step.reasoning) for step in self.sent)
+        completion = reasoning + sum(bool(step.content or step.other) for step in self.sent)
+        cost = round(prompt * float(PRICES["prompt"]) + completion * float(PRICES["completion"]), 10)
+        counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return counts | {
             "cost": cost,
             "is_byok": False,
             "prompt_tokens_details": {"cached_tokens": 0},
             "cost_details": {"upstream_inference_cost": cost},
-            "completion_tokens_details": {"reasoning_tokens": reasoned},
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
 
 
 def typed(text: str, rate: float = 25) -> Script:
-    """The text in pieces, `rate` of them a second: a word with the space before it, or a part of a long word."""
+    """Yield `rate` pieces of the text a second: each is a word with the space before it, or a part of a long word."""
     return (Step(1 / rate, piece) for piece in re.findall(r"\s*\S{1,12}|\s+", text))
 
 
 def echo(question: Question) -> Script:
-    """Repeats your question at a reader's pace and says what came with it. Start here."""
+    """Repeats your question at a reader's pace and counts words and messages. Start here."""
     return typed(
         f"You asked: {question.text}\n\nNumber of words: {question.words}. Number of messages in our conversation, "
         f"this one included: {question.messages}. I am the demo model: I know nothing and cost nothing, but everything "
@@ -342,7 +342,7 @@ The syntax is that of [CommonMark](https://commonmark.org/help/), with ~~no~~ ta
 
 
 def long(question: Question) -> Script:
-    """Four thousand words, 400 a second: to scroll through, and to interrupt."""
+    """Answers with four thousand words, 400 a second, for you to scroll through and to interrupt."""
     for number in range(1, 101):
         yield from typed(
             f"Paragraph {number} of 100 is one more about “{question.topic}”. It has a number, so it is easy to see "
@@ -354,8 +354,8 @@ def long(question: Question) -> Script:
 def reasoning(question: Question) -> Script:
     """Thinks first, then answers."""
     thoughts = (
-        f"I am asked about “{question.topic}”. I can't look that up, so what would be useful? Who builds a front end "
-        "wants to see thoughts come first, apart from the answer, so that they can be folded. So I think for a while."
+        f"I am asked about “{question.topic}”. I can't look that up, so what would be useful? The author of a front "
+        "end wants my thoughts first, apart from the answer, to fold them away. So I think for a while."
     )
     yield from (Step(step.after, reasoning=step.content) for step in typed(thoughts))
     yield from typed(f"I have thought about “{question.topic}”, and this is the answer that follows the reasoning.")
@@ -375,7 +375,7 @@ def rate_limited(question: Question) -> NoReturn:
 
 
 def busy(question: Question) -> Script:
-    """Fails twice with 503 and answers the third time: shows that a failed try is tried again."""
+    """Fails twice with 503 and answers the third time, which shows that the relay tries again."""
     if question.attempt % 3:
         metadata = {"raw": "overloaded", "provider_name": "Demo", "error_type": "provider_overloaded"}
         raise Fault(503, "Provider returned error", metadata)
@@ -418,18 +418,20 @@ def length(question: Question) -> Script:
 
 def search(question: Question) -> Script:
     """Answers from two web pages and cites them."""
-    told = f"About “{question.topic}”, one page tells of events [1] and another of their source [2]."
-    yield from typed(told)
+    answer = f"About “{question.topic}”, one page describes events [1] and another their source [2]."
+    yield from typed(answer)
     pages = {"[1]": "Using_server-sent_events", "[2]": "EventSource"}
-    places = [(told.index(mark), f"https://developer.mozilla.org/docs/Web/API/{page}") for mark, page in pages.items()]
-    cited = [
+    places = [
+        (answer.index(mark), f"https://developer.mozilla.org/docs/Web/API/{page}") for mark, page in pages.items()
+    ]
+    citations = [
         {"url": url, "title": url.rpartition("/")[2], "start_index": at, "end_index": at + 3} for at, url in places
     ]
-    yield Step(0, other={"annotations": [{"type": "url_citation", "url_citation": one} for one in cited]})
+    yield Step(0, other={"annotations": [{"type": "url_citation", "url_citation": citation} for citation in citations]})
 
 
 def fallback(question: Question) -> Script:
-    """Is never free: another model answers in its place, as with openrouter/auto."""
+    """Is always busy: another model answers in its place, as with openrouter/auto."""
     question.served = "demo/echo"
     return typed(f"You asked {question.model} about “{question.topic}”, and {question.served} answers.")
 
@@ -440,13 +442,13 @@ def options(question: Question) -> Script:
 
 
 def refusal(question: Question) -> Script:
-    """Declines to answer; what it says is a refusal on the wire."""
+    """Declines to answer; its words are a refusal on the wire."""
     pieces = typed(f"I'm sorry, but I can't help with “{question.topic}”.")
     return (Step(step.after, other={"content": None, "refusal": step.content}) for step in pieces)
 
 
 def tool_call(question: Question) -> Script:
-    """Calls a tool in place of an answer, which no chat can do anything with."""
+    """Calls a tool instead of answering, which is of no use to a chat."""
     call = {"name": "search", "arguments": json.dumps({"query": question.topic})}
     yield Step(0.5, other={"content": None, "tool_calls": [{"index": 0, "id": "call_1", "function": call}]})
     yield Step(0, finish_reason="tool_calls")
@@ -461,7 +463,7 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA6
 
 
 def too_long(question: Question) -> Script:
-    """Refuses with 400: the conversation is too long for it, unless you choose the plugin context-compression."""
+    """Refuses with 400: the conversation is too long for it unless you choose the plugin context-compression."""
     if {"id": "context-compression"} in question.options.get("plugins", []):
         return typed(f"With a compressed context I can answer about “{question.topic}”.")
     message = "This endpoint's maximum context length is 131072 tokens. However, you requested about 200000 tokens."
@@ -469,7 +471,7 @@ def too_long(question: Question) -> Script:
 
 
 def silent(question: Question) -> Script:
-    """Accepts your question and says nothing for ever: stop it."""
+    """Accepts your question and never answers, so you can try the stop button."""
     return itertools.repeat(Step(1))
 
 
@@ -516,7 +518,7 @@ MODELS: dict[str, Callable[[Question], Script]] = {
 
 
 def hint(port: int) -> str:
-    """The page, the API, and three lines for a terminal."""
+    """Return the next steps: a chat, the API's page, and three lines for a terminal."""
     elsewhere = "" if port == 8001 else f"VITE_RELAY_URL=http://localhost:{port} "
     return _HINT.format(port=port, react=f"{elsewhere}make react")
 
