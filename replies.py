@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -311,15 +311,16 @@ class Replies:
         return _failed(500, "The service failed; its log says where.")
 
     async def _finish(self, reply: OwnReply, ending: Ending) -> None:
-        message = None
+        message = ended(reply.message, ending, reply.report)
         try:
             message = await self._stored(reply, ending)
         except asyncio.CancelledError:
-            self._end(reply, ended(reply.message, _restarting()))
+            message = ended(reply.message, _restarting())
             raise
         except Exception as error:
             logger.error("reply %s could not be stored\n%s", reply.id, outline(error))
-        self._end(reply, message or ended(reply.message, ending, reply.report))
+        finally:
+            self._end(reply, message)
 
     def _end(self, reply: OwnReply, message: Message) -> None:
         del self._running[reply.id]
@@ -340,14 +341,15 @@ class Replies:
             end=time.monotonic() - reply.started,
         )
 
-    async def _stored(self, reply: OwnReply, ending: Ending) -> Message | None:
+    async def _stored(self, reply: OwnReply, ending: Ending) -> Message:
         """The message as it has ended; failed where the store hasn't all of its text, or can't take its end."""
         ids = reply.conversation_id, reply.id
         refusal = await self._store.settle_reply(reply)
         began = time.monotonic()
         while refusal is None:
             try:
-                return await self._store.finish_reply(*ids, ending, reply.report)
+                stored = await self._store.finish_reply(*ids, ending, reply.report)
+                return stored or ended(reply.message, ending, reply.report)  # it was deleted, with all of its text
             except StoreFull as error:
                 refusal = error
             except StoreUnavailable as error:
@@ -355,11 +357,10 @@ class Replies:
                     refusal = error
                 else:
                     await asyncio.sleep(ENDING_RETRY_INTERVAL)
-        refused = _refused(refusal)
-        try:
-            return await self._store.abandon_reply(*ids, refused, reply.report)
-        except StoreUnavailable:
-            return ended(reply.message, refused, reply.report)
+        refused, stored = _refused(refusal), None
+        with suppress(StoreUnavailable):  # the store knows the ending, and keeps it as soon as it can
+            stored = await self._store.abandon_reply(*ids, refused, reply.report)
+        return stored or ended(reply.message, refused, reply.report)
 
     def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

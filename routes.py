@@ -33,7 +33,6 @@ from api.shapes import conversation_fields, conversations_response, message_resp
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
 from settings import VERSION, Settings
-from steps import Steps
 from store import (
     IdTaken,
     NotFound,
@@ -68,7 +67,6 @@ class State(TypedDict):
     replies: Replies
     openrouter: OpenRouter
     metrics: Metrics
-    steps: Steps
 
 
 Request = StarletteRequest[State]
@@ -151,7 +149,7 @@ async def list_conversations(request: Request) -> Response:
     if cursor and not _CURSOR.fullmatch(cursor):
         raise Rejected(400, "`cursor` can't be read: it must be the `next_cursor` of the page before.")
     page, next_cursor = await request.state["store"].list_conversations(int(limit), cursor or None)
-    return await conversations_response(page, next_cursor, request.state["steps"])
+    return await conversations_response(page, next_cursor, request.state["store"].steps)
 
 
 async def get_conversation(request: Request) -> Response:
@@ -191,7 +189,7 @@ async def add_message(request: Request) -> Response:
     question = Question(**fields, traceparent=traceparent(request))
     store, replies = request.state["store"], request.state["replies"]
     if is_stream:
-        return reply_response(await replies.ask(_id(request), question), 0, request.state["steps"])
+        return reply_response(await replies.ask(_id(request), question), 0, request.state["store"].steps)
     try:
         if replies.draining:
             await store.check_is_new(_id(request), question)
@@ -199,11 +197,11 @@ async def add_message(request: Request) -> Response:
         status, message = 201, await store.add_user_message(_id(request), question)
     except Repeated as repeated:
         status, message = 200, repeated.found
-    return await message_response(message, request.state["steps"], status)
+    return await message_response(message, request.state["store"].steps, status)
 
 
 async def list_messages(request: Request) -> Response:
-    return await messages_response(request.state["store"].slices(_id(request)), request.state["steps"])
+    return await messages_response(request.state["store"].slices(_id(request)), request.state["store"].steps)
 
 
 async def delete_messages(request: Request) -> Response:
@@ -251,12 +249,12 @@ async def _resume(request: Request, event_id: str) -> Response:
 
 def _reply_response(request: Request, reply: Reply, position: int) -> Response:
     as_text = request.method == "GET" and wants_text(request.headers.get("accept", ""))
-    return reply_response(reply, position, request.state["steps"], as_text=as_text)
+    return reply_response(reply, position, request.state["store"].steps, as_text=as_text)
 
 
 async def stop_reply(request: Request) -> Response:
     message = await request.state["replies"].stop(_id(request))
-    return await message_response(message, request.state["steps"]) if message else Response(status_code=204)
+    return await message_response(message, request.state["store"].steps) if message else Response(status_code=204)
 
 
 routes = [

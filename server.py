@@ -33,7 +33,6 @@ from serving.metrics import Metrics
 from serving.middleware import Boundary, Cors, Envelope
 from serving.process import BACKLOG, Server, listen
 from settings import VERSION, Settings, SettingsError
-from steps import Steps
 from store import Store
 from upstream.http.transport import Transport
 
@@ -67,7 +66,6 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
                 replies=replies,
                 openrouter=openrouter,
                 metrics=metrics,
-                steps=Steps(),
             )
         finally:
             await replies.drain(settings.shutdown_grace)

@@ -18,7 +18,6 @@ from urllib.parse import unquote
 from logs import outline
 from result import NO_REPORT, Ending, Failure, Report
 from settings import Settings, SettingsError
-from steps import Steps
 from stores.engine import Engine, Slices
 from stores.memory import Memory
 from stores.records import (
@@ -41,6 +40,7 @@ from stores.reply import OwnReply, Reply, over
 from stores.rules import Rules, imported
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
+from stores.steps import Steps
 
 __all__ = ["BegunReply", "Conversation", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
 __all__ += [
@@ -88,7 +88,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine = engine_for(settings)
-        self._steps = Steps()
+        self.steps = Steps()
         self._is_open = False
         self._tasks: list[asyncio.Task[None]] = []
         self._left: dict[str, tuple[Ending, Report]] = {}  # of replies whose end couldn't be told
@@ -138,7 +138,7 @@ class Store:
         """A new conversation. Raises `Repeated`, `StoreFull`."""
         history: list[Message] = []
         if turns := fields.pop("messages", None):
-            history = [turn async for turn in self._steps.over(imported(turns, self._engine.clock.now()))]
+            history = [turn async for turn in self.steps.over(imported(turns, self._engine.clock.now()))]
         for _ in range(ROUNDS):
             if (id := fields.get("id")) and (snapshot := await self._engine.snapshot(id, whole=False)):
                 raise Repeated(snapshot.conversation)
@@ -180,7 +180,7 @@ class Store:
 
         while before:
             page, before = await self.list_conversations(PAGE, before)
-            async for conversation in self._steps.over(page):
+            async for conversation in self.steps.over(page):
                 await self._delete_if_expired(conversation.id, since)
 
     async def messages(self, conversation_id: str) -> list[Message]:

@@ -16,8 +16,8 @@ from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
 from result import Failure
-from steps import Steps
 from store import Kind, Message, Reply
+from stores.steps import Steps
 
 PING_INTERVAL = 15  # seconds between pings on a silent stream
 RECONNECT_INTERVAL_MS = 1_000  # until an EventSource reconnects

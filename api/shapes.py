@@ -8,8 +8,8 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 
 from api.events import event_id, failure_fields
-from steps import Steps
 from store import Conversation, Message, Slices
+from stores.steps import Steps
 
 LONG_LIST = 256 * 1024  # bytes of text in messages, above which they are sent piece by piece
 BLOCK_BYTES = 64 * 1024  # of a list that are sent in one go

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ from server import create_app
 from serving.connections import ClientConnection
 from settings import Settings
 from tests.support.engines import ENGINES, engine, new_store_url
-from tests.support.servers import usual_program
+from tests.support.servers import server, usual_program
 
 ROOT = Path(__file__).parents[1]
 NOT_CORE = {"demo.py", "tests", "benchmarks"}
@@ -96,7 +96,7 @@ Visit = list[Trip]
 
 def measure(store: str, program: str) -> tuple[Street, Trip]:
     """The figures on an engine, and its token; `program` is the server that relays share."""
-    with engine(store, program):
+    with server(program) if store == "valkey" else nullcontext() as shared, engine(store, shared.url if shared else ""):
         visits = asyncio.run(_visits(new_store_url()))
     trips = {
         "question": _shortest(visit[0] for visit in visits),
@@ -211,14 +211,16 @@ async def _serving(settings: Settings, watch: Watch) -> AsyncIterator[int]:
     """The port of the service, which runs in a watched thread. It logs nothing: log lines are no part of the street."""
     listening = socket.create_server(("127.0.0.1", 0))
     app = create_app(settings)
-    server = uvicorn.Server(uvicorn.Config(app, http=ClientConnection, log_config=None, access_log=False, ws="none"))
-    thread = threading.Thread(target=lambda: uvloop.run(watch.run(server.serve([listening]))))
+    uvicorn_server = uvicorn.Server(
+        uvicorn.Config(app, http=ClientConnection, log_config=None, access_log=False, ws="none")
+    )
+    thread = threading.Thread(target=lambda: uvloop.run(watch.run(uvicorn_server.serve([listening]))))
     logging.disable()
     thread.start()
     try:
         yield listening.getsockname()[1]
     finally:
-        server.should_exit = True
+        uvicorn_server.should_exit = True
         await asyncio.to_thread(thread.join)
         logging.disable(logging.NOTSET)
 

@@ -68,7 +68,7 @@ CORE_MODULES = 52
 FILE_LINES = 350
 LONGER_FILES = {"replies.py": 409, "routes.py": 385, "store.py": 421, "stores/records.py": 357}
 
-GROUND = {"settings.py", "logs.py", "result.py", "steps.py"}
+GROUND = {"settings.py", "logs.py", "result.py"}
 UPPER = ("server", "serving", "routes", "api", "replies", "mirrors")
 PATHS = (
     (*UPPER, "store", "stores", "ground"),
