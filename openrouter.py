@@ -117,8 +117,8 @@ class OpenRouter:
         for number, pause in enumerate((*self._timers.retries, None), start=1):
             completion, cause = Completion(self._api_key), None
             try:
-                async with self._asked(headers, body, completion) as (exchange, read):
-                    for value in completion.feed(b""):  # what the response's head says
+                async with self._asked(headers, body, completion) as (exchange, read, head):
+                    for value in head:
                         yield value
                     patience_ends = exchange.deadline
                     while not completion.is_over and (chunk := await read()):
@@ -152,8 +152,8 @@ class OpenRouter:
     @asynccontextmanager
     async def _asked(
         self, headers: list[tuple[bytes, bytes]], body: bytes, completion: Completion
-    ) -> AsyncIterator[tuple[Exchange, Callable[[], Awaitable[bytes]]]]:
-        """The response's exchange, and what reads its body; given up at the end, unless `[DONE]` was read."""
+    ) -> AsyncIterator[tuple[Exchange, Callable[[], Awaitable[bytes]], list[Report | Delta]]]:
+        """The exchange, what reads its body, the values of its head; it is given up, unless `[DONE]` was read."""
         headers = [*headers, (b"Content-Length", b"%d" % len(body))]
         response = await self._response("POST", self._completions_url, headers, body)
         del body  # it is the whole history
@@ -161,11 +161,10 @@ class OpenRouter:
         assert isinstance(exchange, Exchange)
         try:
             await self._check(response)
-            completion.begin(response.headers.get("x-generation-id"))
-            completion.retry_after = retry_after_seconds(response.headers.get("retry-after"))
-            read = _reader(response, exchange)
-            del response, headers  # a stream may last, and so would these
-            yield exchange, read
+            read, headers_in = _reader(response, exchange), response.headers
+            head = completion.begin(headers_in.get("x-generation-id"), headers_in.get("retry-after"))
+            del response, headers, headers_in  # a stream may last, and so would these
+            yield exchange, read, head
         finally:
             if completion.is_done:
                 exchange.finish(self._timers.rest)

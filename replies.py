@@ -278,7 +278,8 @@ class Replies:
                             )
                     elif isinstance(value, Report):
                         reply.report = value
-                        self._store.report_reply(reply)
+                        if self._store.is_shared:
+                            self._store.report_reply(reply)
                     elif isinstance(value, Retry):
                         reply.retries += 1
                     else:
@@ -311,16 +312,15 @@ class Replies:
         return _failed(500, "The service failed; its log says where.")
 
     async def _finish(self, reply: OwnReply, ending: Ending) -> None:
-        message = ended(reply.message, ending, reply.report)
         try:
             message = await self._stored(reply, ending)
         except asyncio.CancelledError:
-            message = ended(reply.message, _restarting())
+            self._end(reply, ended(reply.message, _restarting()))
             raise
         except Exception as error:
             logger.error("reply %s could not be stored\n%s", reply.id, outline(error))
-        finally:
-            self._end(reply, message)
+            message = ended(reply.message, ending, reply.report)
+        self._end(reply, message)
 
     def _end(self, reply: OwnReply, message: Message) -> None:
         del self._running[reply.id]

@@ -174,11 +174,11 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def add_message(request: Request) -> Response:
+    settings, text = request.state["settings"], _text_rule(request, nullable=False)
     if event_id := last_event_id(request):  # some clients reconnect by repeating the POST
         return await _resume(request, event_id)
-    settings = request.state["settings"]
     rules: dict[str, Rule] = {
-        "content": _text_rule(request, nullable=False),
+        "content": text,
         "model": OPTIONAL_MODEL,
         "options": Options(settings.max_tokens),
         "id": identifier,

@@ -88,6 +88,10 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine = engine_for(settings)
+        self.engine = self._engine.name
+        """The name of the engine that keeps the conversations."""
+        self.is_shared = self._engine.is_shared
+        """Whether other relays may make replies."""
         self.steps = Steps()
         self._is_open = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,16 +114,6 @@ class Store:
         while self._tasks:
             self._tasks.pop().cancel()
         await self._engine.close()
-
-    @property
-    def engine(self) -> str:
-        """The name of what keeps the conversations."""
-        return self._engine.name
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether replies may be made elsewhere."""
-        return self._engine.is_shared
 
     @property
     def is_reachable(self) -> bool:

@@ -23,17 +23,8 @@ from upstream.errors import (
     UpstreamWithoutText,
 )
 from upstream.events import ErrorData, EventParser
-from upstream.refusals import BLANK, decode, decoded, is_error, plain_usage, refusal, said
-from upstream.texts import (
-    CONTENT,
-    THINKING,
-    Citations,
-    content_in,
-    encodable,
-    other_than_text,
-    reasoning_beside,
-    reasoning_in,
-)
+from upstream.refusals import BLANK, decode, decoded, is_error, plain_usage, refusal, retry_after_seconds, said
+from upstream.texts import CONTENT, THINKING, Citations, encodable, other_than_text, texts_in
 from upstream.values import Delta, Kind
 
 MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300
@@ -57,14 +48,14 @@ class Completion:
         self._lone: dict[Kind, str] = {}  # the first half of a surrogate pair, until the next delta of its kind
         self._finish_reason: str | None = None
         self._report = self._told = NO_REPORT  # what is known beside the text, and what of it was given on
-        self._citations = Citations()
+        self._citations: Citations | None = None
         self._in_deltas: set[Kind] = set()  # what has come in deltas: messages beside them repeat it
         self._in_messages: dict[Kind, str] = {"content": "", "reasoning": ""}  # what has come in messages alone
         self._has_named_reasoning = False  # so that what repeats it isn't shown
         self._has_content = False  # that isn't blank
         self._other = ""  # what came that isn't text
         self._is_empty = True  # not an event has come
-        self.retry_after: float | None = None  # what the response's head says
+        self._retry_after: float | None = None  # in the response's head
         self.has_event = False  # the last bytes ended one
         self.is_generated = False  # something was: it must not be asked for again
         self.is_whole = False  # upstream said that it is, or is about to end
@@ -99,9 +90,13 @@ class Completion:
         self._tell()
         return self._values, self._failure(error) or Finish(self._finish_reason)
 
-    def begin(self, generation_id: object) -> None:
-        """Note upstream's id, as the response's head gives it."""
+    def begin(self, generation_id: str | None, retry_after: str | None) -> list[Report | Delta]:
+        """Note what the response's head says, and return its values."""
+        self._retry_after = retry_after_seconds(retry_after) if retry_after else None
         self._introduce({"id": generation_id})
+        self._tell()
+        values, self._values = self._values, []
+        return values
 
     def _last_error(self, cause: UpstreamError | None) -> UpstreamError | None:
         """Take a last event that has no blank line. Upstream's own error in it says more than `cause`."""
@@ -182,9 +177,9 @@ class Completion:
             self._take_annotations(annotations)
         reason = choice.get("finish_reason")
         if (error := chunk.get("error") or choice.get("error")) or reason == "error":
-            raise refusal(None, {**chunk, "error": error or {}}, self.retry_after, self._api_key)
+            raise refusal(None, {**chunk, "error": error or {}}, self._retry_after, self._api_key)
         if not choices and is_error(chunk):
-            raise refusal(None, chunk, self.retry_after, self._api_key)
+            raise refusal(None, chunk, self._retry_after, self._api_key)
         if reason and isinstance(reason, str) and reason.lower() not in _NO_REASONS:
             self._finish_reason = self._finish_reason or encodable(reason[:64])
             self.is_whole = self.is_generated = True
@@ -192,22 +187,20 @@ class Completion:
     def _take_choice(self, choice: Mapping[str, Any], delta: object) -> None:
         """A choice that isn't the usual one: its text may stand anywhere in it."""
         fields = delta if isinstance(delta, dict) else {"content": delta}
-        thought = reasoning_in(fields) or reasoning_in(choice)
-        self._has_named_reasoning = self._has_named_reasoning or bool(thought)
-        if not self._has_named_reasoning:
-            thought = reasoning_beside(fields) or reasoning_beside(choice)
-        text = content_in(fields) or content_in(choice)
         message = choice.get("message")
         if not isinstance(message, dict):
             message = {"content": message}
+        piece, whole = texts_in(fields, choice), texts_in(message)
         for part in (fields, message):
-            self._take_annotations(part.get("annotations"))
             self._other = self._other or other_than_text(part)
             self.is_generated = self.is_generated or any(part[name] for name in part if name != "role")
-        self._take_piece("reasoning", thought)
-        self._take_piece("content", text)
-        self._take_whole("reasoning", reasoning_in(message) or reasoning_beside(message))
-        self._take_whole("content", content_in(message))
+            if annotations := part.get("annotations"):
+                self._take_annotations(annotations)
+        self._has_named_reasoning = self._has_named_reasoning or bool(piece.reasoning)
+        self._take_piece("reasoning", piece.reasoning if self._has_named_reasoning else piece.repeated)
+        self._take_piece("content", piece.content)
+        self._take_whole("reasoning", whole.reasoning or whole.repeated)
+        self._take_whole("content", whole.content)
 
     def _take_piece(self, kind: Kind, text: str) -> None:
         if text:
@@ -236,7 +229,7 @@ class Completion:
             self._take_usage(value.get("usage"))
             if value.get("choices"):
                 return self._take_chunk(value)
-        raise refusal(None, value, self.retry_after, self._api_key)
+        raise refusal(None, value, self._retry_after, self._api_key)
 
     def _take_usage(self, usage: object) -> None:
         if isinstance(usage, dict):
@@ -245,9 +238,9 @@ class Completion:
             self.is_generated = self.is_generated or bool(usage.get("completion_tokens"))
 
     def _take_annotations(self, annotations: object) -> None:
-        if annotations:
-            self.is_generated = True  # a search is billed
-            self._report = replace(self._report, annotations=self._citations.take(annotations))
+        self.is_generated = True  # a search is billed
+        self._citations = self._citations or Citations()
+        self._report = replace(self._report, annotations=self._citations.take(annotations))
 
     def _introduce(self, chunk: Mapping[str, Any]) -> None:
         """Note who answers, before the text and with the usage; of each the first one counts."""

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 CONTENT = frozenset({"content", "role"})
 THINKING = CONTENT | {"reasoning", "reasoning_content", "reasoning_details"}
@@ -34,18 +34,35 @@ _LINK = re.compile(r"https?://\S", re.IGNORECASE)
 _LARGEST_INDEX = 2**53  # that every JSON parser reads as it is
 
 
-def content_in(fields: Mapping[str, Any]) -> str:
+class Texts(NamedTuple):
+    """The text of a choice, by what it is."""
+
+    content: str  # the answer
+    reasoning: str  # the thinking under a name of its own
+    repeated: str  # the thinking in parts, which repeats the thinking that has a name
+
+
+def texts_in(*places: Mapping[str, Any]) -> Texts:
+    """Return the texts in the first of the places that has each."""
+    return Texts(
+        next(filter(None, map(_content, places)), ""),
+        next(filter(None, map(_reasoning, places)), ""),
+        next(filter(None, map(_repeated, places)), ""),
+    )
+
+
+def _content(fields: Mapping[str, Any]) -> str:
     """The text that answers; a refusal is one, too."""
     answer = next((text for name in _ANSWER if (text := _text(fields.get(name), thought=False))), "")
     return answer + _text(fields.get("refusal"), thought=False)
 
 
-def reasoning_in(fields: Mapping[str, Any]) -> str:
+def _reasoning(fields: Mapping[str, Any]) -> str:
     """The thinking under a name of its own; of several names the first, for they carry the same text."""
     return next((text for name in _REASONING if (text := _text(fields.get(name), thought=True, in_thought=True))), "")
 
 
-def reasoning_beside(fields: Mapping[str, Any]) -> str:
+def _repeated(fields: Mapping[str, Any]) -> str:
     """The thinking in parts of the content, or else in `reasoning_details`, which repeat what has a name of its own."""
     parts = _text(fields.get("content"), thought=True)
     return parts or _text(fields.get("reasoning_details"), thought=True, in_thought=True)
