@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Unpack
 from urllib.parse import unquote
 
 from logs import outline
-from result import NO_REPORT, Ending, Failure, Report
+from result import Ending, Failure, Report
 from settings import Settings, SettingsError
 from stores.engine import Engine, Slices
 from stores.memory import Memory
@@ -95,7 +95,7 @@ class Store:
         self.steps = Steps()
         self._is_open = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._left: dict[str, tuple[Ending, Report]] = {}  # of replies whose end couldn't be told
+        self._left: dict[str, tuple[Ending, Report | None]] = {}  # of replies whose end couldn't be told
 
     async def open(self) -> None:
         """End the replies that a process before this one left in progress. Raises `SettingsError`."""
@@ -283,7 +283,7 @@ class Store:
         return await self._engine.follow(reply, is_wanted)
 
     async def finish_reply(
-        self, conversation_id: str, message_id: str, ending: Ending, report: Report = NO_REPORT
+        self, conversation_id: str, message_id: str, ending: Ending, report: Report | None = None
     ) -> Message | None:
         """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile.
 
@@ -292,7 +292,7 @@ class Store:
         return await self._finished(conversation_id, message_id, ending, report, self._engine.commit)
 
     async def abandon_reply(
-        self, conversation_id: str, message_id: str, ending: Ending, report: Report = NO_REPORT
+        self, conversation_id: str, message_id: str, ending: Ending, report: Report | None = None
     ) -> Message | None:
         """Show how the reply has ended though that can't be kept now; None if it has been deleted meanwhile.
 
@@ -309,7 +309,7 @@ class Store:
         """End the replies that nobody makes."""
         async for conversation_id, message_id in self._engine.orphans():
             try:
-                ending = self._left.get(message_id, (_GONE, NO_REPORT))
+                ending = self._left.get(message_id, (_GONE, None))
                 await self._finished(conversation_id, message_id, *ending, self._engine.commit)
                 self._left.pop(message_id, None)
             except StoreError:
@@ -333,7 +333,7 @@ class Store:
                 logger.info("Deleted conversation %s", conversation_id)
 
     async def _finished(
-        self, conversation_id: str, message_id: str, ending: Ending, report: Report, commit: _Commit
+        self, conversation_id: str, message_id: str, ending: Ending, report: Report | None, commit: _Commit
     ) -> Message | None:
         rule = partial(Rules.finish, message_id=message_id, ending=ending, report=report)
         try:

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
-from result import Failure
+from result import OBJECTS, Failure, Report
 from store import Kind, Message, Reply
 from stores.steps import Steps
 
@@ -138,7 +138,7 @@ def last_event_fields(message: Message) -> dict[str, Any]:
     """Return the data of a stream's last event."""
     if message.error is not None:
         return {"error": failure_fields(message.error), "message_id": message.id}
-    reported = message.report.shown()
+    reported = report_fields(message.report)
     del reported["generation_id"]  # the message has it, for looking a charge up
     return {
         "done": True,
@@ -148,6 +148,16 @@ def last_event_fields(message: Message) -> dict[str, Any]:
         "finish_reason": message.finish_reason,
         **reported,
     }
+
+
+def report_fields(report: Report) -> dict[str, Any]:
+    fields = {name: getattr(report, name) for name in Report.__slots__}
+    return fields | {name: decoded(fields[name]) for name in OBJECTS}
+
+
+def decoded(text: str | None) -> Any:
+    """Return what the store keeps as JSON."""
+    return json.loads(text) if text else None
 
 
 def failure_fields(failure: Failure) -> dict[str, Any]:

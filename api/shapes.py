@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from api.events import event_id, failure_fields
+from api.events import decoded, event_id, failure_fields, report_fields
 from store import Conversation, Message, Slices
 from stores.steps import Steps
 
@@ -18,7 +18,7 @@ PIECE_CHARS = 64 * 1024  # of a text that are encoded in one go
 
 def conversation_fields(conversation: Conversation) -> dict[str, Any]:
     fields = {name: getattr(conversation, name) for name in Conversation.__slots__}
-    return fields | {"options": _options(conversation.options)}
+    return fields | {"options": decoded(conversation.options)}
 
 
 def message_fields(message: Message) -> dict[str, Any]:
@@ -27,13 +27,13 @@ def message_fields(message: Message) -> dict[str, Any]:
         "role": message.role,
         "content": message.transcript.content,
         "model": message.model,
-        "options": _options(message.options),
+        "options": decoded(message.options),
         "timestamp": message.timestamp,
         "status": message.status,
         "finish_reason": message.finish_reason,
         "reasoning": message.transcript.reasoning or None,
         "error": failure_fields(message.error) if message.error else None,
-        **message.report.shown(),
+        **report_fields(message.report),
         "last_event_id": event_id(message.id, message.transcript.kept) if message.status == "streaming" else None,
     }
 
@@ -112,7 +112,3 @@ def _json(value: object) -> bytes:
 
 def _response(pieces: Sequence[bytes], status: int = 200) -> Response:
     return Response(b"".join(pieces), status, media_type="application/json")
-
-
-def _options(text: str | None) -> Any:
-    return json.loads(text) if text else None

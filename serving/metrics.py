@@ -4,6 +4,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format (
 text: a model is one of the models list, a route is a template.
 """
 
+import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,9 +74,9 @@ class Metrics:
         if outcome.error:
             self._failures.add(str(outcome.error.code))
         self._retries.add(model, by=outcome.retries)
-        figures = outcome.report.figures
+        usage = json.loads(outcome.report.usage or "null")
         for name, (_, path) in _TOKENS.items():
-            self._usage[name].add(model, by=_figure(figures, path))
+            self._usage[name].add(model, by=_figure(usage, path))
         if outcome.first_token is not None:
             self._first_tokens.observe(model, outcome.first_token)
         self._ends.observe(model, outcome.end)

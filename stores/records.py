@@ -262,17 +262,17 @@ class Question:
     traceparent: str | None = None  # what it is a part of, as its request says
 
 
-def ended(message: Message, ending: Ending, report: Report = NO_REPORT) -> Message:
+def ended(message: Message, ending: Ending, report: Report | None = None) -> Message:
     """The reply `message` in its final state; its transcript is closed by whoever makes it so.
 
-    What was reported of it before stays, unless `report` says otherwise.
+    `report` is what the relay that makes the reply knows. Any other relay goes by what it was told.
     """
     return replace(
         message,
         status=_STATUS_OF[type(ending)],
         finish_reason=ending.finish_reason if isinstance(ending, Finish) else None,
         error=ending if isinstance(ending, Failure) else None,
-        report=Report.of(message.report.known() | report.known()),
+        report=report or message.report,
     )
 
 
@@ -316,7 +316,8 @@ _FIELDS = {name: None for name in Message.__slots__ if name not in ("transcript"
 def encode(message: Message) -> tuple[str, str]:
     """Its head, in ASCII and without line ends, and its text, content and reasoning as they came."""
     head: dict[str, Any] = {name: value for name in _FIELDS if (value := getattr(message, name)) is not None}
-    head |= message.report.known()
+    if message.report is not NO_REPORT:
+        head |= encode_report(message.report)
     if message.error:
         head["error"] = asdict(message.error)
     text, switches = message.transcript.parts()
@@ -331,4 +332,15 @@ def decode(head: Mapping[str, Any], text: str) -> Message:
     if "error" in known:
         known["error"] = Failure(**known["error"])
     transcript = Transcript.of(text, head.get("switches", ()), grows=known["status"] == "streaming")
-    return Message(transcript=transcript, report=Report.of(head), **known)
+    return Message(transcript=transcript, report=decode_report(head), **known)
+
+
+def encode_report(report: Report) -> dict[str, str]:
+    """What was reported, by name."""
+    return {name: value for name in Report.__slots__ if (value := getattr(report, name)) is not None}
+
+
+def decode_report(head: Mapping[str, Any]) -> Report:
+    """The report again, without the fields beside it."""
+    known = head.keys() & Report.__slots__
+    return Report(**{name: head[name] for name in known}) if known else NO_REPORT

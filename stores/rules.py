@@ -3,12 +3,13 @@
 Knows no engine, no clock and no wait: what it goes by is given to it.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 from uuid import uuid4
 
-from result import NO_REPORT, Ending, Report
+from result import Ending, Report
 from settings import Settings
 from stores.records import (
     Conversation,
@@ -152,13 +153,16 @@ class Rules:
         assert change.after is not None
         return change.then(replace(self, now=self.now + 1).begin_reply(change.after))
 
-    def finish(self, snapshot: Snapshot, message_id: str, ending: Ending, report: Report = NO_REPORT) -> Change | None:
+    def finish(
+        self, snapshot: Snapshot, message_id: str, ending: Ending, report: Report | None = None
+    ) -> Change | None:
         """With the reply in its final state; None if it has one already, or isn't there."""
         message = snapshot.in_progress
         if message is None or message.id != message_id:
             return None
-        cost = _sum(snapshot.conversation.cost, report.figures.get("cost"))
-        change = spliced(snapshot, self.now, removed=[message], added=[ended(message, ending, report)])
+        final = ended(message, ending, report)
+        cost = _sum(snapshot.conversation.cost, final.report.usage)
+        change = spliced(snapshot, self.now, removed=[message], added=[final])
         assert change.after is not None
         conversation = replace(change.after.conversation, cost=cost)
         return replace(change, after=replace(change.after, conversation=conversation))
@@ -192,8 +196,9 @@ class Rules:
         )
 
 
-def _sum(cost: float | None, more: object) -> float | None:
+def _sum(cost: float | None, usage: str | None) -> float | None:
     """With what one more reply has cost; as it was where upstream doesn't say."""
+    more = json.loads(usage).get("cost") if usage else None
     if not isinstance(more, (int, float)) or isinstance(more, bool) or not abs(more) < MOST_DOLLARS:
         return cost
     return (cost or 0.0) + more

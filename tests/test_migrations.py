@@ -60,7 +60,7 @@ async def test_a_file_of_the_first_version_is_brought_up_to_date_and_read(first:
     assert (complete.transcript.reasoning, complete.transcript.content) == ("Hm, ", "All of it. é")
     assert (complete.finish_reason, complete.question_id) == ("stop", "q-1")
     assert complete.report == Report("gen-1", usage=complete.report.usage)
-    assert complete.report.figures == {"total_tokens": 17, "cost": 0.5}
+    assert json.loads(complete.report.usage or "") == {"total_tokens": 17, "cost": 0.5}
     assert failed.error == Failure(429, "Wait.", True, 20.0)
 
 

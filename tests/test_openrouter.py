@@ -111,6 +111,10 @@ class Outcome:
         return self.reports[-1] if self.reports else Report()
 
     @property
+    def usage(self) -> Any:
+        return json.loads(self.report.usage or "null")
+
+    @property
     def reports(self) -> list[Report]:
         return [value for value in self.values if isinstance(value, Report)]
 
@@ -466,7 +470,7 @@ async def test_an_answer_is_whole_if_upstream_said_so(upstream: ScriptedUpstream
     async with adapter(upstream.base_url) as openrouter:
         outcome = await bounded(read(openrouter))
         assert outcome.texts == [("content", "Hi")]
-        assert outcome.end and outcome.report.usage is None
+        assert outcome.end and outcome.usage is None
         await assert_nothing_left_open(openrouter, upstream)
 
 
@@ -854,7 +858,7 @@ async def test_usage_is_waited_for_after_the_finish_reason(upstream: ScriptedUps
     upstream.play(script)
     async with adapter(upstream.base_url) as openrouter:
         outcome = await bounded(read(openrouter))
-        assert (outcome.end, outcome.report.figures) == (Finish("stop"), USAGE)
+        assert (outcome.end, outcome.usage) == (Finish("stop"), USAGE)
 
 
 @pytest.mark.parametrize("send", [lambda wire: wire.hang(), lambda wire: wire.comment()], ids=["silence", "comments"])

@@ -396,7 +396,7 @@ def assert_read(sent: Sent, pieces: list[bytes]) -> None:
     }
     reports = [value for value in values if isinstance(value, Report)] or [Report()]
     assert texts == {"content": sent.content, "reasoning": sent.reasoning}
-    assert reports[-1].shown()["usage"] == sent.usage
+    assert json.loads(reports[-1].usage or "null") == sent.usage
     if sent.error is None:
         assert end == Finish(sent.finish_reason)
     else:

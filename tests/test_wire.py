@@ -214,6 +214,10 @@ class Taken:
         """The last one."""
         return next((value for value in reversed(self.values) if isinstance(value, Report)), Report())
 
+    @property
+    def usage(self) -> Any:
+        return json.loads(self.report.usage or "null")
+
     def text(self, kind: Kind) -> str:
         return "".join(text for of, text in self.deltas if of == kind)
 
@@ -356,12 +360,12 @@ def test_the_first_finish_reason_counts_and_reading_goes_on() -> None:
 )
 def test_usage_is_found_wherever_it_comes(events: list[bytes]) -> None:
     taken = Taken(*events)
-    assert (taken.report.figures, finish(taken.completion)) == (USAGE, [Finish("stop")])
+    assert (taken.usage, finish(taken.completion)) == (USAGE, [Finish("stop")])
 
 
 def test_usage_that_is_repeated_is_not_added_up() -> None:
     events = [chunk({"content": "a"}, usage={"total_tokens": n}) for n in (1, 2, 3)]
-    assert Taken(*events, chunk({}, "stop")).report.figures == {"total_tokens": 3}
+    assert Taken(*events, chunk({}, "stop")).usage == {"total_tokens": 3}
 
 
 @pytest.mark.parametrize("end", [b"[DONE]", b" [DONE] ", b"[DONE]\n"])
@@ -379,7 +383,7 @@ def test_nothing_after_done_counts() -> None:
 def test_an_answer_that_nobody_called_complete_is_broken() -> None:
     taken = Taken(chunk({"content": "a"}, usage=USAGE), chunk({"content": "b"}))
     values, error = taken.completion.finish()
-    assert (values, taken.report.figures) == ([], USAGE)
+    assert (values, taken.usage) == ([], USAGE)
     assert isinstance(error, UpstreamBroken) and "middle of the answer" in error.failure.message
     assert (error.failure.code, error.failure.retryable) == (502, True)
 
@@ -798,5 +802,5 @@ def test_no_bytes_raise_anything_but_an_upstream_error(stream: bytes, cuts: list
 
 def test_a_usage_report_that_is_too_long_is_left_out() -> None:
     short, long = {"a": "x" * 64}, {f"{n}": "x" * 64 for n in range(64)}
-    assert Taken(raw({"usage": short})).report.figures == short
-    assert Taken(raw({"usage": short}), raw({"usage": long})).report.usage is None
+    assert Taken(raw({"usage": short})).usage == short
+    assert Taken(raw({"usage": short}), raw({"usage": long})).usage is None

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from logs import outline
-from result import Report
-from stores.records import Kind, Message, StoreError, StoreUnavailable, Transcript
+from stores.records import Kind, Message, StoreError, StoreUnavailable, Transcript, decode_report
 from stores.reply import Reply
 from stores.valkey.client import Client
 from stores.valkey.keys import END, FENCE, NOTE, Keys
@@ -123,5 +122,5 @@ def filled(message: Message, entries: Sequence[Any]) -> Message:
         if kind in _KINDS:
             add(message.transcript, int(entry_id.partition(b"-")[0]), _KINDS[kind], text.decode())
         elif kind == b"g":
-            report = Report.of(json.loads(text))
+            report = decode_report(json.loads(text))
     return replace(message, report=report)

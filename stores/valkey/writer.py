@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from stores.engine import WRITE_INTERVAL
-from stores.records import Kind, StoreError, StoreFull, StoreUnavailable
+from stores.records import Kind, StoreError, StoreFull, StoreUnavailable, encode_report
 from stores.reply import OwnReply, over
 from stores.snapshot import Totals
 from stores.valkey.client import Client
@@ -72,11 +72,8 @@ class ReplyWriter:
         self._append_soon(at_once=at_once)
 
     def report(self, reply: OwnReply) -> None:
-        """Let other relays know what upstream reports of a reply, but for its usage.
-
-        The end tells the usage: some servers report it with every token.
-        """
-        told = json.dumps(replace(reply.report, usage=None).known())
+        """Let other relays know what upstream reports of a reply."""
+        told = replace(reply.report, usage=None)  # the end tells it: some servers report it with each token
         if reply.id in self._replies and told != reply.told:
             reply.told = told
             self._unreported.add(reply)
@@ -149,7 +146,7 @@ class ReplyWriter:
         entries = []
         if reply in self._unreported:
             self._unreported.discard(reply)
-            entries.append((position, position, "g", reply.told))
+            entries.append((position, position, "g", json.dumps(encode_report(reply.told))))
         for kind, text in transcript.read(position, transcript.taken, is_kept=False):
             entries.append((position, position + len(text), _LETTERS[kind], text))
             position += len(text)
