@@ -140,8 +140,9 @@ class OpenRouter:
                 return
             if completion.is_generated or pause is None or not _may_be_repeated(end, self._timers):
                 raise end
-            pause = max(pause, end.failure.retry_after or 0)
-            logger.warning("try %d failed (%s, %d), next in %.1f s", number, _name(end), end.failure.code, pause)
+            failure = end.failure
+            pause = max(pause, failure.retry_after or 0)
+            logger.warning("try %d failed (%s, %d), next in %.1f s", number, type(end).__name__, failure.code, pause)
             yield Retry()
             await asyncio.sleep(pause)
 
@@ -271,7 +272,3 @@ def _may_be_repeated(error: UpstreamError, timers: Timers) -> bool:
     # Not where upstream has taken the request: each try might be generated and billed, and a question is answered once.
     is_brief = (error.failure.retry_after or 0) <= timers.retry_after
     return error.failure.retryable and is_brief and not isinstance(error, (UpstreamSilent, UpstreamUnreadable))
-
-
-def _name(error: UpstreamError) -> str:
-    return type(error).__name__

@@ -37,6 +37,10 @@ CUT_ENDING_TIMEOUT = 0.5  # seconds, where the service is on its way out
 CUT_GRACE = 0.8  # in which replies that were cut off end
 ENDING_RETRY_INTERVAL = 0.3  # seconds between two offers
 
+_CRASHED = Failure(500, "The service failed; its log says where.", retryable=True)
+_RESTARTING = Failure(503, "The service is restarting: ask again in a moment.", retryable=True)
+
+_OnEnd = Callable[[Outcome], None]
 _Begin = Callable[[], Awaitable[BegunReply | Message]]  # has the store begin a reply, or tell which one there is
 
 logger = logging.getLogger(__name__)
@@ -53,9 +57,7 @@ class Unavailable(Exception):
 class Replies:
     """All replies in progress, at most one in a conversation. `on_end` is called with how each of them went."""
 
-    def __init__(
-        self, store: Store, openrouter: OpenRouter, settings: Settings, on_end: Callable[[Outcome], None]
-    ) -> None:
+    def __init__(self, store: Store, openrouter: OpenRouter, settings: Settings, on_end: _OnEnd) -> None:
         self._store = store
         self._openrouter = openrouter
         self._settings = settings
@@ -139,7 +141,7 @@ class Replies:
         """End the replies in progress now, and those that the store is still being asked to begin."""
         self._is_cut = True
         for reply in list(self._running.values()):
-            reply.interrupt(_restarting())
+            reply.interrupt(_RESTARTING)
 
     def _give_up(self) -> None:
         """Don't wait any more for a store that doesn't answer: others end these replies, or the next start does."""
@@ -173,8 +175,7 @@ class Replies:
             await self._wait_until_begun(conversation_id)  # it may be this relay that is beginning it
             return self._running.get(message.id) or self._mirrors.of(conversation_id, message)
         # Nobody makes it: the store couldn't be told how it had ended.
-        failed = _failed(500, "The service failed; its log says where.")
-        final = await self._store.finish_reply(conversation_id, message.id, failed)
+        final = await self._store.finish_reply(conversation_id, message.id, _CRASHED)
         return Reply(conversation_id, final) if final else None
 
     async def _started(self, conversation_id: str, begin: _Begin, traceparent: str | None) -> Reply:
@@ -254,7 +255,7 @@ class Replies:
         reply.task = task
         logger.info("Streaming response for conversation %s with model %s", conversation_id, message.model)
         if self._is_cut:
-            reply.interrupt(_restarting())
+            reply.interrupt(_RESTARTING)
         if reply.interruption:
             task.cancel()
         return reply
@@ -273,9 +274,8 @@ class Replies:
                         room -= len(value.text)
                         if room < 0:
                             most = self._settings.max_reply_chars
-                            return _failed(
-                                502, f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
-                            )
+                            message = f"The reply is longer than MAX_REPLY_CHARS ({most}), and cut off there."
+                            return Failure(502, message, retryable=True)
                     elif isinstance(value, Report):
                         reply.report = value
                         if self._store.is_shared:
@@ -290,7 +290,8 @@ class Replies:
 
     def _expire(self, reply: OwnReply) -> None:
         seconds = self._settings.reply_timeout
-        reply.interrupt(_failed(504, f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows."))
+        message = f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows."
+        reply.interrupt(Failure(504, message, retryable=True))
 
     def _on_generated(self, reply: OwnReply, task: asyncio.Task[Ending]) -> None:
         # A callback, not a `finally` in the task: one that is cancelled before its first step never enters its body.
@@ -298,7 +299,7 @@ class Replies:
 
     def _ending(self, reply: OwnReply, task: asyncio.Task[Ending]) -> Ending:
         if task.cancelled():
-            reason = reply.interruption or _restarting()
+            reason = reply.interruption or _RESTARTING
             return _refused(reason) if isinstance(reason, StoreError) else reason
         error = task.exception()
         match error:
@@ -309,13 +310,13 @@ class Replies:
             case StoreError():
                 return _refused(error)
         logger.error("reply %s crashed\n%s", reply.id, outline(error))
-        return _failed(500, "The service failed; its log says where.")
+        return _CRASHED
 
     async def _finish(self, reply: OwnReply, ending: Ending) -> None:
         try:
             message = await self._stored(reply, ending)
         except asyncio.CancelledError:
-            self._end(reply, ended(reply.message, _restarting()))
+            self._end(reply, ended(reply.message, _RESTARTING))
             raise
         except Exception as error:
             logger.error("reply %s could not be stored\n%s", reply.id, outline(error))
@@ -374,19 +375,11 @@ class Replies:
             task.exception()  # so that it counts as retrieved: whoever waits for it has it
 
 
-def _failed(code: int, message: str) -> Failure:
-    return Failure(code, message, retryable=True)
-
-
 def _refused(error: StoreError) -> Ending:
     """The end of a reply that the store doesn't take."""
     if isinstance(error, NotFound):
         return Stopped()
-    return _failed(507 if isinstance(error, StoreFull) else 503, str(error))
-
-
-def _restarting() -> Failure:
-    return _failed(503, "The service is restarting: ask again in a moment.")
+    return Failure(507 if isinstance(error, StoreFull) else 503, str(error), retryable=True)
 
 
 def _log_end(reply: OwnReply) -> None:

@@ -217,13 +217,8 @@ class Store:
 
     async def add_user_message(self, conversation_id: str, question: Question) -> Message:
         """Add a question. Raises what `check_is_new` raises, `ReplyInProgress`, `StoreFull`."""
-        cuts = question.after is not ...
-        change = await self._change(
-            conversation_id,
-            partial(Rules.add_question, question=question),
-            whole=cuts,
-            since=question.id,
-        )
+        rule, cuts = partial(Rules.add_question, question=question), question.after is not ...
+        change = await self._change(conversation_id, rule, whole=cuts, since=question.id)
         logger.info("Added user message to conversation %s", conversation_id)
         return change.added[0]
 

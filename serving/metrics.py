@@ -49,8 +49,6 @@ _TOKENS = {
 class Metrics:
     """The counts of one service since its start."""
 
-    media_type = "text/plain; version=0.0.4"
-
     def __init__(self, version: str, model_name: str) -> None:
         self.readers = 0  # streams that are being sent
         self._version = version

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from result import Report
 from upstream.completion import Completion
-from upstream.texts import Citation, Citations
+from upstream.texts import Citations
+
+Citation = dict[str, Any]
 
 PAGE = "https://example.com/page"
 
@@ -31,7 +33,7 @@ def sources(text: str | None) -> list[Citation]:
 
 def citation(url: str = PAGE, title: str | None = "A page", start: int | None = 0, end: int | None = 5) -> Citation:
     """One as it is kept."""
-    return Citation(type="url_citation", url=url, title=title, start_index=start, end_index=end)
+    return {"type": "url_citation", "url": url, "title": title, "start_index": start, "end_index": end}
 
 
 def test_a_source_is_kept_without_the_text_of_its_page() -> None:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 CONTENT = frozenset({"content", "role"})
 THINKING = CONTENT | {"reasoning", "reasoning_content", "reasoning_details"}
@@ -96,16 +96,6 @@ def _text(value: object, *, thought: bool, in_thought: bool = False, depth: int 
     return "".join(texts)
 
 
-class Citation(TypedDict):
-    """A source of the answer. The indexes are those of the text that it supports, both or neither."""
-
-    type: Literal["url_citation"]
-    url: str
-    title: str | None
-    start_index: int | None
-    end_index: int | None
-
-
 class Citations:
     """The citations of one answer, in the order in which they came."""
 
@@ -120,7 +110,7 @@ class Citations:
                 self._keep(citation)
         return f"[{', '.join(self._kept)}]" if self._kept else None
 
-    def _keep(self, citation: Citation) -> None:
+    def _keep(self, citation: dict[str, Any]) -> None:
         text = json.dumps(citation)
         size = self._size + len(text) + len(", ")  # of the list, whose brackets make up for the last comma
         if text not in self._kept and len(self._kept) < MAX_CITATIONS and size <= MAX_CITATIONS_BYTES:
@@ -128,7 +118,7 @@ class Citations:
             self._size = size
 
 
-def _citation(annotation: dict[str, Any]) -> Citation | None:
+def _citation(annotation: dict[str, Any]) -> dict[str, Any] | None:
     inner = annotation.get("url_citation")
     fields = inner if isinstance(inner, dict) else annotation
     url, title = _string(fields.get("url")), _string(fields.get("title"))
@@ -136,7 +126,7 @@ def _citation(annotation: dict[str, Any]) -> Citation | None:
         return None
     start, end = _span(fields.get("start_index"), fields.get("end_index"))
     shown = title[:MAX_TITLE_CHARS] if title.strip() else None
-    return Citation(type="url_citation", url=url, title=shown, start_index=start, end_index=end)
+    return {"type": "url_citation", "url": url, "title": shown, "start_index": start, "end_index": end}
 
 
 def _string(value: object) -> str:
