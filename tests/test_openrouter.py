@@ -372,7 +372,7 @@ async def test_an_answer_is_who_gives_it_its_text_its_usage_and_its_finish(upstr
     assert outcome.values[0] == Report(generation_id)
     assert outcome.reports[1:] == [
         Report(generation_id, "test/one-20260224", "DeepInfra"),
-        Report(generation_id, "test/one-20260224", "DeepInfra", json.dumps(USAGE)),
+        Report(generation_id, "test/one-20260224", "DeepInfra", usage=json.dumps(USAGE)),
     ]
     assert outcome.texts == [("reasoning", "Hm"), ("content", "Hello")]
     assert outcome.end == Finish("stop")

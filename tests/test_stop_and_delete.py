@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.contract import nulls
 from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Transcript
@@ -43,10 +44,9 @@ async def delete(relay: Relay, conversation_id: str, message_id: str | None = No
 
 def stopped(start: dict[str, Any], *, is_served: bool = True) -> dict[str, Any]:
     """The last event of a stream that began so and was stopped, before upstream had said who serves it or after."""
-    told = {name: start[name] for name in ("message_id", "model")} | {"annotations": None}
-    served = {"served_model": f"{told['model']}-20260224", "provider": "DeepInfra"}
-    told |= served if is_served else dict.fromkeys(served)
-    return {"done": True, **told, "status": "stopped", "finish_reason": None, "usage": None}
+    told = {name: start[name] for name in ("message_id", "model")}
+    served = {"served_model": f"{told['model']}-20260224", "provider": "DeepInfra"} if is_served else {}
+    return nulls("DoneEvent") | told | served | {"done": True, "status": "stopped"}
 
 
 # Stop

@@ -44,6 +44,11 @@ def check_response(method: str, url_path: str, response: httpx.Response) -> None
         _check_content(promised, response)
 
 
+def nulls(schema: str) -> dict[str, None]:
+    """Return all fields of an object in the document, each null: a test adds what it is about."""
+    return dict.fromkeys(DOCUMENT["components"]["schemas"][schema]["properties"])
+
+
 def operations() -> Iterator[tuple[str, str, Json]]:
     """Every method (upper case) and path template of the document, with what is said of it."""
     for template, item in DOCUMENT["paths"].items():
