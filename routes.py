@@ -23,6 +23,7 @@ from api.requests import (
     accepts_gzip,
     is_known,
     last_event_id,
+    query_of,
     read_fields,
     traceparent,
     unprocessable,
@@ -140,7 +141,8 @@ async def create_conversation(request: Request) -> Response:
 
 
 async def list_conversations(request: Request) -> Response:
-    limit, cursor = request.query_params.get("limit", "50"), request.query_params.get("cursor")
+    query = query_of(request)
+    limit, cursor = query.get("limit", "50"), query.get("cursor")
     if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
         raise Rejected(400, "`limit` can't be read: it must be a whole number from 1 to 200.")
     if cursor and not _CURSOR.fullmatch(cursor):
@@ -212,7 +214,8 @@ async def stream_reply(request: Request) -> Response:
         response = Response(headers=STREAM_HEADERS, media_type="text/event-stream")
         del response.headers["content-length"]  # the length is unknown
         return response
-    model, join = request.query_params.get("model") or None, request.query_params.get("join") or "false"
+    query = query_of(request)
+    model, join = query.get("model") or None, query.get("join") or "false"
     if complaint := OPTIONAL_MODEL.complaint(model):
         raise unprocessable([{"field": "model", "message": complaint}])
     if join not in ("true", "false"):

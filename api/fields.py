@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 Complaint = tuple[str, str]  # the path of a value, and what it must be
-Rule = Callable[[object], Iterator[Complaint]]  # the paths start below the field
+Rule = Callable[[object], Iterator[Complaint | None]]  # the paths start below the field; None only marks progress
 
 # openapi.json has the same pattern. It lists the characters that `\s` matches in only some dialects.
 _VISIBLE = re.compile(r"[^\s\x1c-\x1f\x85\ufeff]")
@@ -92,7 +93,7 @@ class Turns:
     most: int
     content: Text
 
-    def __call__(self, value: object) -> Iterator[Complaint]:
+    def __call__(self, value: object) -> Iterator[Complaint | None]:
         """Check the messages."""
         if value is not None and not isinstance(value, list):
             yield "", "must be a list of messages, or null"
@@ -101,24 +102,25 @@ class Turns:
         else:
             rules: dict[str, Rule] = {"role": role, "content": self.content, "model": OPTIONAL_MODEL}
             for number, turn in enumerate(value or ()):
+                yield None
                 if isinstance(turn, dict):
-                    for path, complaint in complaints(turn, rules, ("role", "content")):
-                        yield f".{number}.{path}", complaint
+                    for found in complaints(turn, rules, ("role", "content")):
+                        yield found and (f".{number}.{found[0]}", found[1])
                 else:
                     yield f".{number}", "must be a JSON object"
 
 
 def complaints(
     fields: Mapping[str, object], rules: Mapping[str, Rule], required: tuple[str, ...] = ()
-) -> Iterator[Complaint]:
-    """Check all fields of an object."""
+) -> Iterator[Complaint | None]:
+    """Check all fields of an object. None marks progress, so that a caller may pause there."""
     for name in fields:
         if name not in rules:
             yield name[:80].encode(errors="backslashreplace").decode(), "is not a field here"
     for name, rule in rules.items():
         if name in fields:
-            for path, complaint in rule(fields[name]):
-                yield name + path, complaint
+            for found in rule(fields[name]):
+                yield found and (name + found[0], found[1])
         elif name in required:
             yield name, "is required"
 
@@ -177,9 +179,12 @@ def _form_complaint(options: Mapping[str, Any]) -> str | None:
     return f"must have at most {MAX_OPTIONS_BYTES} bytes" if len(text) > MAX_OPTIONS_BYTES else None
 
 
-def _is_deeper(value: object, levels: int) -> bool:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return parts is not None and (not levels or any(_is_deeper(part, levels - 1) for part in parts))
+def _is_deeper(options: Mapping[str, Any], levels: int) -> bool:
+    nested: list[Any] = [options]
+    for _ in range(levels):
+        parts = (part.values() if isinstance(part, dict) else part for part in nested)
+        nested = [part for part in chain.from_iterable(parts) if isinstance(part, (dict, list))]
+    return bool(nested)
 
 
 def _is_text(modalities: object) -> bool:

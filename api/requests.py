@@ -6,17 +6,23 @@ It raises `Rejected` for a bad request, and knows nothing about conversations or
 import asyncio
 import json
 import re
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from api.fields import Rule, complaints
+from api.fields import MAX_OPTIONS_BYTES, Complaint, Rule, complaints
+from steps import Steps
 
 BODY_TIMEOUT = 30.0  # seconds for a client to send its whole body
+LARGE_BODY = 16 * 1024  # bytes above which a body is read in several steps
 MAX_ERRORS = 20  # that a response lists for one body
+MAX_RANGES = 100  # of an `Accept` header that are read
+MAX_PARAMETERS = 100  # of a URL
 
+
+_TOKENS = re.compile(rb'"(?:[^"\\]+|\\.)*+"?|[\[{,]', re.DOTALL)  # of JSON: strings, and one before each value
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # https://www.w3.org/TR/trace-context/
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 
@@ -54,13 +60,37 @@ async def read_fields(
     is_utf_8 = "charset" not in parameters or re.search("utf-?8", parameters)
     if body and not (media_type.strip() == "application/json" and is_utf_8):
         raise Rejected(415, "The body must be declared as JSON in UTF-8: `Content-Type: application/json`.")
+    steps = request.state["steps"]
+    if is_large := len(body) > LARGE_BODY:
+        await _check_count(body, 5 * request.state["settings"].max_messages + MAX_OPTIONS_BYTES, steps)
     fields = _parse(body)
+    if is_large:
+        await steps.next()
     if not isinstance(fields, dict):
         raise unprocessable([{"field": "", "message": "must be a JSON object"}])
-    first = islice(complaints(fields, rules, required), MAX_ERRORS)
-    if errors := [{"field": field, "message": complaint} for field, complaint in first]:
+    found = _first(MAX_ERRORS, complaints(fields, rules, required))
+    if errors := [{"field": one[0], "message": one[1]} async for one in steps.over(found) if one]:
         raise unprocessable(errors)
     return fields
+
+
+async def _check_count(body: bytes, max_values: int, steps: Steps) -> None:
+    """Refuse a body with more values than any request may have: decoding them would take too long."""
+    if body.count(b",") + body.count(b"[") + body.count(b"{") <= max_values:  # as nearly always
+        return
+    count = 0
+    async for token in steps.over(_TOKENS.finditer(body)):  # the text of a message may contain as many of these
+        count += token[0] in b"[{,"
+        if count > max_values:
+            raise Rejected(400, f"The body can't be read: it has more than {max_values} values, as JSON counts them.")
+
+
+def _first(number: int, found: Iterator[Complaint | None]) -> Iterator[Complaint | None]:
+    for complaint in found:
+        yield complaint
+        number -= complaint is not None
+        if not number:
+            return
 
 
 async def _read_body(request: Request[Any], max_bytes: int) -> bytes:
@@ -131,16 +161,23 @@ def _quality(ranges: list[_Range], form: str) -> float:
 
 def _ranges(accept: str) -> list[_Range]:
     ranges = []
-    for entry in (accept or "*/*").lower().split(","):
+    for entry in (accept or "*/*").lower().split(",", MAX_RANGES)[:MAX_RANGES]:
         form, _, parameters = entry.partition(";")
         match = re.search(r"(?:^|;)\s*q=\s*([01](?:\.\d*)?|\.\d+)\s*(?:;|$)", parameters)
         ranges.append(_Range(form.strip(), min(1.0, float(match[1])) if match else 1.0))
     return ranges
 
 
+def query_of(request: Request[Any]) -> QueryParams:
+    """Return the parameters of the URL. Raises `Rejected`."""
+    if request.scope["query_string"].count(b"&") > MAX_PARAMETERS:
+        raise Rejected(400, f"The URL can't be read: it has more than {MAX_PARAMETERS} parameters.")
+    return request.query_params
+
+
 def last_event_id(request: Request[Any]) -> str:
     """Return the id in the header or the query, where EventSource's polyfills call it `lastEventId`."""
-    query = request.query_params
+    query = query_of(request)
     return request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId") or ""
 
 
