@@ -13,7 +13,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from api.fields import MAX_OPTIONS_BYTES, Complaint, Rule, complaints
-from steps import Steps
+from stores.steps import Steps
 
 BODY_TIMEOUT = 30.0  # seconds for a client to send its whole body
 LARGE_BODY = 16 * 1024  # bytes above which a body is read in several steps
@@ -76,13 +76,18 @@ async def read_fields(
 
 async def _check_count(body: bytes, max_values: int, steps: Steps) -> None:
     """Refuse a body with more values than any request may have: decoding them would take too long."""
-    if body.count(b",") + body.count(b"[") + body.count(b"{") <= max_values:  # as nearly always
+    commas, brackets = body.count(b","), body.count(b"[") + body.count(b"{")
+    if commas + brackets <= max_values:  # as nearly always
         return
     count = 0
     async for token in steps.over(_TOKENS.finditer(body)):  # the text of a message may contain as many of these
         count += token[0] in b"[{,"
+        if count > max_values and commas > brackets:
+            raise unprocessable(
+                [{"field": "", "message": f"must have at most {max_values} values, as JSON counts them"}]
+            )
         if count > max_values:
-            raise Rejected(400, f"The body can't be read: it has more than {max_values} values, as JSON counts them.")
+            raise Rejected(400, f"The body can't be read: it has more than {max_values} objects and lists.")
 
 
 def _first(number: int, found: Iterator[Complaint | None]) -> Iterator[Complaint | None]:
