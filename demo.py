@@ -48,7 +48,7 @@ def running(pace: float = 1.0) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="demo", daemon=True)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
-    with listener, muted(thread):
+    with listener, mute(thread):
         thread.start()
         try:
             wait_for_start(server, thread)
@@ -67,8 +67,8 @@ def wait_for_start(server: uvicorn.Server, thread: threading.Thread) -> None:
 
 
 @contextmanager
-def muted(thread: threading.Thread) -> Iterator[None]:
-    """Keep this server's records, except its bugs, out of the loggers that uvicorn servers in a process share."""
+def mute(thread: threading.Thread) -> Iterator[None]:
+    """Filter this server's records, except its bugs, from the loggers that all uvicorn servers in a process share."""
 
     def is_wanted(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -187,7 +187,7 @@ def shortened(text: str, limit: int) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of the answer or of the reasoning, other fields of a delta, or the end, `after` seconds at pace 1.
+    """A wait of `after` seconds at pace 1, then a piece of the answer or reasoning, other delta fields, or the end.
 
     A step without any of them is a comment.
     """
@@ -207,10 +207,10 @@ class Step:
         if self.reasoning:
             detail = {"type": "reasoning.text", "text": self.reasoning, "format": "unknown", "index": 0}
             delta |= {"reasoning": self.reasoning, "reasoning_details": [detail]}
-        return {"index": 0, "delta": delta | self.other} | finish(self)
+        return {"index": 0, "delta": delta | self.other} | ending(self)
 
 
-def finish(step: Step) -> dict[str, str | None]:
+def ending(step: Step) -> dict[str, str | None]:
     return {"finish_reason": step.finish_reason, "native_finish_reason": step.finish_reason}
 
 
@@ -255,7 +255,7 @@ class Generation:
         message: dict[str, Any] = {"role": "assistant", "content": content, "reasoning": reasoning or None}
         for step in self.sent:
             message |= step.other
-        return {"index": 0, "message": message} | finish(self.sent[-1])
+        return {"index": 0, "message": message} | ending(self.sent[-1])
 
     def steps(self) -> Script:
         """Yield the script's steps up to its end, and add an end to a script without one."""
@@ -392,8 +392,8 @@ def moderated(question: Question) -> NoReturn:
     message = (
         f'{question.model} requires moderation on Demo. Your input was flagged for "demo". No credits were charged.'
     )
-    flagged = {"reasons": ["demo"], "flagged_input": question.topic, "provider_name": "Demo"}
-    raise Fault(403, message, flagged | {"model_slug": question.model})
+    metadata = {"reasons": ["demo"], "flagged_input": question.topic, "provider_name": "Demo"}
+    raise Fault(403, message, metadata | {"model_slug": question.model})
 
 
 def cut_off(question: Question) -> Script:
@@ -418,12 +418,10 @@ def length(question: Question) -> Script:
 
 def search(question: Question) -> Script:
     """Answers from two web pages and cites them."""
-    answer = f"About “{question.topic}”, one page describes events [1] and another their source [2]."
-    yield from typed(answer)
+    text = f"About “{question.topic}”, one page describes events [1] and another their source [2]."
+    yield from typed(text)
     pages = {"[1]": "Using_server-sent_events", "[2]": "EventSource"}
-    places = [
-        (answer.index(mark), f"https://developer.mozilla.org/docs/Web/API/{page}") for mark, page in pages.items()
-    ]
+    places = [(text.index(mark), f"https://developer.mozilla.org/docs/Web/API/{page}") for mark, page in pages.items()]
     citations = [
         {"url": url, "title": url.rpartition("/")[2], "start_index": at, "end_index": at + 3} for at, url in places
     ]

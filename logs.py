@@ -9,7 +9,7 @@ import traceback
 from contextvars import ContextVar
 from types import TracebackType
 
-LOGGERS = ("server", "replies", "store", "openrouter")  # other libraries' loggers show headers and bodies below WARNING
+LOGGERS = ("server", "replies", "store", "openrouter")  # libraries' loggers show headers and bodies below WARNING
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -24,7 +24,7 @@ def configure(level: str, form: str) -> None:
     for name in LOGGERS:
         logging.getLogger(name).setLevel(level)
     for logger in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
-        if logger.handlers:  # a uvicorn logger without handlers has been turned off
+        if logger.handlers:  # a logger without handlers is one that uvicorn has turned off
             logger.handlers.clear()
             logger.propagate = True
     logging.getLogger("uvicorn").setLevel(logging.INFO)
@@ -54,7 +54,7 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record) + (f" [{this_id}]" if this_id else "")
 
     def formatException(self, ei: ExcInfo) -> str:
-        """Return the traceback of a record from a library."""
+        """Return the traceback of a library's log record."""
         return outline(ei[1])
 
 

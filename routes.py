@@ -53,7 +53,7 @@ _CURSOR = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 class Metrics(Protocol):
-    """What the routes ask of the service's counts."""
+    """The part of the service's counts that the routes use."""
 
     def text(self, gauges: Mapping[str, float]) -> str: ...
 
@@ -321,7 +321,7 @@ async def routing_problem(request: StarletteRequest, error: Exception) -> Respon
     if error.status_code != 405:
         return problem(error.status_code, f"There is nothing at this path. {_SEE_DOCS}")
     allowed = sorted({method for route in routes for method in _methods(route, request)})
-    detail = f"{request.method} isn't allowed here; use {' or '.join(allowed)}. {_SEE_DOCS}"
+    detail = f"{request.method} isn't allowed here, only {', '.join(allowed)}. {_SEE_DOCS}"
     return problem(405, detail, headers={"Allow": ", ".join(allowed)})
 
 

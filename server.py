@@ -112,10 +112,10 @@ def _warn(settings: Settings) -> None:
 
 
 def load_settings() -> Settings:
-    """Read the settings from the environment, then from `.env`. Raises `SettingsError`."""
+    """Read the settings from `.env` and the environment, which takes precedence. Raises `SettingsError`."""
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.stat(".env")  # python-dotenv ignores a .env in a folder that it may not read
+            os.stat(".env")  # raises without permission, while python-dotenv would ignore the file
         return Settings.from_environ({**dotenv_values(".env"), **os.environ})
     except OSError as error:
         raise SettingsError(f".env can't be read ({error.strerror}).") from None
@@ -163,13 +163,13 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
         server_header=False,
         proxy_headers=False,
     )
-    AppStatus.enable_automatic_graceful_drain = False  # `Server` drains; sse-starlette would cut readers off
+    AppStatus.enable_automatic_graceful_drain = False  # `Server` drains; sse-starlette would cut off readers
     _raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles the signals
     with contextlib.suppress(KeyboardInterrupt):
         hint = demo.hint(port) if is_demo else ""
         Server(config, settings.shutdown_grace, hint, prepare=app.state.store.open).run(sockets)
-    for number in HANDLED_SIGNALS:  # the server has stopped: signals have no effect any more
+    for number in HANDLED_SIGNALS:  # a signal must not interrupt the exit of a stopped server
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -180,8 +180,8 @@ def _raise_file_limit() -> None:
     except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    limit = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ VERSION: str = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["v
 
 
 class SettingsError(ValueError):
-    """A setting has a wrong value; the text is one line that names the variable."""
+    """The relay can't use a setting; the text is one line that names the variable."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str | None]) -> "Settings":
-        """Read the variables; a missing or empty one means its field's default. Raises `SettingsError`."""
+        """Read the variables; a field keeps its default if its variable is missing or empty. Raises `SettingsError`."""
         values: dict[str, Any] = {}
         for setting in fields(cls):
             if text := (environ.get(setting.name.upper()) or "").strip():
@@ -95,7 +95,7 @@ def _is_origin(origin: str) -> bool:
 def _is_host(host: str) -> bool:
     try:
         return bool(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:  # a name must not end in a number: it would be a malformed address
+    except ValueError:  # a name that ends in a number would be a malformed address
         pattern = r"(?=.{1,253}$)(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?"
         return bool(re.fullmatch(pattern, host, re.ASCII)) and not re.search(r"(^|\.)\d+\.?$", host)
 

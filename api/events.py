@@ -20,8 +20,8 @@ from store import Kind, Message, Reply
 from stores.steps import Steps
 
 PING_INTERVAL = 15  # seconds between pings on a silent stream
-RECONNECT_INTERVAL_MS = 1_000  # until an EventSource reconnects
-SLICE_CHARS = 4_900  # of text in an event, up to 60,000 bytes as ASCII JSON; some clients refuse longer lines
+RECONNECT_INTERVAL_MS = 1_000  # milliseconds until an EventSource reconnects
+SLICE_CHARS = 4_900  # of text in an event: up to 60,000 bytes as ASCII JSON; some clients refuse longer lines
 SLICE_RUNS = 32  # events between two turns of the loop, if content and reasoning alternate
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
@@ -48,7 +48,7 @@ class _TextStream(StreamingResponse):
 class _EventStream(EventSourceResponse):
     """Counts as a reader, and sends its body straight to the server: the wrappers of `send` only act on the head.
 
-    The base's `_send_with_timeout` would open a cancel scope for each event, for a time-out that isn't set.
+    sse-starlette's `_send_with_timeout` would open a cancel scope for each event, for a time-out that isn't set.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +61,7 @@ class _EventStream(EventSourceResponse):
 
 
 def _ping() -> ServerSentEvent:
-    # A ping isn't a comment: some clients turn a comment's blank line into an event without data and can't parse it.
+    # A ping isn't a comment: some clients turn a comment into an event without data and can't parse it.
     return ServerSentEvent(event="ping", data="{}", sep="\n")
 
 
@@ -79,7 +79,7 @@ class _Events:
 
     def text(self, kind: Kind, text: str, position: int) -> bytes:
         event = "event: reasoning\n" if kind == "reasoning" else ""
-        # The text is ASCII, as from json.dumps: some clients split lines at U+2028.
+        # The JSON is ASCII, as json.dumps writes it: some clients split lines at U+2028.
         data = f'data: {{"{kind}": {encode_basestring_ascii(text)}}}'
         return f"{event}{data}\nid: {self._message.id}:{position}\n\n".encode()
 
@@ -129,7 +129,7 @@ def event_id(message_id: str, position: int | None) -> str:
 
 
 def parse_event_id(event_id: str) -> tuple[str, int | None] | None:
-    """Return the message's id and the position in an event's id, the reverse of `event_id`; None if malformed."""
+    """Return the message's id and the position that an event's id names; None if the id is malformed."""
     match = _EVENT_ID.fullmatch(event_id)
     return (match[1], None if match[2] == "end" else int(match[2])) if match else None
 
@@ -139,14 +139,14 @@ def last_event_fields(message: Message) -> dict[str, Any]:
     if message.error is not None:
         return {"error": failure_fields(message.error), "message_id": message.id}
     reported = report_fields(message.report)
-    del reported["generation_id"]  # the message has it, for looking a charge up
+    del reported["generation_id"]  # only the message has it, to look up a charge
     return {
         "done": True,
         "message_id": message.id,
         "model": message.model,
         "status": message.status,
         "finish_reason": message.finish_reason,
-        **reported,
+        **report,
     }
 
 

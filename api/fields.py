@@ -34,10 +34,10 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The rule for a string with a visible character."""
+    """The rule for a string with at least one visible character."""
 
-    most: int  # characters
-    setting: str = ""  # the setting that decides `most`
+    max_chars: int
+    setting: str = ""  # the setting that decides `max_chars`
     nullable: bool = True
     printable: bool = False  # only ASCII, since the relay sends it in a header
 
@@ -49,8 +49,8 @@ class Text:
             return f"must be a string{' or null' if self.nullable else ''}"
         if not _VISIBLE.search(value):
             return "must not be blank"
-        if len(value) > self.most:
-            return f"must have at most {self.most} characters{f' ({self.setting})' if self.setting else ''}"
+        if len(value) > self.max_chars:
+            return f"must have at most {self.max_chars} characters{f' ({self.setting})' if self.setting else ''}"
         if self.printable and not (value.isascii() and value.isprintable()):
             return "must be printable ASCII, such as openai/gpt-5-mini"
         if _SURROGATE.search(value):
@@ -81,7 +81,7 @@ def reference(value: object) -> Iterator[Complaint]:
 
 
 def role(value: object) -> Iterator[Complaint]:
-    """Check the role of a message's author."""
+    """Check the role of a message."""
     if value not in ("user", "assistant"):
         yield "", "must be user or assistant"
 
@@ -90,15 +90,15 @@ def role(value: object) -> Iterator[Complaint]:
 class Turns:
     """The rule for the messages of an imported conversation, oldest first, or null."""
 
-    most: int
+    max_turns: int
     content: Text
 
     def __call__(self, value: object) -> Iterator[Complaint | None]:
         """Check the messages."""
         if value is not None and not isinstance(value, list):
             yield "", "must be a list of messages, or null"
-        elif value and len(value) > self.most:
-            yield "", f"must have at most {self.most} messages (MAX_MESSAGES)"
+        elif value and len(value) > self.max_turns:
+            yield "", f"must have at most {self.max_turns} messages (MAX_MESSAGES)"
         else:
             rules: dict[str, Rule] = {"role": role, "content": self.content, "model": OPTIONAL_MODEL}
             for number, turn in enumerate(value or ()):

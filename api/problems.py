@@ -26,9 +26,9 @@ def problem(
 
 
 class Lingering(Response):
-    """Sends `response` at once, but closes only when the client has sent its body, or after `LINGER_TIMEOUT` seconds.
+    """Sends `response` at once, but ends it only when the client has sent its body, or after `LINGER_TIMEOUT` seconds.
 
-    A server that closes at once may reset the connection before its response is read (RFC 9112, 9.6).
+    A server that closes at once may reset the connection before the client has read the response (RFC 9112, 9.6).
     """
 
     def __init__(self, response: Response) -> None:
@@ -38,7 +38,7 @@ class Lingering(Response):
         """Send the response, read and discard the rest of the request, and close."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with suppress(TimeoutError):  # the connection closes even if the client still sends
+        with suppress(TimeoutError):  # the response ends even if the client is still sending
             async with asyncio.timeout(LINGER_TIMEOUT):
                 while (await receive()).get("more_body"):
                     pass

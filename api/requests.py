@@ -17,7 +17,7 @@ from stores.steps import Steps
 
 BODY_TIMEOUT = 30.0  # seconds for a client to send its whole body
 LARGE_BODY = 16 * 1024  # bytes above which a body is read in several steps
-MAX_ERRORS = 20  # that a response lists for one body
+MAX_ERRORS = 20  # errors that a response lists for one body
 MAX_RANGES = 100  # of an `Accept` header that are read
 MAX_PARAMETERS = 100  # of a URL
 
@@ -38,7 +38,7 @@ class Rejected(Exception):
         super().__init__(detail)
         self.status = status
         self.errors = errors
-        self.close = close  # True closes the connection, since the rest of the body may never end
+        self.close = close  # whether to close the connection: the body may never end
 
 
 async def read_fields(
@@ -100,8 +100,8 @@ def _first(number: int, found: Iterator[Complaint | None]) -> Iterator[Complaint
 
 async def _read_body(request: Request[Any], max_bytes: int) -> bytes:
     too_large = f"The body is larger than MAX_BODY_BYTES ({max_bytes} bytes) allows."
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
         raise Rejected(413, too_large)
     body = bytearray()
     try:
@@ -158,8 +158,8 @@ def wants_text(accept: str) -> bool:
 
 def _quality(ranges: list[_Range], form: str) -> float:
     """Return how much the client wants a form, from 0 to 1; the most precise range decides."""
-    for wanted in (form, f"{form.partition('/')[0]}/*", "*/*"):
-        if qualities := [quality for name, quality in ranges if name == wanted]:
+    for pattern in (form, f"{form.partition('/')[0]}/*", "*/*"):
+        if qualities := [quality for name, quality in ranges if name == pattern]:
             return max(qualities)
     return 0.0
 

@@ -1,4 +1,4 @@
-"""What conversations and messages look like in JSON."""
+"""The form of conversations and messages in JSON."""
 
 import json
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
@@ -11,9 +11,9 @@ from api.events import decoded, event_id, failure_fields, report_fields
 from store import Conversation, Message, Slices
 from stores.steps import Steps
 
-LONG_LIST = 256 * 1024  # bytes of text in messages, above which they are sent piece by piece
-BLOCK_BYTES = 64 * 1024  # of a list that are sent in one go
-PIECE_CHARS = 64 * 1024  # of a text that are encoded in one go
+LONG_LIST = 256 * 1024  # bytes of text; a longer list of messages is streamed
+BLOCK_BYTES = 64 * 1024  # bytes of a list to send at once
+PIECE_CHARS = 64 * 1024  # characters of a text to encode at once
 
 
 def conversation_fields(conversation: Conversation) -> dict[str, Any]:
@@ -39,12 +39,12 @@ def message_fields(message: Message) -> dict[str, Any]:
 
 
 async def message_response(message: Message, steps: Steps, status: int = 200) -> Response:
-    """One message."""
+    """Return one message."""
     return _response([piece async for piece in steps.over(_encoded(message))], status)
 
 
 async def messages_response(slices: Slices, steps: Steps) -> Response:
-    """The list of all messages, in pieces where it is long. Raises what the slices raise."""
+    """Return the list of all messages, streamed if it is long. Raises what the slices raise."""
     messages, is_all = await anext(slices)
     pieces = _list(messages, slices, steps)
     if not is_all or sum(message.size for message in messages) > LONG_LIST:
@@ -53,13 +53,13 @@ async def messages_response(slices: Slices, steps: Steps) -> Response:
 
 
 async def conversations_response(page: Sequence[Conversation], next_cursor: str | None, steps: Steps) -> Response:
-    """A page of the list of conversations: their options may be megabytes."""
+    """Return a page of the list of conversations, encoded in steps: their options may be megabytes."""
     entries = [_json(conversation_fields(entry)) async for entry in steps.over(page)]
     return _response([b'{"conversations":[', b",".join(entries), b'],"next_cursor":', _json(next_cursor), b"}"])
 
 
 async def _list(messages: list[Message], slices: Slices, steps: Steps) -> AsyncGenerator[bytes, None]:
-    """Others are served between two blocks, and a client that doesn't read holds only one slice."""
+    """Yield the list in blocks: the loop serves others in between, and a slow client keeps only one slice in memory."""
     yield b'{"messages":['
     commas = chain([b""], repeat(b","))
     async for block in steps.over(_blocks(messages, commas)):
@@ -71,7 +71,7 @@ async def _list(messages: list[Message], slices: Slices, steps: Steps) -> AsyncG
 
 
 def _blocks(messages: Iterable[Message], commas: Iterator[bytes]) -> Iterator[bytes]:
-    """Messages with a comma before each, joined up to `BLOCK_BYTES`."""
+    """Yield the messages with a comma before each, in blocks of about `BLOCK_BYTES`."""
     block: list[bytes] = []
     size = 0
     for message in messages:
@@ -86,16 +86,16 @@ def _blocks(messages: Iterable[Message], commas: Iterator[bytes]) -> Iterator[by
 
 
 def _encoded(message: Message) -> Iterator[bytes]:
-    """A message in pieces: its text may have a million characters."""
+    """Yield a message in pieces: its text may have a million characters."""
     fields = message_fields(message)
     if message.transcript.kept <= PIECE_CHARS:
         yield _json(fields)
         return
-    before = "{"
+    separator = "{"
     for name, value in fields.items():
-        yield f'{before}"{name}":'.encode()
+        yield f'{separator}"{name}":'.encode()
         yield from _encoded_text(value) if isinstance(value, str) else [_json(value)]
-        before = ","
+        separator = ","
     yield b"}"
 
 

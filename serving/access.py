@@ -22,7 +22,7 @@ logger = logging.getLogger("server")
 
 
 class Origins:
-    """The origins whose pages may call. A page can't read why it was refused, so the log says it once per origin."""
+    """The origins whose pages may call. A page can't read why it was refused, so the log says so once per origin."""
 
     def __init__(self, origins: Iterable[str], *, allow_loopback: bool = False) -> None:
         self._origins = {_normalized(origin) for origin in origins}
@@ -84,7 +84,7 @@ class Access:
     def _is_page_allowed(self, path: str, headers: Headers) -> bool:
         origins = headers.getlist("origin")
         if not origins:
-            # A link or an <img> on another site sends no Origin; it may lead only to `LINKABLE_PATHS`.
+            # Links and <img> send no Origin; those on other sites may lead only to `LINKABLE_PATHS`.
             is_foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
             return not is_foreign or path in LINKABLE_PATHS
         if len(origins) == 1 and (_is_own(origins[0], headers.get("host", "")) or self.origins.allow(origins[0])):
@@ -99,7 +99,7 @@ class Access:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether the origin is this `Host`. A proxy may hide the page's scheme, so any web scheme will do."""
+    """Whether the origin is this `Host`. A proxy may hide the page's scheme, so the origin may have either."""
     scheme = origin.lower().partition("://")[0]
     return scheme in ("http", "https") and _normalized(origin) == _normalized(f"{scheme}://{host}")
 

@@ -50,12 +50,12 @@ class ClientConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if len(self._unanswered) > MAX_PIPELINED:
             self.transport.abort()
-            raise ConnectionAbortedError  # this stops the parser, which would go on with the next request
+            raise ConnectionAbortedError  # stops the parser, which would go on with the next request
         super().on_message_begin()
         self._in_head = True
         self._wait_for_head()
         if not self.flow.write_paused:
-            _cancel(self._output)  # a client that asks again is reading; if it isn't, writing will pause
+            _cancel(self._output)  # a client that sends a request probably reads; if not, writing will pause
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # trailers are ignored: they are of no use and may never end
@@ -91,7 +91,7 @@ class ClientConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         _cancel(self._input)
         _cancel(self._output)
-        super().connection_lost(exc)  # uvicorn tells only the last request
+        super().connection_lost(exc)  # uvicorn notifies only the last request
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -118,9 +118,9 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Parser(httptools.HttpRequestParser):
-    """Parses a request that offers another protocol a second time, without the offer.
+    """If a request offers another protocol, this parser parses it again without the offer.
 
-    It calls `on_headers_complete` and `on_message_complete` twice then: `makes_offer` is true the first time.
+    It then calls `on_headers_complete` and `on_message_complete` twice: `makes_offer` is true the first time.
     """
 
     def __init__(self, protocol: HttpToolsProtocol) -> None:

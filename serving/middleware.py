@@ -67,7 +67,7 @@ class Envelope:
             logger.error("%s crashed in the middle of its response\n%s", scope["method"], outline(error))
             if not _abort(receive):
                 raise
-            with suppress(TimeoutError):  # the server must notice, too, that the connection is gone
+            with suppress(TimeoutError):  # wait until the server has noticed the disconnect
                 async with asyncio.timeout(ABORT_TIMEOUT):
                     while (await receive())["type"] != "http.disconnect":
                         pass
@@ -102,7 +102,7 @@ class Cors(CORSMiddleware):
         self.origins = origins
 
     def is_allowed_origin(self, origin: str) -> bool:
-        """Ask `Origins`."""
+        """Whether `Origins` allows this origin."""
         return self.origins.allow(origin)
 
     def preflight_response(self, request_headers: Headers) -> Response:

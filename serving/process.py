@@ -53,11 +53,11 @@ class Server(uvicorn.Server):
         prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(config)
-        self._prepare = prepare  # it runs before uvicorn logs that it has started
+        self._prepare = prepare  # runs before uvicorn logs that the server has started
         self._grace = grace
         self._hint = hint  # tells the person who started the server what to do next
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._context = contextvars.copy_context()  # a signal may arrive in the context of a request
+        self._context = contextvars.copy_context()  # draining must not run in the context of some request
         self._draining: asyncio.Task[None] | None = None
         self._deadline = 0.0
 
@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
             print(self._hint, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Act on a signal; uvicorn's own method would also raise it again after the shutdown."""
+        """Act on a signal; unlike uvicorn, don't raise it again after the shutdown."""
         if self._loop is None:
             self.should_exit = True
         else:
@@ -186,7 +186,7 @@ def _listener(address: _Address) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(name)
-        listener.listen(BACKLOG)  # at once: two processes can bind the same port, but only one can listen on it
+        listener.listen(BACKLOG)  # listen now: two processes may bind one port, but only one can listen on it
     except BaseException:
         listener.close()
         raise
