@@ -146,7 +146,7 @@ def last_event_fields(message: Message) -> dict[str, Any]:
         "model": message.model,
         "status": message.status,
         "finish_reason": message.finish_reason,
-        **report,
+        **reported,
     }
 
 
