@@ -60,7 +60,7 @@ async def read_fields(
     is_utf_8 = "charset" not in parameters or re.search("utf-?8", parameters)
     if body and not (media_type.strip() == "application/json" and is_utf_8):
         raise Rejected(415, "The body must be declared as JSON in UTF-8: `Content-Type: application/json`.")
-    steps = request.state["steps"]
+    steps = request.state["store"].steps
     if is_large := len(body) > LARGE_BODY:
         await _check_count(body, 5 * request.state["settings"].max_messages + MAX_OPTIONS_BYTES, steps)
     fields = _parse(body)
