@@ -138,15 +138,15 @@ def last_event_fields(message: Message) -> dict[str, Any]:
     """Return the data of a stream's last event."""
     if message.error is not None:
         return {"error": failure_fields(message.error), "message_id": message.id}
-    reported = report_fields(message.report)
-    del reported["generation_id"]  # only the message has it, to look up a charge
+    report = report_fields(message.report)
+    del report["generation_id"]  # only the message has it, to look up a charge
     return {
         "done": True,
         "message_id": message.id,
         "model": message.model,
         "status": message.status,
         "finish_reason": message.finish_reason,
-        **reported,
+        **report,
     }
 
 
@@ -156,7 +156,7 @@ def report_fields(report: Report) -> dict[str, Any]:
 
 
 def decoded(text: str | None) -> Any:
-    """Return what the store keeps as JSON."""
+    """Decode a value that the store keeps as JSON."""
     return json.loads(text) if text else None
 
 

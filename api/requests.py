@@ -16,13 +16,12 @@ from api.fields import MAX_OPTIONS_BYTES, Complaint, Rule, complaints
 from stores.steps import Steps
 
 BODY_TIMEOUT = 30.0  # seconds for a client to send its whole body
-LARGE_BODY = 16 * 1024  # bytes above which a body is read in several steps
+LARGE_BODY = 16 * 1024  # bytes; a larger body is read in several steps
 MAX_ERRORS = 20  # errors that a response lists for one body
-MAX_RANGES = 100  # of an `Accept` header that are read
-MAX_PARAMETERS = 100  # of a URL
+MAX_RANGES = 100  # ranges of an `Accept` header; the rest is ignored
+MAX_PARAMETERS = 100  # parameters of a URL
 
-
-_TOKENS = re.compile(rb'"(?:[^"\\]+|\\.)*+"?|[\[{,]', re.DOTALL)  # of JSON: strings, and one before each value
+_TOKENS = re.compile(rb'"(?:[^"\\]+|\\.)*+"?|[\[{,]', re.DOTALL)  # JSON's strings, and the token before each value
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # https://www.w3.org/TR/trace-context/
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 
@@ -68,8 +67,8 @@ async def read_fields(
         await steps.next()
     if not isinstance(fields, dict):
         raise unprocessable([{"field": "", "message": "must be a JSON object"}])
-    found = _first(MAX_ERRORS, complaints(fields, rules, required))
-    if errors := [{"field": one[0], "message": one[1]} async for one in steps.over(found) if one]:
+    first = _first(MAX_ERRORS, complaints(fields, rules, required))
+    if errors := [{"field": entry[0], "message": entry[1]} async for entry in steps.over(first) if entry]:
         raise unprocessable(errors)
     return fields
 
@@ -77,10 +76,10 @@ async def read_fields(
 async def _check_count(body: bytes, max_values: int, steps: Steps) -> None:
     """Refuse a body with more values than any request may have: decoding them would take too long."""
     commas, brackets = body.count(b","), body.count(b"[") + body.count(b"{")
-    if commas + brackets <= max_values:  # as nearly always
+    if commas + brackets <= max_values:  # this is true of nearly every body
         return
     count = 0
-    async for token in steps.over(_TOKENS.finditer(body)):  # the text of a message may contain as many of these
+    async for token in steps.over(_TOKENS.finditer(body)):  # strings may contain these characters, too
         count += token[0] in b"[{,"
         if count > max_values and commas > brackets:
             raise unprocessable(
@@ -90,8 +89,8 @@ async def _check_count(body: bytes, max_values: int, steps: Steps) -> None:
             raise Rejected(400, f"The body can't be read: it has more than {max_values} objects and lists.")
 
 
-def _first(number: int, found: Iterator[Complaint | None]) -> Iterator[Complaint | None]:
-    for complaint in found:
+def _first(number: int, entries: Iterator[Complaint | None]) -> Iterator[Complaint | None]:
+    for complaint in entries:
         yield complaint
         number -= complaint is not None
         if not number:
@@ -181,7 +180,7 @@ def query_of(request: Request[Any]) -> QueryParams:
 
 
 def last_event_id(request: Request[Any]) -> str:
-    """Return the id in the header or the query, where EventSource's polyfills call it `lastEventId`."""
+    """Return the id from the header or from the query, in which EventSource polyfills call it `lastEventId`."""
     query = query_of(request)
     return request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId") or ""
 
