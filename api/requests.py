@@ -86,7 +86,7 @@ async def _check_count(body: bytes, max_values: int, steps: Steps) -> None:
                 [{"field": "", "message": f"must have at most {max_values} values, as JSON counts them"}]
             )
         if count > max_values:
-            raise Rejected(400, f"The body can't be read: it has more than {max_values} objects and lists.")
+            raise Rejected(400, f"The body can't be read as JSON: it has more than {max_values} objects and lists.")
 
 
 def _first(number: int, entries: Iterator[Complaint | None]) -> Iterator[Complaint | None]:
