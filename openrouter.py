@@ -27,7 +27,7 @@ from upstream.errors import (
 from upstream.http.connection import Exchange
 from upstream.models import Models, ModelsCache
 from upstream.refusals import decoded, redacted, refusal, retry_after_seconds
-from upstream.request import encode_request
+from upstream.request import Body, encode_request
 from upstream.values import Delta, Prompt, Retry
 
 __all__ = ["Delta", "Models", "OpenRouter", "Prompt", "Retry", "Timers", "UpstreamError", "Values"]
@@ -125,7 +125,7 @@ class OpenRouter:
                         for value in (values := completion.feed(chunk)):
                             yield value
                         if completion.is_generated:
-                            body = b""
+                            body = Body()
                         if values:
                             patience_ends = exchange.deadline = self._loop.time() + self._timers.delta
                         if completion.is_whole and completion.has_event:  # a promise: more may follow
@@ -152,10 +152,10 @@ class OpenRouter:
 
     @asynccontextmanager
     async def _asked(
-        self, headers: list[tuple[bytes, bytes]], body: bytes, completion: Completion
+        self, headers: list[tuple[bytes, bytes]], body: Body, completion: Completion
     ) -> AsyncIterator[tuple[Exchange, Callable[[], Awaitable[bytes]], list[Report | Delta]]]:
         """The exchange, what reads its body, the values of its head; it is given up, unless `[DONE]` was read."""
-        headers = [*headers, (b"Content-Length", b"%d" % len(body))]
+        headers = [*headers, (b"Content-Length", b"%d" % body.length)]
         response = await self._response("POST", self._completions_url, headers, body)
         del body  # it is the whole history
         exchange = response.stream
@@ -173,11 +173,10 @@ class OpenRouter:
                 await exchange.aclose()
 
     async def _response(
-        self, method: str, url: httpx.URL, headers: list[tuple[bytes, bytes]], body: bytes = b""
+        self, method: str, url: httpx.URL, headers: list[tuple[bytes, bytes]], body: Body | None = None
     ) -> httpx.Response:
         extensions = {"timeout": self._timeout, "deadline": self._loop.time() + self._timers.delta}
-        stream = httpx.ByteStream(body)
-        request = httpx.Request(method, url, headers=headers, stream=stream, extensions=extensions)
+        request = httpx.Request(method, url, headers=headers, stream=body or Body(), extensions=extensions)
         return await self._transport.handle_async_request(request)
 
     async def _check(self, response: httpx.Response) -> None:

@@ -7,7 +7,7 @@ engine's business. Several may change one conversation at a time: a change is ma
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +78,7 @@ class BegunReply:
     """A reply that was begun just now, what it answers, (role, content) of each turn, and with which options."""
 
     reply: OwnReply
-    turns: list[tuple[str, str]]
+    turns: Iterable[tuple[str, str]]
     options: Mapping[str, Any]
 
 

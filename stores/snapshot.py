@@ -4,7 +4,7 @@ Knows nothing of limits, clocks or engines.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, dropwhile, islice
@@ -106,12 +106,13 @@ class Snapshot:
             )
         return self.last
 
-    def turns(self) -> list[tuple[str, str]]:
+    def turns(self) -> Iterator[tuple[str, str]]:
         """What upstream is told, (role, content) each: the system prompt, then all that has content but failures."""
-        prompt = self.conversation.system_prompt
-        turns: list[tuple[str, str]] = [("system", prompt)] if prompt is not None else []
-        told = (message for message in self.messages.values() if message.status not in ("failed", "streaming"))
-        return turns + [(message.role, content) for message in told if (content := message.transcript.content)]
+        if (prompt := self.conversation.system_prompt) is not None:
+            yield "system", prompt
+        for message in self.messages.values():
+            if message.status not in ("failed", "streaming") and (content := message.transcript.content):
+                yield message.role, content
 
     def options(self) -> dict[str, Any]:
         """What upstream is asked with: the conversation's, and the last question's over it; null takes a name away."""

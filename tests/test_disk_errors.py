@@ -165,7 +165,7 @@ async def test_a_reply_that_a_disk_begins_after_its_caller_was_told_that_it_hang
         return [message.status for message in await store.messages(conversation_id)] == ["complete", "failed"]
 
     await eventually(is_failed)
-    assert (await begin(store, conversation_id)).turns == [("user", "Why?")]
+    assert [*(await begin(store, conversation_id)).turns] == [("user", "Why?")]
 
 
 async def eventually_counted(store: Store, messages: int) -> None:

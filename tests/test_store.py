@@ -380,7 +380,7 @@ async def test_a_reply_begins_with_what_goes_upstream(store: Store) -> None:
     conversation_id = await asked(store, "Why?", system_prompt="Be brief.")
     owed = await begin(store, conversation_id)
     reply = owed.reply.message
-    assert owed.turns == [("system", "Be brief."), ("user", "Why?")]
+    assert [*owed.turns] == [("system", "Be brief."), ("user", "Why?")]
     assert (reply.role, reply.status, reply.model) == ("assistant", "streaming", "default/model")
     assert (await store.conversation(conversation_id)).message_count == 2
 
@@ -458,7 +458,7 @@ async def test_a_failed_reply_is_replaced(store: Store) -> None:
     assert (failed.status, failed.error) == ("failed", FAILED)
     owed = await begin(store, conversation_id)
     assert owed.reply.id != failed.id
-    assert owed.turns == [("user", "Why?")]
+    assert [*owed.turns] == [("user", "Why?")]
     assert [m.id for m in await store.messages(conversation_id)][1:] == [owed.reply.id]
     assert await store.counts() == (1, 2)
 
@@ -466,7 +466,11 @@ async def test_a_failed_reply_is_replaced(store: Store) -> None:
 async def test_a_question_that_is_asked_has_its_reply_begun(store: Store) -> None:
     conversation_id = (await store.create_conversation(default_model="a/b")).id
     owed = await ask(store, conversation_id, Question("Why?", "c/d"))
-    assert (owed.reply.message.status, owed.reply.message.model, owed.turns) == ("streaming", "c/d", [("user", "Why?")])
+    assert (owed.reply.message.status, owed.reply.message.model, [*owed.turns]) == (
+        "streaming",
+        "c/d",
+        [("user", "Why?")],
+    )
     assert [message.role for message in await store.messages(conversation_id)] == ["user", "assistant"]
     with pytest.raises(ReplyInProgress):
         await store.ask(conversation_id, Question("And?"))
@@ -483,7 +487,7 @@ async def test_a_question_that_is_asked_again_has_its_first_reply_or_begins_the_
     assert await store.ask(conversation_id, replace(first, after=None)) == failed
     assert await store.reply_to(conversation_id, second) is None
     owed = await ask(store, conversation_id, second)
-    assert (owed.reply.message.question_id, owed.turns) == ("q2", [("user", "Why?"), ("user", "And?")])
+    assert (owed.reply.message.question_id, [*owed.turns]) == ("q2", [("user", "Why?"), ("user", "And?")])
     assert await store.reply_to(conversation_id, second) == owed.reply.message
     for refusing in (store.ask, store.reply_to):
         with pytest.raises(IdTaken):
@@ -524,7 +528,7 @@ async def test_the_history_leaves_out_failed_replies_and_those_without_content(s
     await store.add_user_message(conversation_id, Question("Four"))
     await answered(store, conversation_id, "Half of", Stopped())
     await store.add_user_message(conversation_id, Question("Five"))
-    assert (await begin(store, conversation_id)).turns == [
+    assert [*(await begin(store, conversation_id)).turns] == [
         ("user", "One"),
         ("user", "Two"),
         ("user", "Three"),
