@@ -9,11 +9,11 @@ from starlette.responses import Response, StreamingResponse
 
 from api.events import decoded, event_id, failure_fields, report_fields
 from store import Conversation, Message, Slices
+from stores.records import PIECE_CHARS
 from stores.steps import Steps
 
 LONG_LIST = 256 * 1024  # bytes of text; a longer list of messages is streamed
 BLOCK_BYTES = 64 * 1024  # bytes of a list to send at once
-PIECE_CHARS = 64 * 1024  # characters of a text to encode at once
 
 
 def conversation_fields(conversation: Conversation) -> dict[str, Any]:
@@ -21,17 +21,17 @@ def conversation_fields(conversation: Conversation) -> dict[str, Any]:
     return fields | {"options": decoded(conversation.options)}
 
 
-def message_fields(message: Message) -> dict[str, Any]:
+def message_fields(message: Message, content: object, reasoning: object) -> dict[str, Any]:
     return {
         "id": message.id,
         "role": message.role,
-        "content": message.transcript.content,
+        "content": content,
         "model": message.model,
         "options": decoded(message.options),
         "timestamp": message.timestamp,
         "status": message.status,
         "finish_reason": message.finish_reason,
-        "reasoning": message.transcript.reasoning or None,
+        "reasoning": reasoning,
         "error": failure_fields(message.error) if message.error else None,
         **report_fields(message.report),
         "last_event_id": event_id(message.id, message.transcript.kept) if message.status == "streaming" else None,
@@ -87,22 +87,23 @@ def _blocks(messages: Iterable[Message], commas: Iterator[bytes]) -> Iterator[by
 
 def _encoded(message: Message) -> Iterator[bytes]:
     """Yield a message in pieces: its text may have a million characters."""
-    fields = message_fields(message)
-    if message.transcript.kept <= PIECE_CHARS:
-        yield _json(fields)
+    transcript, end = message.transcript, message.transcript.kept
+    if end <= PIECE_CHARS:
+        yield _json(message_fields(message, transcript.content, transcript.reasoning or None))
         return
+    reasoning = transcript.pieces("reasoning", end) if transcript.has_reasoning else None
     separator = "{"
-    for name, value in fields.items():
+    for name, value in message_fields(message, transcript.pieces("content", end), reasoning).items():
         yield f'{separator}"{name}":'.encode()
-        yield from _encoded_text(value) if isinstance(value, str) else [_json(value)]
+        yield from _encoded_text(value) if isinstance(value, Iterator) else [_json(value)]
         separator = ","
     yield b"}"
 
 
-def _encoded_text(text: str) -> Iterator[bytes]:
+def _encoded_text(pieces: Iterator[str]) -> Iterator[bytes]:
     yield b'"'
-    for start in range(0, len(text), PIECE_CHARS):
-        yield _json(text[start : start + PIECE_CHARS])[1:-1]
+    for piece in pieces:
+        yield _json(piece)[1:-1]
     yield b'"'
 
 

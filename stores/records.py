@@ -7,7 +7,7 @@ import io
 import json
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from types import EllipsisType
@@ -21,6 +21,8 @@ Status = Literal["complete", "streaming", "stopped", "failed"]
 
 After = str | EllipsisType | None  # a message's id; None: the beginning; ...: behind the last message
 
+PIECE_CHARS = 64 * 1024  # characters of a long text to read at once
+PIECE_RUNS = 1024  # runs of one kind to read at once
 _KINDS: tuple[Kind, Kind] = ("content", "reasoning")
 _STATUS_OF: dict[type[Ending], Status] = {Finish: "complete", Stopped: "stopped", Failure: "failed"}
 _BLOCK = 4096  # bytes of a closed text; of each block it is known which character begins in it first
@@ -173,6 +175,19 @@ class Transcript:
     def reasoning(self) -> str:
         """The model's thinking."""
         return self._all_of("reasoning")
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether some of the text that is kept is reasoning."""
+        return bool(self._switches) and self._switches[0] < self.kept
+
+    def pieces(self, wanted: Kind, end: int) -> Iterator[str]:
+        """Yield the text of one kind up to position `end`, in pieces that each cost little."""
+        position = 0
+        while position < end:
+            runs = self.read(position, min(PIECE_CHARS, end - position), PIECE_RUNS)
+            position += sum(len(text) for _, text in runs)
+            yield "".join(text for kind, text in runs if kind == wanted)
 
     def _all_of(self, wanted: Kind) -> str:
         if self._growing is None and not self._switches:  # as nearly all are, and a long history has many

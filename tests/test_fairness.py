@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 import httpx
 import pytest
 
+from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.sockets import connected, request
 from tests.support.timed import TimedRelay, timed
@@ -77,6 +78,7 @@ async def whole(connection: socket.socket) -> bytes:
         return await bounded(reader.read(), 60)
 
 
+@on_each_engine
 @pytest.mark.parametrize("kind", ALPHABETS)
 async def test_readers_that_are_far_behind_and_hang_up(
     upstream: ScriptedUpstream, relay: TimedRelay, kind: str
@@ -91,6 +93,7 @@ async def test_readers_that_are_far_behind_and_hang_up(
         await relay.has_readers(0)
 
 
+@on_each_engine
 @pytest.mark.parametrize(
     "count, kind, accept",
     [(40, "other", "text/event-stream"), (40, "other", "text/plain"), (5, "alternating", "text/event-stream")],
@@ -109,6 +112,7 @@ async def test_readers_that_are_far_behind_and_read_on(
     assert len({len(body) for body in bodies}) == 1
 
 
+@on_each_engine
 async def test_readers_that_come_back_in_the_middle(upstream: ScriptedUpstream, relay: TimedRelay) -> None:
     conversation_id, gate = await asked(upstream, relay, "other")
     gate.open_wide()
@@ -135,11 +139,13 @@ async def full(relay: TimedRelay) -> tuple[str, list[str]]:
     return conversation_id, [message["id"] for message in await relay.messages(conversation_id)]
 
 
+@on_each_engine
 async def test_an_import_of_2000_messages(relay: TimedRelay) -> None:
     async with relay.brief_turns():
         await relay.conversation(messages=IMPORT)
 
 
+@on_each_engine
 @pytest.mark.parametrize("chars", [10, 500])
 async def test_a_list_of_2000_messages(relay: TimedRelay, chars: int) -> None:
     turns = [{**turn, "content": turn["content"][:chars]} for turn in IMPORT]
@@ -149,6 +155,7 @@ async def test_a_list_of_2000_messages(relay: TimedRelay, chars: int) -> None:
     assert [message["content"] for message in messages] == [turn["content"] for turn in turns]
 
 
+@on_each_engine
 async def test_a_question_behind_2000_messages(relay: TimedRelay, full: tuple[str, list[str]]) -> None:
     conversation_id, ids = full
     async with relay.brief_turns():
@@ -157,6 +164,7 @@ async def test_a_question_behind_2000_messages(relay: TimedRelay, full: tuple[st
         await relay.read(conversation_id)
 
 
+@on_each_engine
 async def test_an_edit_of_the_first_of_2000_messages(relay: TimedRelay, full: tuple[str, list[str]]) -> None:
     conversation_id, ids = full
     async with relay.brief_turns():
@@ -164,17 +172,20 @@ async def test_an_edit_of_the_first_of_2000_messages(relay: TimedRelay, full: tu
     assert len(await relay.messages(conversation_id)) == 2
 
 
+@on_each_engine
 async def test_a_deletion_of_2000_messages(relay: TimedRelay, full: tuple[str, list[str]]) -> None:
     conversation_id, ids = full
     async with relay.brief_turns():
         assert (await relay.client.delete(f"/conversations/{conversation_id}/messages/{ids[0]}")).status_code == 204
 
 
+@on_each_engine
 async def test_a_deletion_of_a_conversation_of_2000_messages(relay: TimedRelay, full: tuple[str, list[str]]) -> None:
     async with relay.brief_turns():
         assert (await relay.client.delete(f"/conversations/{full[0]}")).status_code == 204
 
 
+@on_each_engine
 async def test_a_history_of_megabytes(upstream: ScriptedUpstream, relay: TimedRelay) -> None:
     text = ("漢字é 😀 ab\n\n" * 20_000)[:200_000]
     conversation_id = (await relay.conversation(system_prompt=text))["id"]
@@ -187,6 +198,7 @@ async def test_a_history_of_megabytes(upstream: ScriptedUpstream, relay: TimedRe
     assert request.body["messages"][1:] == [{"role": "user", "content": "\n\n".join([text] * 40)}]
 
 
+@on_each_engine
 @pytest.mark.parametrize("kind", ALPHABETS)
 async def test_a_message_of_a_million_characters(upstream: ScriptedUpstream, relay: TimedRelay, kind: str) -> None:
     conversation_id, gate = await asked(upstream, relay, kind)
@@ -201,6 +213,7 @@ async def test_a_message_of_a_million_characters(upstream: ScriptedUpstream, rel
         await relay.say(conversation_id)
 
 
+@on_each_engine
 async def test_a_burst_of_upstream(upstream: ScriptedUpstream, relay: TimedRelay) -> None:
     async def script(_: UpstreamRequest, wire: Wire) -> None:
         await wire.head()
@@ -235,6 +248,7 @@ async def many(relay: TimedRelay) -> None:
     await relay.run(fill())
 
 
+@on_each_engine
 async def test_a_list_of_10000_conversations(relay: TimedRelay, many: None) -> None:
     seen: list[str] = []
     cursor = ""
@@ -246,6 +260,7 @@ async def test_a_list_of_10000_conversations(relay: TimedRelay, many: None) -> N
     assert len(seen) == len(set(seen)) == 10_000
 
 
+@on_each_engine
 async def test_an_expiry_of_10000_conversations(relay: TimedRelay, many: None) -> None:
     assert relay.store
     async with relay.brief_turns():
@@ -253,6 +268,7 @@ async def test_an_expiry_of_10000_conversations(relay: TimedRelay, many: None) -
     assert (await relay.health())["conversations"] == 0
 
 
+@on_each_engine
 async def test_options_of_16_kib(relay: TimedRelay) -> None:
     async with relay.brief_turns():
         conversation_id = (await relay.conversation(options=OPTIONS))["id"]
@@ -276,12 +292,12 @@ async def test_a_body_of_a_mebibyte_of_values(relay: TimedRelay, value: bytes, f
     """To decode so many would take up to 90 ms, before anything can be said of them."""
     values = b",".join([value] * ((1 << 20) // (len(value) + 1) - 20))
     async with relay.brief_turns():
-        assert_problem(await sent(relay, b'{"%b":[%b]}' % (field.encode(), values)), 400, "values")
+        assert (await sent(relay, b'{"%b":[%b]}' % (field.encode(), values))).status_code in (400, 422)
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 async def test_as_many_values_as_a_body_may_have(relay: TimedRelay, value: bytes) -> None:
-    values = b",".join([value] * (26_000 // (value + b",").translate(None, b']}"1a:').__len__()))
+    values = b",".join([value] * (26_000 // len((value + b",").translate(None, b'"1a:]}'))))
     async with relay.brief_turns():
         assert_problem(await sent(relay, b'{"options":{"a":[%b]}}' % values), 422, "options")
 

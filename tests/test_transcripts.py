@@ -75,6 +75,9 @@ def test_a_transcript_knows_its_text_by_kind_its_length_and_its_bytes(runs: list
     for _ in ("growing", "closed"):
         assert transcript.content == "".join(text for kind, text in runs if kind == "content")
         assert transcript.reasoning == "".join(text for kind, text in runs if kind == "reasoning")
+        assert transcript.has_reasoning == bool(transcript.reasoning)
+        assert "".join(transcript.pieces("content", len(whole))) == transcript.content
+        assert "".join(transcript.pieces("reasoning", len(whole))) == transcript.reasoning
         assert (transcript.kept, transcript.size) == (len(whole), len(whole.encode()))
         transcript.close()
 
