@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from result import Report
-from upstream.completion import Completion
+from tests.support.completions import told
 from upstream.texts import Citations
 
 Citation = dict[str, Any]
@@ -123,13 +122,9 @@ def test_whatever_comes_the_bounds_hold(annotations: list[Any]) -> None:
 # Where they stand
 
 
-def told(*choices: dict[str, Any]) -> list[Citation]:
-    """The sources in the last report of a completion that had these choices, one an event."""
-    completion = Completion("key")
-    events = [b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode() for choice in choices]
-    values = [value for event in events for value in completion.feed(event)]
-    assert not completion.is_over
-    return sources([value for value in values if isinstance(value, Report)][-1].annotations)
+def reported(*choices: dict[str, Any]) -> list[Citation]:
+    """The sources of a completion that had these choices, one an event."""
+    return sources(told(*({"choices": [choice]} for choice in choices)).report.annotations)
 
 
 @pytest.mark.parametrize(
@@ -146,15 +141,13 @@ def told(*choices: dict[str, Any]) -> list[Citation]:
 )
 def test_sources_are_found_before_with_and_after_the_text(choice: dict[str, Any]) -> None:
     says = {"delta": {"content": "Hi"}}
-    assert told(choice) == told(choice, says) == told(says, choice) == [citation()]
+    assert reported(choice) == reported(choice, says) == reported(says, choice) == [citation()]
 
 
 def test_sources_add_up_over_the_events_of_an_answer() -> None:
     first, second = {"delta": {"annotations": [cites()]}}, {"delta": {"content": "a", "annotations": [cites(end=9)]}}
-    assert told(first, first, second) == [citation(), citation(end=9)]
+    assert reported(first, first, second) == [citation(), citation(end=9)]
 
 
 def test_a_search_is_billed_so_an_answer_with_sources_is_not_asked_for_again() -> None:
-    completion = Completion("key")
-    completion.feed(b"data: %b\n\n" % json.dumps({"choices": [{"annotations": [cites()]}]}).encode())
-    assert completion.is_generated
+    assert told({"choices": [{"annotations": [cites()]}]}).is_generated

@@ -11,7 +11,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -23,13 +23,27 @@ import trustme
 
 from openrouter import Timers
 from tests.support.relay import Relay, serving
+from tests.support.scripts import (
+    ANSWER,
+    Script,
+    Step,
+    answer,
+    body,
+    event,
+    finishes,
+    head,
+    pauses,
+    raw,
+    repeats,
+    says,
+    status,
+    steps,
+)
 from tests.support.sockets import Leftovers
-from tests.support.upstream import ANSWER, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
+from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
 
 QUICK = Timers(retries=(0.01, 0.02))
 IMPATIENT = Timers(connect=0.4, read=0.4, delta=0.8, tail=0.3, retries=(0.01, 0.02))
-
-Step = Callable[[Wire], Awaitable[None] | None]
 
 
 @dataclass(frozen=True)
@@ -43,74 +57,11 @@ class Fault:
     retryable: bool | None = True
     kept: str = ""
     tries: int = 3
-    within: float = 2.0
+    within: float = 4.0
     """Seconds from the question to the last event."""
     retry_after: float | None = None
     timers: Timers = QUICK
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-# What upstream does, in steps.
-
-
-def steps(*steps: Step) -> Script:
-    """Do this, then close the connection unless the response is complete."""
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        for step in steps:
-            if (doing := step(wire)) is not None:
-                await doing
-
-    return script
-
-
-def says(text: str) -> Step:
-    """A delta."""
-    return lambda wire: wire.delta(text)
-
-
-def event(data: object) -> Step:
-    """An event: a string as it is, anything else as JSON."""
-    return lambda wire: wire.event(data if isinstance(data, str) else json.dumps(data))
-
-
-def body(octets: bytes) -> Step:
-    """Bytes of the body."""
-    return lambda wire: wire.send(octets)
-
-
-def raw(octets: bytes) -> Step:
-    """Bytes of the connection, of the head too."""
-    return lambda wire: wire.raw(octets)
-
-
-def head(code: int = 200, *, chunked: bool = True, **headers: str) -> Step:
-    """Status and headers, underscores for hyphens."""
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda wire: wire.head(code, fields, chunked=chunked)
-
-
-def for_ever(step: Step, pause: float = 0.0) -> Step:
-    """Until the client goes."""
-
-    async def repeat(wire: Wire) -> None:
-        while True:
-            if (doing := step(wire)) is not None:
-                await doing
-            await asyncio.sleep(pause)
-
-    return repeat
-
-
-def dripping(octets: bytes, pause: float) -> Step:
-    """These bytes, one at a time."""
-
-    async def drip(wire: Wire) -> None:
-        for octet in octets:
-            await wire.send(bytes([octet]))
-            await asyncio.sleep(pause)
-
-    return drip
 
 
 def gzipped(*, corrupt: bool) -> Script:
@@ -127,13 +78,6 @@ def gzipped(*, corrupt: bool) -> Script:
     return script
 
 
-def erring(error: object, *, after: str = "", choices: object = (), done: bool = False) -> Script:
-    """A stream with an error in it: https://openrouter.ai/docs/api-reference/errors"""
-    chunk = {"id": "gen-1", "object": "chat.completion.chunk", "choices": choices, "error": error}
-    text = (says(after),) if after else ()
-    return steps(*text, event({k: v for k, v in chunk.items() if v is not None}), Wire.done if done else Wire.end)
-
-
 def refused(code: int, metadata: object = None, retry_after: str | Callable[[], str] | None = None) -> Script:
     """A refusal before the stream, in OpenRouter's shape."""
     error = {"code": code, "message": "Provider returned error", "metadata": metadata}
@@ -146,19 +90,14 @@ def refused(code: int, metadata: object = None, retry_after: str | Callable[[], 
     return script
 
 
-def failed_choice(**choice: object) -> list[dict[str, object]]:
-    return [{"index": 0, "delta": {"content": ""}, "finish_reason": "error", **choice}]
-
-
 def in_seconds(seconds: float) -> str:
     return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
 
 
-TEXT = says("Half an ans")
 HALF = "Half an ans"
+TEXT = says(HALF)
 EVENTS = {"Content-Type": "text/event-stream"}
 MEGABYTES = 10 * 1024 * 1024
-FINISH: Step = lambda wire: wire.finish()  # noqa: E731
 
 COMPLETE: dict[str, Any] = {"status": "complete", "code": None, "retryable": None, "tries": 1}
 CUT_OFF: dict[str, Any] = {"kept": HALF, "tries": 1}
@@ -173,40 +112,41 @@ CONNECTION = [
     Fault(
         "reset in the middle of a character", steps(TEXT, body(b'data: {"choices": ["\xf0\x9f'), Wire.reset), **CUT_OFF
     ),
-    Fault("reset after the finish reason", steps(TEXT, FINISH, Wire.reset), **COMPLETE, kept=HALF),
+    Fault("reset after the finish reason", steps(TEXT, finishes, Wire.reset), **COMPLETE, kept=HALF),
     Fault("early EOF, chunked", steps(TEXT, Wire.close), **CUT_OFF),
     Fault("early EOF, Content-Length", steps(head(content_length="9999"), TEXT, Wire.close), **CUT_OFF),
     Fault("early EOF, neither", steps(head(chunked=False), TEXT, Wire.close), **CUT_OFF),
     Fault("EOF in order, nothing finished", steps(TEXT, Wire.end), **CUT_OFF),
     Fault("EOF in order, nothing at all", steps(Wire.head, Wire.end)),
-    Fault("EOF in order, no [DONE]", steps(TEXT, FINISH, Wire.end), **COMPLETE, kept=HALF),
+    Fault("EOF in order, no [DONE]", steps(TEXT, finishes, Wire.end), **COMPLETE, kept=HALF),
     Fault("[DONE], no finish reason", steps(TEXT, Wire.done), **COMPLETE, kept=HALF),
 ]
 
+SLOW = b'data: {"choices": [{"delta": {"content": "slow"}}]}\n\ndata: [DONE]\n\n'
 SILENCE = [
     Fault("never answers", steps(Wire.hang), **TIMED_OUT),
     Fault("headers, then silence", steps(Wire.head, Wire.hang), **TIMED_OUT),
     Fault("silence in the middle", steps(TEXT, Wire.hang), **TIMED_OUT | CUT_OFF),
-    Fault("silence after the finish reason", steps(TEXT, FINISH, Wire.hang), **COMPLETE, kept=HALF, timers=IMPATIENT),
-    Fault("comments for ever", steps(for_ever(Wire.comment, 0.05)), **TIMED_OUT),
-    Fault("comments for ever in the middle", steps(TEXT, for_ever(Wire.comment, 0.05)), **TIMED_OUT | CUT_OFF),
-    Fault("empty deltas for ever", steps(for_ever(says(""), 0.05)), **TIMED_OUT),
-    Fault("one byte a second, never a line", steps(for_ever(body(b"x"), 0.05)), **TIMED_OUT),
+    Fault("silence after the finish reason", steps(TEXT, finishes, Wire.hang), **COMPLETE, kept=HALF, timers=IMPATIENT),
+    Fault("comments for ever", steps(repeats(Wire.comment, pauses(0.05))), **TIMED_OUT),
+    Fault("comments for ever in the middle", steps(TEXT, repeats(Wire.comment, pauses(0.05))), **TIMED_OUT | CUT_OFF),
+    Fault("empty deltas for ever", steps(repeats(says(""), pauses(0.05))), **TIMED_OUT),
+    Fault("one byte a second, never a line", steps(repeats(body(b"x"), pauses(0.05))), **TIMED_OUT),
     Fault(
         "headers, one byte a second",
-        steps(raw(b"HTTP/1.1 200 OK\r\nX: "), for_ever(raw(b"x"), 0.05)),
+        steps(raw(b"HTTP/1.1 200 OK\r\nX: "), repeats(raw(b"x"), pauses(0.05))),
         **TIMED_OUT,
         settings={"reply_timeout": 8},
     ),
     Fault(
         "1xx responses for ever",
-        steps(for_ever(raw(b"HTTP/1.1 103 Early Hints\r\n\r\n"), 0.05)),
+        steps(repeats(raw(b"HTTP/1.1 103 Early Hints\r\n\r\n"), pauses(0.05))),
         **TIMED_OUT,
         settings={"reply_timeout": 8},
     ),
     Fault(
         "a good answer, one byte a second",
-        steps(dripping(b'data: {"choices": [{"delta": {"content": "slow"}}]}\n\ndata: [DONE]\n\n', 0.002), Wire.end),
+        steps(*(step for octet in SLOW for step in (body(bytes([octet])), pauses(0.002))), Wire.end),
         **COMPLETE,
         kept="slow",
         timers=IMPATIENT,
@@ -223,32 +163,23 @@ RESPONSES = [
     ),
     Fault("200 with JSON that is no answer", status(200, {"object": "list", "data": []}), tries=1),
     Fault("200 with plain text", status(200, "upstream connect error", {"Content-Type": "text/plain"}), tries=1),
-    *(
-        Fault(
-            f"events declared as {kind}",
-            steps(head(content_type=kind), TEXT, FINISH, Wire.done),
-            **COMPLETE,
-            kept=HALF,
-        )
-        for kind in ("text/plain; charset=utf-8", "application/octet-stream", "application/json")
-    ),
     Fault(
-        "200 with an error as an event stream",
-        status(200, {"error": {"code": 402, "message": "No"}}, EVENTS),
-        code=402,
-        **FOR_GOOD,
+        "events declared as application/json",
+        steps(head(content_type="application/json"), TEXT, finishes, Wire.done),
+        **COMPLETE,
+        kept=HALF,
     ),
     Fault("200 with an error as JSON", status(200, {"error": {"code": 402, "message": "No"}}), code=402, **FOR_GOOD),
     Fault("502 with HTML", status(502, "<html>Bad gateway</html>", {"Content-Type": "text/html"})),
     Fault("500 with deep JSON", status(500, "[" * 100_000), code=500),
-    Fault("500 with an endless body", steps(head(500), for_ever(body(b" " * 4096))), code=500),
+    Fault("500 with an endless body", steps(head(500), repeats(body(b" " * 4096))), code=500),
     Fault("500 with a body that never comes", steps(head(500), Wire.hang), code=500, timers=IMPATIENT, within=4.0),
     Fault("redirect", status(302, "", {"Location": "/api/v1/elsewhere"}), tries=1),
     Fault("204", steps(raw(b"HTTP/1.1 204 No Content\r\n\r\n"), Wire.close), tries=1),
     Fault("101", steps(raw(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), Wire.close)),
     Fault(
         "100 and 103, then a good answer",
-        steps(raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n"), TEXT, FINISH, Wire.done),
+        steps(raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n"), TEXT, finishes, Wire.done),
         **COMPLETE,
         kept=HALF,
     ),
@@ -259,7 +190,6 @@ RESPONSES = [
     Fault("gzip", gzipped(corrupt=False), **COMPLETE, kept="Hello gzip"),
     Fault("gzip, corrupt", gzipped(corrupt=True), tries=1),
     Fault("br", status(200, b"\x0b\x02\x80Hi\x03", EVENTS | {"Content-Encoding": "br"}), tries=1),
-    Fault("zstd", status(200, b"(\xb5/\xfd", EVENTS | {"Content-Encoding": "zstd"}), tries=1),
 ]
 
 REASON = "the request exceeds the available context size"
@@ -268,9 +198,6 @@ IN_FLIGHT = {"limit_source": "openrouter_in_flight_budget"}
 REFUSALS = [
     *(Fault(f"{code}", refused(code), code=code, **FOR_GOOD) for code in (400, 401, 402, 403, 404, 413, 422)),
     *(Fault(f"{code}", refused(code), code=code) for code in (408, 429, 500, 502, 503, 524, 529)),
-    Fault("400 with a detail", status(400, {"detail": REASON}), code=400, **FOR_GOOD),
-    Fault("422 with a list of details", status(422, {"detail": [{"msg": REASON}]}), code=422, **FOR_GOOD),
-    Fault("404 with text", status(404, "404 page not found", {"Content-Type": "text/plain"}), code=404, **FOR_GOOD),
     Fault("402, in flight", refused(402, IN_FLIGHT, retry_after="0"), code=402, retry_after=0.0),
     Fault("Retry-After in a moment", refused(429, retry_after="0.1"), code=429, retry_after=0.1),
     Fault("Retry-After of an hour", refused(429, retry_after="3600"), code=429, retry_after=3600.0, tries=1),
@@ -281,38 +208,21 @@ REFUSALS = [
         retry_after=86_400,
         tries=1,
     ),
-    Fault(
-        "Retry-After as a date that is past",
-        refused(503, retry_after=lambda: in_seconds(-60)),
-        code=503,
-        retry_after=0.0,
-    ),
-    *(
-        Fault(f"Retry-After of {garbage!r}", refused(429, retry_after=garbage), code=429)
-        for garbage in ("soon", "nan", "inf", "1e999", "Mon, 99 Foo 2026 25:00:00 GMT", "Mon, 1 Jan 10000 00:00:00 GMT")
-    ),
+    Fault("Retry-After of 'soon'", refused(429, retry_after="soon"), code=429),
 ]
 
-THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
 
+def chunk(delta: object, finish_reason: object = None) -> Step:
+    return event({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
 
-def chunk(delta: object, finish_reason: object = None) -> dict[str, object]:
-    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
-
-
-ONE, TWO = (json.dumps(chunk({"content": text})).encode() for text in ("One ", "two"))
 
 CONTENT = [
-    *(
-        Fault(f"an event that is {data[:12]}", steps(event(data)), tries=1)
-        for data in ("[1]", "42", '"x"', "null", "{", "NaN")
-    ),
+    Fault("an event that isn't JSON", steps(event("{")), tries=1),
     Fault("JSON that isn't an object, in the middle", steps(TEXT, event("[1]"), Wire.hang), **CUT_OFF),
     Fault("deep JSON", steps(event("[" * 100_000)), tries=1),
-    Fault("deep JSON in an object", steps(event('{"choices": ' + '{"a":[' * 50_000 + "]}" * 50_000 + "}")), tries=1),
     Fault(
         "10 MB in one line",
-        steps(says("x" * MEGABYTES), FINISH, Wire.done),
+        steps(says("x" * MEGABYTES), finishes, Wire.done),
         **COMPLETE,
         kept="x" * MEGABYTES,
         within=10.0,
@@ -320,170 +230,71 @@ CONTENT = [
     ),
     Fault(
         "10 MB in one line that is no text",
-        steps(lambda wire: wire.event({"choices": [], "image": "x" * MEGABYTES}), TEXT, FINISH, Wire.done),
+        steps(lambda wire: wire.event({"choices": [], "image": "x" * MEGABYTES}), TEXT, finishes, Wire.done),
         **COMPLETE,
         kept=HALF,
         within=10.0,
     ),
-    Fault("endless line", steps(body(b"data: "), for_ever(body(b"x" * 1024 * 1024))), within=10.0, tries=1),
-    Fault("endless event", steps(for_ever(body(b"data: " + b"x" * 1024 * 1024 + b"\n"))), within=10.0, tries=1),
+    Fault("endless line", steps(body(b"data: "), repeats(body(b"x" * 1024 * 1024))), within=10.0, tries=1),
+    Fault("endless event", steps(repeats(body(b"data: " + b"x" * 1024 * 1024 + b"\n"))), within=10.0, tries=1),
     Fault(
-        "endless reply", steps(for_ever(says("x" * 99))), kept="x" * 1000, tries=1, settings={"max_reply_chars": 1000}
+        "endless reply", steps(repeats(says("x" * 99))), kept="x" * 1000, tries=1, settings={"max_reply_chars": 1000}
     ),
     Fault(
         "endless reasoning",
-        steps(for_ever(lambda wire: wire.reasoning("hm" * 50))),
+        steps(repeats(lambda wire: wire.reasoning("hm" * 50))),
         tries=1,
         settings={"max_reply_chars": 1000},
     ),
-    Fault("half a surrogate pair", steps(says("a\ud83d"), says("b"), FINISH, Wire.done), **COMPLETE, kept="a\ufffdb"),
-    Fault("the other half alone", steps(says("a\ude00b"), FINISH, Wire.done), **COMPLETE, kept="a\ufffdb"),
-    Fault("half a surrogate pair, last", steps(says("a\ud83d"), FINISH, Wire.done), **COMPLETE, kept="a\ufffd"),
-    Fault(
-        "half a surrogate pair, last, no [DONE]", steps(says("a\ud83d"), FINISH, Wire.end), **COMPLETE, kept="a\ufffd"
-    ),
+    Fault("half a surrogate pair, last", steps(says("a\ud83d"), finishes, Wire.done), **COMPLETE, kept="a\ufffd"),
     Fault(
         "a surrogate pair in two deltas",
-        steps(says("\ud83d"), says("\ude00"), FINISH, Wire.done),
+        steps(says("\ud83d"), says("\ude00"), finishes, Wire.done),
         **COMPLETE,
         kept="😀",
     ),
-    Fault("two [DONE]s", steps(TEXT, FINISH, event("[DONE]"), Wire.done), **COMPLETE, kept=HALF),
     Fault("text after [DONE]", steps(TEXT, event("[DONE]"), says("more"), Wire.end), **COMPLETE, kept=HALF),
-    Fault("text for ever after [DONE]", steps(TEXT, event("[DONE]"), for_ever(says("x"), 0.01)), **COMPLETE, kept=HALF),
+    Fault(
+        "text for ever after [DONE]",
+        steps(TEXT, event("[DONE]"), repeats(says("x"), pauses(0.01))),
+        **COMPLETE,
+        kept=HALF,
+    ),
     Fault("silence after [DONE]", steps(TEXT, event("[DONE]"), Wire.hang), **COMPLETE, kept=HALF),
     Fault("nothing but [DONE]", steps(Wire.done), **COMPLETE),
     Fault(
         "a finish reason on every chunk",
-        steps(event(chunk({"content": "One "}, "stop")), event(chunk({"content": "two"}, "stop")), Wire.done),
+        steps(chunk({"content": "One "}, "stop"), chunk({"content": "two"}, "stop"), Wire.done),
         **COMPLETE,
         kept="One two",
     ),
+    Fault("half an event, then the end", steps(body(b'data: {"choices": [{"delta": {"con'), Wire.end), tries=1),
+    Fault("a length without text", steps(chunk({"reasoning": "Hm"}, "length"), Wire.done), **COMPLETE),
+    Fault("tool calls without text", steps(chunk({"tool_calls": [{"index": 0}]}, "stop"), Wire.done), **FOR_GOOD),
+    Fault("images, then a reset", steps(chunk({"images": [{"image_url": {"url": "data:,"}}]}), Wire.reset), tries=1),
     Fault(
-        "a finish reason on every chunk, comments for ever",
-        steps(
-            event(chunk({"content": "One "}, "stop")),
-            event(chunk({"content": "two"}, "stop")),
-            for_ever(Wire.comment, 0.05),
-        ),
+        "a chunk of a foreign shape",
+        steps(event({"choices": {"0": 1}}), TEXT, finishes, Wire.done),
         **COMPLETE,
-        kept="One two",
-        timers=IMPATIENT,
-    ),
-    Fault(
-        "text in parts",
-        steps(event(chunk({"content": [THOUGHT, {"type": "text", "text": "Four"}]})), FINISH, Wire.done),
-        **COMPLETE,
-        kept="Four",
-    ),
-    Fault(
-        "a refusal", steps(event(chunk({"content": None, "refusal": "No."})), FINISH, Wire.done), **COMPLETE, kept="No."
-    ),
-    Fault(
-        "text in a message",
-        steps(event({"choices": [{"message": {"content": "Hi"}}]}), FINISH, Wire.done),
-        **COMPLETE,
-        kept="Hi",
-    ),
-    Fault(
-        "three events in one block",
-        steps(body(b"data: %b\ndata: %b\ndata: [DONE]\n\n" % (ONE, TWO)), Wire.end),
-        **COMPLETE,
-        kept="One two",
-    ),
-    Fault(
-        "one event over two lines",
-        steps(body(b"data: %b\ndata: %b\n\n" % (ONE[:20], ONE[20:])), FINISH, Wire.done),
-        **COMPLETE,
-        kept="One ",
-    ),
-    Fault("a last event without its blank line", steps(body(b"data: %b" % ONE), Wire.end), kept="One ", tries=1),
-    Fault("half an event, then the end", steps(body(b"data: %b" % ONE[:20]), Wire.end), tries=1),
-    Fault("a length without text", steps(event(chunk({"reasoning": "Hm"}, "length")), Wire.done), **COMPLETE),
-    *(
-        Fault(f"{name} without text", steps(event(chunk(delta, reason)), Wire.done), **FOR_GOOD)
-        for name, delta, reason in (
-            ("tool calls", {"tool_calls": [{"index": 0, "id": "call_1"}]}, "stop"),
-            ("a finish reason of tool_calls", {"reasoning": "Hm"}, "tool_calls"),
-            ("images", {"content": "", "images": [{"image_url": {"url": "data:image/png;base64,AA=="}}]}, "stop"),
-            ("audio", {"audio": {"data": "AA=="}}, "stop"),
-        )
-    ),
-    Fault(
-        "images, then a reset", steps(event(chunk({"images": [{"image_url": {"url": "data:,"}}]})), Wire.reset), tries=1
-    ),
-    *(
-        Fault(
-            f"a chunk of a foreign shape: {chunk}", steps(event(chunk), TEXT, FINISH, Wire.done), **COMPLETE, kept=HALF
-        )
-        for chunk in (
-            {"choices": {"0": 1}},
-            {"choices": [7]},
-            {"choices": [{"delta": None}]},
-            {"choices": [{"delta": {"content": 7, "reasoning": ["x"]}}]},
-            {"choices": [{"delta": {"tool_calls": [{"id": "call_1"}], "content": None}}]},
-            {"id": 7, "usage": "none", "choices": None, "error": None},
-        )
+        kept=HALF,
     ),
 ]
 
-WORDS = {"context_length_exceeded": 400, "content_policy_violation": 403}
-PASSING = {"rate_limit_exceeded": 429, "provider_overloaded": 503}
-
-LLAMA = json.dumps({"code": 400, "message": REASON, "type": "exceed_context_size_error"}).encode()
-
-ERROR_CHUNKS = [
-    Fault("error chunk: code 429", erring({"code": 429, "message": "slow down"}), code=429),
-    Fault("error chunk: code 400", erring({"code": 400, "message": "bad"}), code=400, **FOR_GOOD),
-    Fault('error chunk: code "402"', erring({"code": "402", "message": "no credit"}), code=402, **FOR_GOOD),
-    *(
-        Fault(f"error chunk: code {code!r}", erring({"code": code, "message": "Upstream idle timeout exceeded"}))
-        for code in ("server_error", None, True, 7, 10**30, [429], "")
-    ),
-    Fault("error chunk: no code", erring({"message": "bad"})),
-    Fault("error chunk: nothing in it but a key", erring({"x": None})),
-    Fault("error chunk: a string", erring("something broke")),
-    Fault("error chunk: a list", erring(["something broke"])),
-    *(
-        Fault(f"error chunk: {word}", erring({"code": None, "metadata": {"error_type": word}}), code=code, **FOR_GOOD)
-        for word, code in WORDS.items()
-    ),
-    *(
-        Fault(f"error chunk: {word}", erring({"code": "x", "metadata": {"error_type": word}}), code=code)
-        for word, code in PASSING.items()
-    ),
-    Fault("error chunk: no choices", erring({"code": 500, "message": "bad"}, choices=None), code=500),
-    Fault("error chunk: finish reason, documented", erring({"code": 500}, choices=failed_choice()), code=500),
-    Fault("error chunk: finish reason alone", erring(None, choices=failed_choice())),
-    Fault("error chunk: in the choice", erring(None, choices=failed_choice(error={"code": 503})), code=503),
-    Fault("error chunk: then [DONE]", erring({"code": 500, "message": "bad"}, done=True), code=500),
-    Fault("error event: a field named error", steps(body(b"error: %b\n\n" % LLAMA), Wire.done), code=400, **FOR_GOOD),
-    Fault(
-        "error event: named error", steps(body(b"event: error\ndata: %b\n\n" % LLAMA), Wire.end), code=400, **FOR_GOOD
-    ),
-    Fault("error event: a message", steps(event({"message": REASON}), Wire.end)),
-    Fault("error event: a detail", steps(event({"detail": REASON}), Wire.end)),
-    Fault(
-        "error event: a list",
-        steps(event([{"error": {"code": 400, "message": REASON}}]), Wire.end),
-        code=400,
-        **FOR_GOOD,
-    ),
+OVERLOADED, BAD = event({"error": {"code": 503, "message": REASON}}), event({"error": {"code": 400, "message": REASON}})
+ERROR_EVENTS = [
+    Fault("error event: an error that passes", steps(OVERLOADED, Wire.end), code=503),
+    Fault("error event: an error of the request", steps(BAD, Wire.end), code=400, **FOR_GOOD),
+    Fault("error event: then [DONE]", steps(OVERLOADED, Wire.done), code=503),
+    Fault("error event: named error", steps(body(b"event: error\ndata: {}\n\n"), Wire.end)),
     Fault("error event: text", steps(event("Something broke"), Wire.end), tries=1),
-    Fault("error event: a page", steps(event("<html>Something broke"), Wire.end), tries=1),
     Fault(
-        "error chunk after the finish reason",
-        steps(event(chunk({}, "length")), event({"error": REASON}), Wire.end),
-        tries=1,
+        "error event after the finish reason", steps(chunk({}, "length"), event({"error": REASON}), Wire.end), tries=1
     ),
-    Fault("error chunk in the middle", erring({"code": 429}, after=HALF), code=429, **CUT_OFF),
-    Fault(
-        "error chunk in the middle, for good", erring({"code": 403}, after=HALF), code=403, retryable=False, **CUT_OFF
-    ),
-    Fault("error chunk in the middle, then [DONE]", erring({"code": 502}, after=HALF, done=True), **CUT_OFF),
+    Fault("error event in the middle", steps(TEXT, OVERLOADED, Wire.end), code=503, **CUT_OFF),
+    Fault("error event in the middle, for good", steps(TEXT, BAD, Wire.end), code=400, retryable=False, **CUT_OFF),
 ]
 
-FAULTS = [*CONNECTION, *SILENCE, *RESPONSES, *REFUSALS, *CONTENT, *ERROR_CHUNKS]
+FAULTS = [*CONNECTION, *SILENCE, *RESPONSES, *REFUSALS, *CONTENT, *ERROR_EVENTS]
 
 
 class Relays:

@@ -1,32 +1,31 @@
 """What servers send in this protocol, one recorded shape each: the text, the error and the end are found by rule.
 
-The bytes are made here, in shapes of recordings and reports of 2025 and 2026. Each is read cut anywhere, and once more
-through the running service.
+The bytes are made here, in shapes of recordings and reports of 2025 and 2026. Each is read cut anywhere, without I/O,
+and one of each family once more through the running service.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from openrouter import Timers
-from result import Finish, Report
+from result import Finish
+from tests.support import scripts
+from tests.support.completions import DONE, KEY, chunk, raw, read, says, sse
 from tests.support.relay import Relay, serving
-from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
-from upstream.completion import Completion
+from tests.support.upstream import ScriptedUpstream, Wire
 from upstream.errors import UpstreamError
-from upstream.values import Delta
+from upstream.refusals import decoded, refusal
 
-KEY = "sk-or-v1-0123456789abcdef"
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A response's body and head, and what it says; an `error` is its code and a part of its message."""
+    """A response's body, and what it says; an `error` is its code and a part of its message."""
 
     body: bytes
     content: str = "Four"
@@ -35,17 +34,9 @@ class Sent:
     usage: dict[str, Any] | None = None
     error: tuple[int, str] | None = None
     retryable: bool = True
-    tries: int = 1
+    again: bool = False
+    """Whether the relay may ask again by itself."""
     status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-def chunk(delta: object = None, finish_reason: object = None, **choice: object) -> dict[str, Any]:
-    return {"id": "gen-7", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason, **choice}]}
-
-
-def says(text: str, finish_reason: object = None, **choice: object) -> dict[str, Any]:
-    return chunk({"content": text}, finish_reason, **choice)
 
 
 def message(text: str, finish_reason: object = "stop", **more: object) -> dict[str, Any]:
@@ -53,16 +44,7 @@ def message(text: str, finish_reason: object = "stop", **more: object) -> dict[s
     return {"id": "gen-7", "object": "chat.completion", "choices": [choice], "usage": USAGE}
 
 
-def lines(*events: object) -> list[bytes]:
-    return [event.encode() if isinstance(event, str) else json.dumps(event).encode() for event in events]
-
-
-def sse(*events: object, field: bytes = b"data: ", end: bytes = b"\n\n") -> bytes:
-    return b"".join(field + line + end for line in lines(*events))
-
-
 STOP = chunk({}, "stop")
-DONE = "[DONE]"
 FOUR = says("Fo"), says("ur")
 TOKENS = {"error": {"code": 400, "message": "Token limit reached"}, "usage": USAGE}
 
@@ -167,6 +149,14 @@ TEXT = {
         sse(chunk({"content": "Fo"}, text="Fo"), chunk({"content": "ur"}, text="ur"), STOP, DONE)
     ),
     "a delta that is a string": Sent(sse(chunk("Fo"), chunk("ur", "stop"), DONE)),
+    "reasoning under two names": Sent(
+        sse(chunk({"reasoning": "Hm", "reasoning_content": "Hm"}), *FOUR, STOP, DONE), reasoning="Hm"
+    ),
+    "bytes that aren't UTF-8": Sent(
+        b'data: {"choices": [{"delta": {"content": "a\xffb"}}]}\n\n' + sse(STOP), "a\ufffdb"
+    ),
+    "half a surrogate pair at the end": Sent(sse(says("a\ud83d"), STOP), "a\ufffd"),
+    "half a surrogate pair before [DONE]": Sent(sse(says("a\ud83d"), DONE), "a\ufffd", finish_reason=None),
 }
 
 ENDS = {
@@ -183,6 +173,11 @@ ENDS = {
     "two finish reasons": Sent(sse(says("Four"), chunk({}, "length"), chunk({}, "stop"), DONE), finish_reason="length"),
     "no [DONE]": Sent(sse(*FOUR, STOP)),
     "no finish reason": Sent(sse(*FOUR, DONE), finish_reason=None),
+    "[DONE] with blanks around it": Sent(sse(*FOUR, STOP, " [DONE] ")),
+    "anything after [DONE]": Sent(
+        sse(*FOUR, STOP, DONE, says("more", "length") | {"usage": USAGE}, {"error": "late"}, "no JSON", DONE)
+    ),
+    "an error of null": Sent(sse(*FOUR, STOP | {"error": None}, DONE)),
     "reasoning that took all tokens": Sent(
         sse(chunk({"reasoning": "Hm"}), chunk({}, "length"), DONE), "", "Hm", "length"
     ),
@@ -190,6 +185,9 @@ ENDS = {
     "usage as a preview, then with the end": Sent(
         sse(says("Fo") | {"usage": {"prompt_tokens": 9}}, says("ur"), STOP, {"choices": [], "usage": USAGE}, DONE),
         usage=USAGE,
+    ),
+    "usage without choices, null around it": Sent(
+        sse(*FOUR, STOP | {"usage": None}, {"usage": USAGE}, {"choices": [], "usage": None}, DONE), usage=USAGE
     ),
 }
 
@@ -207,7 +205,7 @@ FRAMING = {
         + b"data: [DONE]\n"
     ),
     "JSON over several lines, of which one has the field": Sent(
-        b"".join(b"data: " + json.dumps(event, indent=1).encode() + b"\n\n" for event in (*FOUR, STOP))
+        sse(*(json.dumps(event, indent=1) for event in (*FOUR, STOP)))
     ),
     "an object that ends in the middle of its lines": Sent(
         b'data: {"choices": [{"delta": {"content": "Four"}\ndata: , "finish_reason": "stop"}\ndata: ]}\n\n'
@@ -215,48 +213,28 @@ FRAMING = {
     "no space after the colon": Sent(sse(*FOUR, STOP, DONE, field=b"data:")),
     "names and ids": Sent(sse(*FOUR, STOP, DONE, field=b"event: message\nid: 1\ndata: ")),
     "names a blank line before their data": Sent(sse(*FOUR, STOP, DONE, field=b"event: message\n\ndata: ")),
-    "a last event without its blank line": Sent(sse(*FOUR) + b"data: " + lines(STOP)[0]),
-    "a last text without its blank line": Sent(sse(says("Fo")) + b"data: " + lines(says("ur", "stop"))[0] + b"\n"),
+    "a last event without its blank line": Sent(sse(*FOUR) + b"data: " + raw(STOP)),
+    "a last text without its blank line": Sent(sse(says("Fo")) + b"data: " + raw(says("ur", "stop")) + b"\n"),
     "a byte order mark": Sent(b"\xef\xbb\xbf" + sse(*FOUR, STOP, DONE)),
     "lines of JSON without a field": Sent(sse(*FOUR, STOP, DONE, field=b"", end=b"\n")),
     "a raw tab in a string": Sent(b'data: {"choices": [{"delta": {"content": "a\tb"}}]}\n\n' + sse(STOP), "a\tb"),
 }
 
-KINDS = [
-    "",
-    "text/plain; charset=utf-8",
-    "application/octet-stream",
-    "application/json",
-    "text/event-stream;charset=utf-8",
-]
-
-DECLARED = {
-    **{f"events as {kind!r}": Sent(sse(*FOUR, STOP, DONE), headers={"Content-Type": kind}) for kind in KINDS},
-    **{
-        f"a whole answer as {kind!r}": Sent(
-            json.dumps(message("Four")).encode(), usage=USAGE, headers={"Content-Type": kind}
-        )
-        for kind in KINDS
-    },
+WHOLE = {
+    "a whole answer": Sent(raw(message("Four")), usage=USAGE),
     "a whole answer over several lines": Sent(
         b"\n" + json.dumps(message("Four", reasoning="Hm"), indent=2).encode(), reasoning="Hm", usage=USAGE
     ),
-    "a whole answer without a finish reason": Sent(
-        json.dumps(message("Four", None)).encode(), finish_reason=None, usage=USAGE
-    ),
+    "a whole answer without a finish reason": Sent(raw(message("Four", None)), finish_reason=None, usage=USAGE),
     "a whole answer as an event": Sent(sse(message("Four"), DONE), usage=USAGE),
-    "201": Sent(sse(*FOUR, STOP, DONE), status=201),
-    "br": Sent(b"\x0b\x02\x80Hi\x03", "", error=(502, "encoded as br,"), headers={"Content-Encoding": "br"}),
-    "zstd": Sent(b"(\xb5/\xfd", "", error=(502, "encoded as zstd,"), headers={"Content-Encoding": "zstd"}),
-    "gzip under br": Sent(b"x", "", error=(502, "gzip, br"), headers={"Content-Encoding": "gzip, br"}),
 }
 
 
 def fails(body: object, code: int, words: str, **more: Any) -> Sent:
-    """An error before any text, as bytes or as JSON; those of the request have one try, passing ones three."""
-    octets = body if isinstance(body, bytes) else json.dumps(body).encode()
+    """An error before any text, as bytes or as JSON; one that passes may be asked about again."""
     passes = code in (408, 429) or code >= 500
-    return Sent(octets, "", error=(code, words), **{"retryable": passes, "tries": 3 if passes else 1} | more)
+    octets = body if isinstance(body, bytes) else raw(body)
+    return Sent(octets, "", error=(code, words), **{"retryable": passes, "again": passes} | more)
 
 
 CONTEXT = {
@@ -277,49 +255,97 @@ SHAPES: dict[str, tuple[object, str]] = {
         {"object": "error", "message": {"detail": [{"msg": "Because"}]}, "type": "x", "code": "1500"},
         ": Because",
     ),
+    "an error that is a list": ({"error": ["Because"]}, ": Because"),
     "an error inside an error": ({"error": {"error": {"message": "Because"}}}, ": Because"),
     "a phrase and a message (NestJS)": ({"error": "Bad Gateway", "message": "Because"}, ": Because"),
     "a sentence as the code (xAI)": ({"code": "It isn't there", "error": "Because"}, ": Because"),
     "errors (Cloudflare)": ({"success": False, "errors": [{"code": 7003, "message": "Because"}]}, ": Because"),
 }
 
+FIELD = b"error: %b\n\ndata: [DONE]\n\n"
+IMAGES = chunk({"content": "", "images": [{"type": "image_url", "image_url": {"url": "data:,"}}]})
+CALLS = [{"index": 0, "id": "call_1"}]
+
 ERRORS = {
     **{f"{name}, as an event": fails(sse(body), 502, words) for name, (body, words) in SHAPES.items()},
-    **{
-        f"{name}, as the whole body of {kind!r}": fails(body, 502, words, headers={"Content-Type": kind})
-        for name, (body, words) in SHAPES.items()
-        for kind in ("text/event-stream", "application/json")
-    },
-    **{f"{name}, as a 422": fails(body, 422, words, status=422) for name, (body, words) in SHAPES.items()},
-    **{
-        f"{name}, as a field": fails(b"error: %b\n\ndata: [DONE]\n\n" % json.dumps(body).encode(), 502, words)
-        for name, (body, words) in SHAPES.items()
-    },
-    "llama.cpp: a field": fails(b"error: %b\n\ndata: [DONE]\n\n" % json.dumps(CONTEXT).encode(), 400, "shorter one"),
-    "llama.cpp: in one block": fails(b"error: %b\ndata: [DONE]\n\n" % json.dumps(CONTEXT).encode(), 400, "shorter one"),
+    **{f"{name}, as the whole body": fails(body, 502, words) for name, (body, words) in SHAPES.items()},
+    **{f"{name}, as a field": fails(FIELD % raw(body), 502, words) for name, (body, words) in SHAPES.items()},
+    "llama.cpp: a field": fails(FIELD % raw(CONTEXT), 400, "shorter one"),
+    "llama.cpp: in one block": fails(b"error: %b\ndata: [DONE]\n\n" % raw(CONTEXT), 400, "shorter one"),
     "Groq: a name": fails(b'event: error\ndata: {"message": "Because", "code": 429}\n\n', 429, ": Because"),
     "a name a blank line before": fails(b"event: error\n\ndata: Because\n\n", 502, ": Because"),
     "OpenAI: a word": fails({"error": {"message": "m", "code": "context_length_exceeded"}}, 400, "shorter one"),
-    "vLLM: a word": fails(
-        sse({"error": {"message": "Because", "type": "BadRequestError", "code": 400}}, DONE), 400, "Because"
-    ),
+    "vLLM: a word": fails(sse({"error": {"message": "m", "type": "BadRequestError", "code": 400}}, DONE), 400, ": m"),
     "a word alone": fails(sse({"error": {"message": "Because", "type": "RateLimitError"}}), 429, ": Because"),
-    "a page as a 502": fails(
-        b"<html><h1>Secret words</h1>", 502, "status 502", status=502, headers={"Content-Type": "text/html"}
+    "a finish reason alone": fails(sse(chunk({"content": ""}, "error")), 502, "Upstream failed with status 502"),
+    "a finish reason, and nothing in the error": fails(sse(chunk(None, "error", error={})), 502, "status 502"),
+    "in the choice": fails(sse(chunk({}, error={"code": 504, "message": "Because"})), 504, ": Because"),
+    "documented": fails(sse(chunk({}, "error") | {"error": {"code": 503, "message": "Because"}}), 503, ": Because"),
+    "nothing in it but a key": fails(sse({"choices": [], "error": {"x": None}}), 502, "status 502"),
+    "a page in a message": fails({"error": {"message": "<!DOCTYPE html><p>Secret words"}}, 502, "status 502, so try"),
+    "text as an event": fails(b"data: Because\n\n", 502, ": Because", again=False),
+    "text as the body": fails(b"Because", 502, ": Because", again=False),
+    "text, then [DONE]": fails(b"Because\n\ndata: [DONE]\n\n", 502, ": Because", again=False),
+    "a page as the body": fails(b"<!doctype html>\n<p>Secret words\n{\n}\n", 502, "OPENROUTER_BASE_URL", again=False),
+    "a page as an event": fails(b"data: <html>Secret words</html>\n\n", 502, "isn't JSON", again=False),
+    "JSON that is no answer": fails({"object": "list", "data": []}, 502, "OPENROUTER_BASE_URL", again=False),
+    "half an event": fails(b'data: {"choices": [{"delta": {"con', 502, "middle", again=False),
+    "nothing": fails(b"", 502, "middle"),
+}
+
+CUT_OFF = {
+    "by an error": Sent(sse(says("Four"), TOKENS), error=(400, "Token limit"), retryable=False, usage=USAGE),
+    "by an error by name": Sent(
+        sse(says("Four")) + b"event: error\n" + sse({"message": "Because", "usage": USAGE}),
+        error=(502, ": Because"),
+        usage=USAGE,
     ),
-    "text as a 400": fails(b"Because", 400, ": Because", status=400, headers={"Content-Type": "text/plain"}),
+    "by an error with the last text": Sent(
+        sse(says("Fo"), says("ur", "error") | {"error": {"code": 503, "message": "Because"}}), error=(503, ": Because")
+    ),
+    "by an error after a finish reason": Sent(
+        sse(says("Four"), chunk({}, "length"), TOKENS), error=(400, "Token limit"), retryable=False, usage=USAGE
+    ),
+    "by an error after a finish reason, before any text": Sent(
+        sse(chunk({}, "length"), {"error": "Token limit reached", "usage": USAGE}),
+        "",
+        error=(502, "Token limit"),
+        usage=USAGE,
+    ),
+    "by text": Sent(sse(*FOUR) + b"stream error: Because\n", error=(502, ": stream error: Because")),
+    "by JSON that is no object": Sent(sse(*FOUR, "[1]"), error=(502, "isn't an object")),
+    "by what isn't JSON": Sent(sse(*FOUR, "<html>"), error=(502, "isn't JSON")),
+    "by nothing": Sent(sse(says("Fo"), says("ur") | {"usage": USAGE}), error=(502, "middle"), usage=USAGE),
+    "in a last text": Sent(sse(says("Fo")) + b"data: " + raw(says("ur")), error=(502, "middle")),
+    "in an only text": Sent(b"data: " + raw(says("Four")), error=(502, "middle")),
+    "in a finish": Sent(sse(*FOUR) + b'data: {"choices":[{"finish_reason":"st', error=(502, "middle")),
+    "in images": Sent(sse(IMAGES), "", error=(502, "middle")),
+}
+
+
+def without_text(body: bytes, what: str, reasoning: str = "", **more: Any) -> Sent:
+    """A whole answer that has something else in it, which nobody could be shown."""
+    return Sent(body, "", reasoning, error=(502, what), retryable=False, **more)
+
+
+OTHER = {
+    "tool calls": without_text(sse(chunk({"tool_calls": CALLS}), chunk({}, "tool_calls"), DONE), "tool calls"),
+    "tool calls that only the finish reason tells of": without_text(
+        sse(chunk({"reasoning": "Hm"}), chunk({}, "tool_calls"), DONE), "tool calls", "Hm"
+    ),
+    "tool calls in a whole answer": without_text(
+        raw(message("", "tool_calls", tool_calls=CALLS)), "tool calls", usage=USAGE
+    ),
+    "images": without_text(sse(IMAGES, STOP, DONE), "images"),
+    "audio": without_text(sse(chunk({"audio": {"id": "a", "data": "AAAA"}}), STOP, DONE), "audio"),
+    "images beside text": Sent(sse(*FOUR, IMAGES, STOP, DONE)),
+}
+
+REFUSED = {
+    **{f"{name}, as a 422": fails(body, 422, words, status=422) for name, (body, words) in SHAPES.items()},
+    "a page as a 502": fails(b"<html><h1>Secret words</h1>", 502, "status 502", status=502),
+    "text as a 400": fails(b"Because", 400, ": Because", status=400),
     "an event as a 400": fails(sse({"error": {"message": "Because"}}), 400, ": Because", status=400),
-    "a page in a message": fails(
-        {"error": {"message": "<!DOCTYPE html><p>Secret words"}}, 502, "status 502, so try again"
-    ),
-    "text as an event": fails(b"data: Because\n\n", 502, ": Because", tries=1),
-    "text as the body": fails(b"Because", 502, ": Because", tries=1),
-    "a page as the body": fails(b"<!doctype html>\n<p>Secret words\n{\n}\n", 502, "OPENROUTER_BASE_URL", tries=1),
-    "a page as an event": fails(b"data: <html>Secret words</html>\n\n", 502, "isn't JSON", tries=1),
-    "text, then [DONE]": fails(b"Because\n\ndata: [DONE]\n\n", 502, ": Because", tries=1),
-    "text instead of the rest": Sent(
-        sse(*FOUR) + b"stream error: Because\n", error=(502, ": stream error: Because"), finish_reason=None
-    ),
     "a 404 that is text (Go)": fails(b"404 page not found", 404, "OPENROUTER_BASE_URL", status=404),
     "a 404 that is a page": fails(b"<html>no model, no provider", 404, "OPENROUTER_BASE_URL", status=404),
     "a 404 of FastAPI": fails({"detail": "Not Found"}, 404, "OPENROUTER_BASE_URL", status=404),
@@ -327,82 +353,37 @@ ERRORS = {
     "a 404 without a body": fails(b"", 404, "OPENROUTER_BASE_URL", status=404),
     "a 404 of OpenRouter": fails({"error": {"message": "No endpoints found"}}, 404, "no provider", status=404),
     "a 404 of Ollama": fails({"error": "model 'x' not found"}, 404, "no provider", status=404),
-    "an error after a finish reason, with usage": Sent(
-        sse(says("Four"), chunk({}, "length"), TOKENS), error=(400, "Token limit"), usage=USAGE, retryable=False
-    ),
-    "an error after a finish reason, before any text": Sent(
-        sse(chunk({}, "length"), {"error": {"message": "Token limit reached"}, "usage": USAGE}),
-        "",
-        error=(502, "Token limit"),
-        usage=USAGE,
-    ),
-    "an error by name, with usage": Sent(
-        sse(says("Four")) + b"event: error\n" + sse({"message": "Because", "usage": USAGE}),
-        error=(502, ": Because"),
-        usage=USAGE,
-    ),
-    "tool calls": Sent(
-        sse(chunk({"content": None, "tool_calls": [{"index": 0, "id": "call_1"}]}), chunk({}, "tool_calls"), DONE),
-        "",
-        error=(502, "tool calls"),
-        retryable=False,
-    ),
-    "tool calls that only the finish reason tells of": Sent(
-        sse(chunk({"reasoning": "Hm"}), chunk({}, "tool_calls"), DONE),
-        "",
-        "Hm",
-        error=(502, "tool calls"),
-        retryable=False,
-    ),
-    "tool calls in a whole answer": Sent(
-        json.dumps(message("", "tool_calls", tool_calls=[{"id": "call_1"}])).encode(),
-        "",
-        usage=USAGE,
-        error=(502, "tool calls"),
-        retryable=False,
-    ),
-    "images": Sent(
-        sse(chunk({"content": "", "images": [{"type": "image_url", "image_url": {"url": "data:,"}}]}), STOP, DONE),
-        "",
-        error=(502, "images"),
-        retryable=False,
-    ),
-    "audio": Sent(
-        sse(chunk({"audio": {"id": "a", "data": "AAAA"}}), STOP, DONE), "", error=(502, "audio"), retryable=False
-    ),
-    "images, cut off": Sent(sse(chunk({"images": [{"image_url": {"url": "data:,"}}]})), "", error=(502, "middle")),
-    "a last text without its blank line, and no end": Sent(
-        sse(says("Fo")) + b"data: " + lines(says("ur"))[0], error=(502, "middle")
-    ),
-    "an only text without its blank line, and no end": Sent(b"data: " + lines(says("Four"))[0], error=(502, "middle")),
-    "text with an image": Sent(sse(*FOUR, chunk({"images": [{"image_url": {"url": "data:,"}}]}), STOP, DONE)),
 }
 
-ALL = TEXT | ENDS | FRAMING | DECLARED | ERRORS
-IN_STREAM = {name: sent for name, sent in ALL.items() if sent.status < 300 and "Content-Encoding" not in sent.headers}
+FAMILIES = {
+    "text": TEXT,
+    "end": ENDS,
+    "framing": FRAMING,
+    "whole": WHOLE,
+    "error": ERRORS,
+    "cut off": CUT_OFF,
+    "other": OTHER,
+}
+IN_STREAM = {f"{family}: {name}": sent for family, rows in FAMILIES.items() for name, sent in rows.items()}
+ONE_EACH = {family: next(iter(rows.values())) for family, rows in {**FAMILIES, "refused": REFUSED}.items()}
 
 
 def assert_read(sent: Sent, pieces: list[bytes]) -> None:
-    completion = Completion(KEY)
-    values: list[object] = []
-    for piece in pieces:
-        if not completion.is_over:
-            values += completion.feed(piece)
-    rest, end = completion.finish()
-    values += rest
-    texts = {
-        kind: "".join(v.text for v in values if isinstance(v, Delta) and v.kind == kind)
-        for kind in ("content", "reasoning")
-    }
-    reports = [value for value in values if isinstance(value, Report)] or [Report()]
-    assert texts == {"content": sent.content, "reasoning": sent.reasoning}
-    assert json.loads(reports[-1].usage or "null") == sent.usage
+    answer = read(pieces)
+    assert (answer.text("content"), answer.text("reasoning")) == (sent.content, sent.reasoning)
+    assert answer.usage == sent.usage
     if sent.error is None:
-        assert end == Finish(sent.finish_reason)
+        assert (answer.error, answer.finish) == (None, Finish(sent.finish_reason))
     else:
-        assert isinstance(end, UpstreamError) and end.failure.code == sent.error[0]
-        assert sent.error[1] in end.failure.message and "Secret" not in end.failure.message
-        assert end.failure.retryable == sent.retryable
+        assert_error(sent, answer.error)
+        assert answer.may_be_asked_again == sent.again
+
+
+def assert_error(sent: Sent, error: UpstreamError | None) -> None:
+    assert error and sent.error
+    failure = error.failure
+    assert (failure.code, failure.retryable) == (sent.error[0], sent.retryable)
+    assert sent.error[1] in failure.message and "Secret" not in failure.message
 
 
 @pytest.mark.parametrize("sent", IN_STREAM.values(), ids=IN_STREAM)
@@ -413,82 +394,59 @@ def test_what_a_server_sends_is_read_the_same_wherever_it_is_cut(sent: Sent) -> 
         assert_read(sent, [sent.body[:cut], sent.body[cut:]])
 
 
+@pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED)
+def test_what_a_server_refuses_with_is_told(sent: Sent) -> None:
+    assert_error(sent, refusal(sent.status, decoded(sent.body), None, KEY))
+
+
 @pytest.fixture(scope="module")
 async def service() -> AsyncIterator[tuple[Relay, ScriptedUpstream]]:
     async with ScriptedUpstream() as upstream, serving(upstream, timers=Timers(retries=(0.0, 0.0))) as relay:
         yield relay, upstream
 
 
-@pytest.mark.parametrize("sent", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("sent", ONE_EACH.values(), ids=ONE_EACH)
 async def test_what_a_server_sends_reaches_the_reader(sent: Sent, service: tuple[Relay, ScriptedUpstream]) -> None:
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.head(sent.status, {"Content-Length": str(len(sent.body))} | sent.headers)
-        await wire.raw(sent.body)
-        wire.close()
-
     relay, upstream = service
-    upstream.play(script)
+    upstream.play(scripts.status(sent.status, sent.body, {"Content-Type": "text/plain; charset=utf-8"}))
     asked = len(upstream.requests)
     conversation_id = await relay.ask()
     transcript = await relay.read(conversation_id)
     [_, reply] = await relay.messages(conversation_id)
     assert transcript.content == reply["content"] == sent.content
     assert (reply["reasoning"] or "") == sent.reasoning
-    assert (reply["usage"], len(upstream.requests) - asked) == (sent.usage, sent.tries)
+    assert (reply["usage"], len(upstream.requests) - asked) == (sent.usage, 3 if sent.again else 1)
     if sent.error is None:
         assert (reply["status"], reply["finish_reason"]) == ("complete", sent.finish_reason)
     else:
         assert (reply["status"], reply["error"]["code"]) == ("failed", sent.error[0])
-        assert sent.error[1] in reply["error"]["message"] and "Secret" not in reply["error"]["message"]
-        assert reply["error"]["retryable"] == sent.retryable
+        assert sent.error[1] in reply["error"]["message"] and reply["error"]["retryable"] == sent.retryable
 
 
-async def test_a_finish_reason_on_every_chunk_cuts_nothing_however_slowly_they_come() -> None:
-    """Each event moves the end, comments don't: 5 s without one end an answer that was promised to end."""
+PINGED = scripts.repeats(Wire.comment, scripts.pauses(0.05), times=6)
+SLOW_ENDS = {
+    "a finish reason on every chunk": (
+        [step for word in ("One ", "two ", "three") for step in (scripts.event(says(word, "stop")), PINGED)]
+        + [scripts.repeats(Wire.comment, scripts.pauses(0.05))],
+        "One two three",
+    ),
+    "events without text for ever after it": (
+        [
+            scripts.event(says("Four", "stop")),
+            scripts.repeats(scripts.event({"choices": []}), scripts.pauses(0.02)),
+        ],
+        "Four",
+    ),
+}
 
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.head()
-        for word in ["One ", "two ", "three ", "four"]:
-            await wire.event(says(word, "stop"))
-            for _number in range(6):
-                await asyncio.sleep(0.05)
-                await wire.comment()
-        while not wire.gone.is_set():
-            await wire.comment()
-            await asyncio.sleep(0.05)
 
-    async with ScriptedUpstream() as upstream, serving(upstream, timers=Timers(tail=0.6)) as relay:
-        upstream.play(script)
+@pytest.mark.parametrize(("does", "text"), SLOW_ENDS.values(), ids=SLOW_ENDS)
+async def test_what_was_promised_to_end_is_waited_for_as_long_as_text_comes(
+    upstream: ScriptedUpstream, does: list[scripts.Step], text: str
+) -> None:
+    """Each text moves the end, comments don't: 5 s without one end an answer that was promised to end."""
+    upstream.play(scripts.steps(*does))
+    async with serving(upstream, timers=Timers(tail=0.6, delta=1.5)) as relay:
         conversation_id = await relay.ask()
-        assert (await relay.read(conversation_id)).content == "One two three four"
+        assert (await relay.read(conversation_id)).content == text
         assert (await relay.messages(conversation_id))[-1]["status"] == "complete"
-
-
-async def test_events_without_text_for_ever_after_a_finish_reason_end_the_answer() -> None:
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.event(says("Four", "stop"))
-        while not wire.gone.is_set():
-            await wire.event({"choices": []})
-            await asyncio.sleep(0.02)
-
-    async with ScriptedUpstream() as upstream, serving(upstream, timers=Timers(tail=0.5, delta=1.0)) as relay:
-        upstream.play(script)
-        conversation_id = await relay.ask()
-        assert (await relay.read(conversation_id)).content == "Four"
-        assert (await relay.messages(conversation_id))[-1]["status"] == "complete"
-
-
-async def test_a_question_after_a_failed_reply_is_sent_with_the_one_before_as_one_turn() -> None:
-    async with ScriptedUpstream() as upstream, serving(upstream, timers=Timers(retries=())) as relay:
-
-        async def script(_: UpstreamRequest, wire: Wire) -> None:
-            await wire.delta("Half")
-            await wire.error(400, "No")
-            await wire.end()
-
-        upstream.queue(script)
-        conversation_id = await relay.ask("One")
-        await relay.read(conversation_id)
-        await relay.client.post(f"/conversations/{conversation_id}/messages", json={"content": "Two"})
-        await relay.read(conversation_id)
-        assert (await upstream.called(2)).body["messages"] == [{"role": "user", "content": "One\n\nTwo"}]
