@@ -12,8 +12,8 @@ from hypothesis import settings
 import server
 from tests.support.engines import ENGINES, engine
 from tests.support.relay import Relay, serving
+from tests.support.servers import Server, usual_program
 from tests.support.servers import server as server_of
-from tests.support.servers import usual_program
 from tests.support.stores import GatedStore, SlowStore
 from tests.support.upstream import ScriptedUpstream
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, metavar="N", help="fuzz the contract with N examples an operation, at random")
     parser.addoption("--store", choices=ENGINES, help="run the tests that this engine decides, on it alone")
     parser.addoption(
-        "--rounds", type=int, default=50, metavar="N", help="how often two relays race in test_replicas.py"
+        "--rounds", type=int, default=15, metavar="N", help="how often two relays race in test_replicas.py"
     )
     parser.addoption(
         "--chats", type=int, default=12, metavar="N", help="how many there are in test_replica_campaign.py"
@@ -100,6 +100,13 @@ def _server_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The server of all tests on `valkey`."""
     with server_of(request.config.getoption("--server")) as running:
         yield running.url
+
+
+@pytest.fixture
+def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of the test's own, for relays."""
+    with server_of(request.config.getoption("--server")) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

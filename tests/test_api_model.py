@@ -14,6 +14,7 @@ from types import EllipsisType
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,10 +28,10 @@ from hypothesis.stateful import (
 
 from openrouter import Timers
 from tests.support.contract import nulls
-from tests.support.engines import on_each_engine
+from tests.support.engines import on_dicts, on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Reader
-from tests.support.relay import Relay, serving
+from tests.support.relay import EVENTS, Relay, serving
 from tests.support.sse import Block
 from tests.support.upstream import USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire
 from tests.support.waiting import eventually
@@ -45,7 +46,6 @@ LIMITS: dict[str, int] = {
     "max_store_bytes": 20_000,
 }
 NARROW = LIMITS | {"max_messages": 4, "max_replies": 1}
-EVENTS = {"Accept": "text/event-stream"}
 
 CITED = {"url": "https://example.com/é", "title": "A page", "start_index": 0, "end_index": 3}
 SOURCES = [{"type": "url_citation", **CITED}]
@@ -319,7 +319,7 @@ def assert_message(message: dict[str, Any], turn: Turn) -> None:
     }
 
 
-SETTINGS = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck])
+SETTINGS = settings(stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck])
 CHOICES = st.integers(0, 11)
 MODELS = st.none() | st.sampled_from(["a/one", "b/two:free"])
 TEXTS = st.text(st.sampled_from("ab é😀\u2028\n"), min_size=1, max_size=12).filter(str.strip)
@@ -838,7 +838,8 @@ def assert_conversation(conversation: dict[str, Any], chat: Chat) -> None:
     }
 
 
-def test_the_api_agrees_with_its_model_whatever_is_asked_in_whatever_order() -> None:
+def test_the_api_agrees_with_its_model_whatever_is_asked_in_whatever_order(pytestconfig: pytest.Config) -> None:
+    examples = pytestconfig.getoption("--fuzz") or on_dicts(25, 10)
     opened = AsyncExitStack()
     with asyncio.Runner() as Api.runner:
         Api.upstream = Api.runner.run(opened.enter_async_context(ScriptedUpstream()))
@@ -847,6 +848,6 @@ def test_the_api_agrees_with_its_model_whatever_is_asked_in_whatever_order() -> 
             starting = opened.enter_async_context(serving(Api.upstream, timers=Timers(retries=()), **limits))
             Api.relays.append((Api.runner.run(starting), limits))
         try:
-            run_state_machine_as_test(Api, settings=SETTINGS)
+            run_state_machine_as_test(Api, settings=settings(SETTINGS, max_examples=examples))
         finally:
             Api.runner.run(opened.aclose())

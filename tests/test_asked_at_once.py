@@ -14,10 +14,10 @@ import pytest
 
 import server
 from replies import Replies
-from tests.support.engines import on_each_engine
+from tests.support.engines import on_dicts, on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Reader
-from tests.support.relay import Relay, comes_behind, serving
+from tests.support.relay import EVENTS, Relay, comes_behind, serving
 from tests.support.sse import Block, Parser
 from tests.support.stores import GatedStore, SlowStore, some_turns
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
@@ -25,7 +25,6 @@ from tests.support.waiting import bounded, eventually
 
 pytestmark = on_each_engine
 
-EVENTS = {"Accept": "text/event-stream"}
 PLAIN: dict[str, str] = {}
 
 is_slow = pytest.mark.usefixtures("_slow")
@@ -170,7 +169,7 @@ async def test_a_slow_store_leaves_nothing_in_progress_whatever_is_asked_at_once
 
         async def converse(conversation_id: str) -> None:
             await relay.client.post("/conversations", json={"id": conversation_id})
-            for _ in range(6):
+            for _ in range(on_dicts(6, 3)):
                 await asyncio.gather(*(act(conversation_id) for _ in range(6)))
 
         await asyncio.gather(*(converse(f"chat-{number}") for number in range(6)))

@@ -8,14 +8,10 @@ import pytest
 
 from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
-from tests.support.relay import Relay, serving
+from tests.support.relay import EVENTS, Relay, serving
 from tests.support.sse import Block, Parser
 from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, answer, gated, status
 from tests.support.waiting import bounded
-
-pytestmark = on_each_engine
-
-EVENTS = {"Accept": "text/event-stream"}
 
 
 async def post(
@@ -65,6 +61,7 @@ async def test_an_id_of_another_form_is_refused(relay: Relay, id: object) -> Non
     assert_problem(await post(relay, (await relay.conversation())["id"], id=id), 422, "1 to 64 characters")
 
 
+@on_each_engine
 async def test_an_import_is_a_conversation_with_its_messages(upstream: ScriptedUpstream, relay: Relay) -> None:
     said = [
         {"role": "assistant", "content": "Welcome!"},
@@ -127,6 +124,7 @@ async def test_a_question_that_is_repeated_is_the_same_message(upstream: Scripte
     assert (await contents(relay, conversation_id), len(upstream.requests)) == (["Hi", ANSWER], 1)
 
 
+@on_each_engine
 async def test_twenty_equal_posts_at_once_are_one_question(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = (await relay.conversation())["id"]
     responses = await asyncio.gather(*(post(relay, conversation_id, id="q1") for _ in range(20)))
@@ -135,6 +133,7 @@ async def test_twenty_equal_posts_at_once_are_one_question(upstream: ScriptedUps
     assert await contents(relay, conversation_id) == ["Hi"]
 
 
+@on_each_engine
 async def test_twenty_equal_posts_that_stream_are_one_generation_and_twenty_equal_answers(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -145,6 +144,7 @@ async def test_twenty_equal_posts_that_stream_are_one_generation_and_twenty_equa
     assert (await contents(relay, conversation_id), len(upstream.requests)) == (["Hi", ANSWER], 1)
 
 
+@on_each_engine
 async def test_a_repeated_post_joins_its_reply_in_progress(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(gated(gate := Gate(), "one ", "two"))
     conversation_id = (await relay.conversation())["id"]
@@ -179,13 +179,14 @@ async def test_a_failed_reply_is_replayed_and_not_asked_again(upstream: Scripted
     assert (again.text, len(upstream.requests)) == (first.text, 1)
 
 
+@on_each_engine
 async def test_a_stopped_reply_is_replayed(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(gated(gate := Gate(), "one ", "two"))
     conversation_id = (await relay.conversation())["id"]
     posting = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
     gate.open()
     await gate.reached(2)
-    assert (await relay.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+    assert (await relay.stop(conversation_id)).status_code == 200
     first, again = await bounded(posting), await post(relay, conversation_id, EVENTS, id="q1")
     assert [text(first), text(again)] == ["one "] * 2
     assert events(again)[-1].json["status"] == "stopped" and len(upstream.requests) == 1
@@ -257,6 +258,7 @@ async def test_an_id_of_null_is_as_if_none_were_given(relay: Relay) -> None:
 # Edit and resend
 
 
+@on_each_engine
 @pytest.mark.parametrize("headers", [{}, EVENTS], ids=["plain", "streaming"])
 async def test_after_removes_what_is_behind_it_and_adds_the_question_in_one_step(
     upstream: ScriptedUpstream, relay: Relay, headers: dict[str, str]
@@ -280,7 +282,7 @@ async def test_after_null_begins_anew_and_so_does_the_title(relay: Relay) -> Non
     await relay.read(conversation_id)
     assert (await post(relay, conversation_id, content="New title", after=None)).status_code == 201
     assert await contents(relay, conversation_id) == ["New title"]
-    conversation = (await relay.client.get(f"/conversations/{conversation_id}")).json()
+    conversation = await relay.shown(conversation_id)
     assert (conversation["title"], conversation["message_count"]) == ("New title", 1)
 
 
@@ -291,6 +293,7 @@ async def test_after_the_last_message_is_the_end(relay: Relay) -> None:
     assert await contents(relay, conversation_id) == ["Hi", "And?"]
 
 
+@on_each_engine
 @pytest.mark.parametrize("headers", [{}, EVENTS], ids=["plain", "streaming"])
 async def test_an_edit_stops_the_reply_that_it_removes(upstream: ScriptedUpstream, headers: dict[str, str]) -> None:
     upstream.queue(gated(gate := Gate(), "one ", "two"))
@@ -326,6 +329,7 @@ async def test_after_the_reply_in_progress_itself_is_a_409_and_after_nothing_kno
     assert await contents(relay, conversation_id) == ["Hi", "one"]
 
 
+@on_each_engine
 async def test_an_edit_that_has_no_room_changes_nothing(upstream: ScriptedUpstream) -> None:
     async with serving(upstream, max_store_bytes=50) as relay:
         conversation_id = await relay.ask("a question")

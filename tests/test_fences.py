@@ -3,29 +3,21 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from result import Ending, Finish, Stopped
 from store import OwnReply, Question, Store, StoreUnavailable
 from stores.valkey.keys import FENCE
-from tests.support.replicas import Network, relays, stores
-from tests.support.servers import Server, server
-from tests.support.stores import ask
+from tests.support.replicas import Network, begun, relays, stores
+from tests.support.servers import Server
 from tests.support.upstream import Gate, ScriptedUpstream, gated
 from tests.support.waiting import bounded, eventually
 
 pytestmark = pytest.mark.engines("valkey")
 
 STOPPED, COMPLETE = Stopped(), Finish("stop")
-
-
-@pytest.fixture
-def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of the test's own."""
-    with server(request.config.getoption("--server")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -39,12 +31,6 @@ async def far(network: Network) -> AsyncIterator[str]:
     """The URL through that network."""
     async with network.laid() as url:
         yield url
-
-
-async def begun(store: Store) -> tuple[str, OwnReply]:
-    """A conversation, and the reply that is in progress in it."""
-    conversation_id = (await store.create_conversation()).id
-    return conversation_id, (await ask(store, conversation_id, Question("Why?"))).reply
 
 
 async def said(store: Store, reply: OwnReply, text: str) -> None:

@@ -14,7 +14,8 @@ import pytest
 from tests.support.problems import assert_problem
 from tests.support.process import RelayProcess
 from tests.support.relay import Relay
-from tests.support.upstream import ANSWER, Gate, Script, ScriptedUpstream, UpstreamRequest, Wire
+from tests.support.scripts import Script, finishes, says, steps, waits
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, Wire
 from tests.support.waiting import bounded, eventually
 from tests.test_disk import everything, life
 
@@ -86,15 +87,8 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SmallDisk |
 def long_after(gate: Gate) -> Script:
     """Some text, and behind the gate more than a full disk can take."""
 
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.delta("The beginning. ")
-        await gate.passage()
-        for number in range(PIECES):
-            await wire.delta(f"{number}{PIECE}")
-        await wire.finish()
-        await wire.done()
-
-    return script
+    pieces = (f"{number}{PIECE}" for number in range(PIECES))
+    return steps(says("The beginning. "), waits(gate), says(*pieces), finishes, Wire.done)
 
 
 async def refused(relay: Relay, code: int) -> None:

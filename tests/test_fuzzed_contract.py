@@ -17,7 +17,7 @@ async def test_no_request_that_a_fuzzer_makes_gets_an_answer_that_the_contract_d
 ) -> None:
     """Status, content type, headers, schema, no 5xx, bad data refused. `make fuzz` takes other data each time."""
     examples = pytestconfig.getoption("--fuzz")
-    data = ["--max-examples", str(examples)] if examples else ["--max-examples", "20", "--generation-deterministic"]
+    data = ["--max-examples", str(examples)] if examples else ["--max-examples", "8", "--generation-deterministic"]
     async with process("python", "server.py", "--demo", env={"LOG_LEVEL": "WARNING"}) as relay:
         options = ["--url", relay.url, *data, "--request-timeout", "10", "--no-color"]
         fuzzer = await asyncio.create_subprocess_exec(

@@ -8,22 +8,19 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
-from tests.support.engines import on_each_engine
+from tests.support.engines import on_dicts, on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Transcript
 from tests.support.relay import Relay, comes_behind, serving
+from tests.support.scripts import answer, gated, steps, waits
 from tests.support.sse import Parser
 from tests.support.stores import GatedStore, some_turns
-from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire
 from tests.support.waiting import bounded, eventually
 
 pytestmark = on_each_engine
 
 TEXT = "".join(f"{number} é👋\u2028\n" for number in range(300))
-
-
-async def stop(relay: Relay, conversation_id: str) -> httpx.Response:
-    return await relay.client.delete(f"/conversations/{conversation_id}/stream")
 
 
 # One reply
@@ -42,12 +39,7 @@ async def test_twenty_first_requests_at_once_make_one_upstream_call(upstream: Sc
 
 async def test_twenty_first_requests_at_once_share_a_failure(upstream: ScriptedUpstream, relay: Relay) -> None:
     gate = Gate()
-
-    async def refuse(_: UpstreamRequest, wire: Wire) -> None:
-        await gate.passage()
-        await wire.respond(400, {"error": {"code": 400, "message": "No"}})
-
-    upstream.play(refuse)
+    upstream.play(steps(waits(gate), lambda wire: wire.respond(400, {"error": {"code": 400, "message": "No"}})))
     conversation_id = await relay.ask()
     reading = [asyncio.create_task(relay.read(conversation_id)) for _ in range(20)]
     await eventually(lambda: all_started(relay, conversation_id))
@@ -191,20 +183,20 @@ async def test_two_hundred_conversations_at_once_are_all_exact(upstream: Scripte
         return f"You said {question}. é👋\u2028" * 5
 
     upstream.play(script)
-    questions = [f"number {number}" for number in range(200)]
+    questions = [f"number {number}" for number in range(on_dicts(200, 50))]
     async with AsyncExitStack() as streams:
         readers = []
         for question in questions:
             readers.append(await streams.enter_async_context(relay.stream(await relay.ask(question))))
-        await gate.reached(200)
-        assert (await relay.health())["replies_in_progress"] == 200
+        await gate.reached(len(questions))
+        assert (await relay.health())["replies_in_progress"] == len(questions)
         gate.open_wide()
         transcripts = await asyncio.gather(*(reader.whole() for reader in readers))
     assert [t.content for t in transcripts] == [echo(question) for question in questions]
     assert {t.last["status"] for t in transcripts} == {"complete"}
-    assert len(upstream.requests) == 200
+    assert len(upstream.requests) == len(questions)
     health = await relay.health()
-    assert (health["messages"], health["replies_in_progress"]) == (400, 0)
+    assert (health["messages"], health["replies_in_progress"]) == (2 * len(questions), 0)
 
 
 # A store that takes its time
@@ -214,7 +206,7 @@ async def test_two_hundred_conversations_at_once_are_all_exact(upstream: Scripte
 async def test_a_slow_store_starts_one_reply_for_twenty_first_requests(upstream: ScriptedUpstream) -> None:
     upstream.play(answer(TEXT, pieces=30))
     async with serving(upstream) as relay:
-        for _ in range(5):
+        for _ in range(on_dicts(5, 2)):
             conversation_id = await relay.ask()
             before = len(upstream.requests)
             transcripts = await asyncio.gather(*(relay.read(conversation_id) for _ in range(20)))
@@ -246,7 +238,7 @@ async def test_a_slow_store_leaves_no_reader_hanging_whatever_happens_meanwhile(
             messages = (await relay.client.get(f"{path}/messages")).json().get("messages", [])
             match chance.randrange(5):
                 case 0:
-                    await bounded(stop(relay, conversation_id))
+                    await bounded(relay.stop(conversation_id))
                 case 1 if messages:
                     await bounded(relay.client.delete(f"{path}/messages/{chance.choice(messages)['id']}"))
                 case 2:
@@ -263,7 +255,7 @@ async def test_a_slow_store_leaves_no_reader_hanging_whatever_happens_meanwhile(
                 await asyncio.gather(*disturbing)
                 await asyncio.gather(*(read(conversation_id, id) for id in ids if id))
 
-        await asyncio.gather(*(converse() for _ in range(10)))
+        await asyncio.gather(*(converse() for _ in range(on_dicts(10, 4))))
         await relay.idle()
         assert (await relay.read(await relay.ask())).content == "one two three four"
 
@@ -370,7 +362,7 @@ async def test_a_reply_that_is_stopped_while_a_slow_store_begins_it_is_stopped(u
         begun = GatedStore.gates["begin_reply"] = Gate()
         reading = asyncio.create_task(relay.read(conversation_id))
         await begun.reached()
-        stopping = asyncio.create_task(stop(relay, conversation_id))
+        stopping = asyncio.create_task(relay.stop(conversation_id))
         assert (await relay.messages(conversation_id))[1]["status"] == "streaming"
         begun.open_wide()
         assert (await bounded(stopping)).json()["status"] == "stopped"

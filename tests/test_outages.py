@@ -17,8 +17,9 @@ from tests.support.problems import assert_problem
 from tests.support.readers import Reader
 from tests.support.relay import Relay
 from tests.support.replicas import Network, place, processes, relays
+from tests.support.scripts import gated, talking, words
 from tests.support.servers import KEEPS_ALL, Server, server
-from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, gated
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream
 from tests.support.waiting import bounded, eventually
 
 pytestmark = pytest.mark.engines("valkey")
@@ -36,23 +37,6 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Only that process, not its children."""
     os.kill(pid, number)
-
-
-async def slowly(_: UpstreamRequest, wire: Wire) -> None:
-    """Words as long as anybody listens."""
-    await wire.head()
-    for number in range(10_000):
-        await wire.delta(f"word {number} ")
-        await asyncio.sleep(0.02)
-
-
-def words(text: str) -> str:
-    """What `slowly` says, as far as `text` goes."""
-    said, number = "", 0
-    while len(said) < len(text):
-        said += f"word {number} "
-        number += 1
-    return said[: len(text)]
 
 
 def patient(*relays: Relay) -> None:
@@ -89,7 +73,7 @@ async def answered_again(relay: Relay, conversation_id: str, upstream: ScriptedU
 async def test_the_reply_of_a_relay_that_was_killed_fails_with_its_text(
     upstream: ScriptedUpstream, shared: Server
 ) -> None:
-    upstream.play(slowly)
+    upstream.play(talking())
     url = place(shared.url)
     async with processes(upstream, url, url) as (here, there):
         patient(here, there)
@@ -121,7 +105,7 @@ async def test_the_reply_of_a_relay_that_was_killed_fails_with_its_text(
 async def test_a_relay_that_was_stopped_for_a_while_appends_nothing_to_what_others_have_ended(
     upstream: ScriptedUpstream, shared: Server
 ) -> None:
-    upstream.play(slowly)
+    upstream.play(talking())
     url = place(shared.url)
     async with processes(upstream, url, url) as (here, there):
         patient(here, there)
@@ -148,7 +132,7 @@ async def test_a_relay_that_was_stopped_for_a_while_appends_nothing_to_what_othe
 async def test_a_relay_that_alone_is_cut_off_fails_its_replies_and_the_others_end_them(
     upstream: ScriptedUpstream, shared: Server
 ) -> None:
-    upstream.play(slowly)
+    upstream.play(talking())
     network = Network(shared.port)
     async with network.laid() as far, processes(upstream, (url := place(far)), url.replace(far, shared.url)) as both:
         here, there = both
@@ -215,7 +199,7 @@ async def test_at_sigterm_a_relay_finishes_what_it_makes_and_cuts_off_who_reads_
 @pytest.mark.parametrize("outage", ["killed", "killed for nearly as long as is waited for", "held up"])
 async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstream, shared: Server, outage: str) -> None:
     """Nor do others end it, to whom its relay looks as gone as the server was."""
-    upstream.play(slowly)
+    upstream.play(talking())
     url = place(shared.url)
     async with relays(upstream, url, 4) as (here, there, *others):
         patient(here, there, *others)
@@ -233,7 +217,7 @@ async def test_a_reply_goes_on_when_the_server_is_back(upstream: ScriptedUpstrea
                 shared.signal(signal.SIGCONT)
             await mine.until("word 300 "), await theirs.until("word 300 ")
             await eventually(lambda: _is_reachable(there))
-            assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+            assert (await there.stop(conversation_id)).status_code == 200
             texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
         assert texts[0] == texts[1] == words(texts[0])
         assert (await here.messages(conversation_id))[1]["content"] == texts[0]
@@ -290,7 +274,7 @@ async def test_what_upstream_ends_while_the_server_is_away_is_kept_when_it_is_ba
 async def test_a_server_that_stays_away_fails_the_replies_and_has_them_ended_when_it_is_back(
     upstream: ScriptedUpstream, shared: Server
 ) -> None:
-    upstream.play(slowly)
+    upstream.play(talking())
     url = place(shared.url)
     async with relays(upstream, url) as (here, there):
         patient(here, there)
@@ -325,7 +309,7 @@ async def _is_failed(relay: Relay, conversation_id: str) -> bool:
 async def test_a_relay_leaves_in_time_while_the_server_is_away(
     upstream: ScriptedUpstream, shared: Server, outage: str
 ) -> None:
-    upstream.play(slowly)
+    upstream.play(talking())
     url = place(shared.url)
     async with processes(upstream, url, SHUTDOWN_GRACE="1") as [here], relays(upstream, url, 1) as [there]:
         patient(here, there)
@@ -388,7 +372,7 @@ async def failover(request: pytest.FixtureRequest, shared: Server) -> AsyncItera
 async def test_a_failover_that_loses_what_came_last_loses_no_character(
     upstream: ScriptedUpstream, failover: tuple[Failover, str]
 ) -> None:
-    upstream.play(slowly)
+    upstream.play(talking())
     it, url = failover
     async with relays(upstream, url) as (here, there):
         patient(here, there)
@@ -399,7 +383,7 @@ async def test_a_failover_that_loses_what_came_last_loses_no_character(
             await mine.until("word 70 "), await theirs.until("word 70 ")
             it.happen()
             await mine.until("word 200 "), await theirs.until("word 200 ")
-            stopped = await there.client.delete(f"/conversations/{conversation_id}/stream")
+            stopped = await there.stop(conversation_id)
             texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
         assert texts[0] == texts[1] == words(texts[0]) == stopped.json()["content"]
         await here.idle()
@@ -418,7 +402,7 @@ async def test_a_reply_whose_beginning_a_failover_loses_is_gone_as_if_deleted(
     upstream: ScriptedUpstream, failover: tuple[Failover, str], word: str
 ) -> None:
     """Asked again it is generated, and billed, again: docs/deploy.md says so."""
-    upstream.play(slowly if word else gated(Gate(), "never"))
+    upstream.play(talking() if word else gated(Gate(), "never"))
     it, url = failover
     async with relays(upstream, url) as (here, there):
         patient(here, there)
@@ -449,7 +433,7 @@ async def test_a_server_that_wants_replicas_and_has_none_takes_nothing_until_it_
     upstream: ScriptedUpstream, shared: Server
 ) -> None:
     """`min-replicas-to-write`: what is acknowledged then is on two servers."""
-    upstream.play(slowly)
+    upstream.play(talking())
     async with relays(upstream, place(shared.url)) as (here, there):
         patient(here, there)
         conversation_id = await here.ask()
@@ -463,7 +447,7 @@ async def test_a_server_that_wants_replicas_and_has_none_takes_nothing_until_it_
             await asyncio.sleep(3.0)
             shared.said("CONFIG", "SET", "min-replicas-to-write", "0")
             await mine.until("word 250 "), await theirs.until("word 250 ")
-            assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+            assert (await there.stop(conversation_id)).status_code == 200
             texts = [(await bounded(reader.whole(), 5)).content for reader in (mine, theirs)]
         assert texts[0] == texts[1] == words(texts[0])
 
@@ -473,7 +457,7 @@ async def test_a_server_that_wants_replicas_and_has_none_takes_nothing_until_it_
 async def test_a_full_server_takes_nothing_more_and_ends_and_deletes_what_it_has(
     upstream: ScriptedUpstream, shared: Server
 ) -> None:
-    upstream.play(slowly)
+    upstream.play(talking())
     async with relays(upstream, place(shared.url)) as (here, there):
         patient(here, there)
         conversation_id = await here.ask()

@@ -17,8 +17,9 @@ from tests.support.readers import Transcript
 from tests.support.relay import Relay
 from tests.support.replicas import Hopper
 from tests.support.replicas import place as place_on
+from tests.support.scripts import finishes, pauses, says, steps
 from tests.support.servers import KEEPS_ALL, Server, server
-from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
+from tests.support.upstream import ScriptedUpstream, Wire
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engines("valkey")
@@ -27,14 +28,10 @@ WORDS = 60
 RELAYS = 3
 
 
-async def telling(_: UpstreamRequest, wire: Wire) -> None:
-    """An answer that takes about four seconds."""
-    await wire.head()
-    for number in range(WORDS):
-        await wire.delta(f"word {number} é😀 ")
-        await asyncio.sleep(0.06)
-    await wire.finish()
-    await wire.done()
+TELLING = steps(
+    Wire.head, *(step for n in range(WORDS) for step in (says(f"word {n} é😀 "), pauses(0.06))), finishes, Wire.done
+)
+"""An answer that takes about four seconds."""
 
 
 class Place(Relay):
@@ -123,7 +120,7 @@ async def test_whoever_is_killed_every_reader_reads_what_is_stored_and_nothing_i
 ) -> None:
     chats, seed = request.config.getoption("--chats"), request.config.getoption("--seed")
     chance = random.Random(seed)
-    upstream.play(telling)
+    upstream.play(TELLING)
     with server(request.config.getoption("--server"), *KEEPS_ALL) as shared:
         async with placed(upstream, place_on(shared.url)) as places:
             running = [Chat(places, random.Random(chance.random())) for _ in range(chats)]

@@ -14,9 +14,10 @@ from store import Question
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay
 from tests.support.replicas import Hopper, place, relays, stores
+from tests.support.scripts import answer, chunk, gated, says, steps, talking
 from tests.support.servers import Server, server
 from tests.support.stores import ask
-from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, Wire
 from tests.support.waiting import bounded, eventually
 
 pytestmark = pytest.mark.engines("valkey")
@@ -70,7 +71,7 @@ async def test_a_conversation_is_the_same_at_every_relay(upstream: ScriptedUpstr
         assert await here.messages(conversation_id) == await there.messages(conversation_id)
         assert (await here.client.get("/conversations")).json() == (await there.client.get("/conversations")).json()
         renamed = await there.client.patch(f"/conversations/{conversation_id}", json={"title": "Other"})
-        assert (await here.client.get(f"/conversations/{conversation_id}")).json() == renamed.json()
+        assert (await here.shown(conversation_id)) == renamed.json()
 
 
 @pytest.mark.parametrize(("count", "size"), [(1_998, 1), (40, 200_000)], ids=["many messages", "long ones"])
@@ -133,7 +134,7 @@ async def test_a_reply_is_followed_while_it_is_read_and_again_when_it_is(
     upstream: ScriptedUpstream, shared: Server, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mirrors.UNREAD_GRACE", 1.0)
-    upstream.play(talking)
+    upstream.play(talking())
     async with relays(upstream, url) as (here, there):
         conversation_id = await here.ask()
         async with here.stream(conversation_id) as mine:
@@ -145,7 +146,7 @@ async def test_a_reply_is_followed_while_it_is_read_and_again_when_it_is(
             async with there.stream(conversation_id, theirs.transcript.last_id) as again:
                 await again.until("word 100 ")
                 assert await _listens(shared)
-                assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
+                assert (await there.stop(conversation_id)).status_code == 200
                 whole = (await mine.whole()).content
                 assert theirs.transcript.content + (await again.whole()).content == whole
 
@@ -168,14 +169,6 @@ async def test_a_reader_that_has_taken_nothing_for_long_goes_on_where_it_was(
         assert mirror.message.transcript.content == "text"
         assert await here.finish_reply(conversation_id, reply.id, Finish("stop"))
         assert (await bounded(mirror.wait())).status == "complete"
-
-
-async def talking(_: UpstreamRequest, wire: Wire) -> None:
-    """Words as long as anybody listens."""
-    await wire.head()
-    for number in range(10_000):
-        await wire.delta(f"word {number} ")
-        await asyncio.sleep(0.02)
 
 
 async def _listens(shared: Server) -> bool:
@@ -271,13 +264,13 @@ async def test_a_reply_is_stopped_at_another_relay(upstream: ScriptedUpstream, u
             if text:
                 gate.open()
                 await mine.until(text), await theirs.until(text)
-            stopped = await bounded(there.client.delete(f"/conversations/{conversation_id}/stream"), 2)
+            stopped = await bounded(there.stop(conversation_id), 2)
             assert (stopped.status_code, stopped.json()["status"], stopped.json()["content"]) == (200, "stopped", text)
             await bounded(request.gone.wait(), 2)
             for reader in (mine, theirs):
                 whole = await bounded(reader.whole(), 2)
                 assert (whole.content, whole.last["status"]) == (text, "stopped")
-        assert (await there.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 204
+        assert (await there.stop(conversation_id)).status_code == 204
         assert (await here.messages(conversation_id))[1] == stopped.json()
         await here.idle()
 
@@ -287,19 +280,14 @@ async def test_a_reply_that_is_stopped_at_another_relay_keeps_who_answered_and_i
 ) -> None:
     sources = [{"type": "url_citation", "url_citation": {"url": f"https://example.org/{n}"}} for n in (1, 2)]
 
-    async def cited(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.head()
-        for source in sources:  # none of them with text
-            await wire.event(wire.chunk({"annotations": [source]}) | {"model": "served", "provider": "Someone"})
-        await wire.delta("Text")
-        await wire.hang()
-
-    upstream.play(cited)
+    # None of them comes with text.
+    cited = (chunk({"annotations": [source]}, model="served", provider="Someone") for source in sources)
+    upstream.play(steps(*cited, says("Text"), Wire.hang))
     async with relays(upstream, url) as (here, there):
         conversation_id = await here.ask()
         async with here.stream(conversation_id) as reader:
             await reader.until("Text")
-            stopped = (await there.client.delete(f"/conversations/{conversation_id}/stream")).json()
+            stopped = (await there.stop(conversation_id)).json()
             last = (await bounded(reader.whole(), 2)).last
         assert (stopped["content"], stopped["served_model"], stopped["provider"]) == ("Text", "served", "Someone")
         assert stopped["generation_id"] == upstream.requests[0].generation_id

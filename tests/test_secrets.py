@@ -19,7 +19,8 @@ import pytest
 from settings import Settings, SettingsError
 from tests.support.process import ROOT, RelayProcess, process
 from tests.support.relay import Relay
-from tests.support.upstream import Script, ScriptedUpstream, UpstreamRequest, Wire, answer, status
+from tests.support.scripts import Script, answer, event, hanging, raw, says, status, steps
+from tests.support.upstream import ScriptedUpstream, UpstreamRequest, Wire
 from tests.support.waiting import eventually
 from upstream.errors import UpstreamRefused
 from upstream.refusals import refusal
@@ -70,28 +71,14 @@ def error(message: str = ECHOES[0], code: object = 400) -> dict[str, object]:
     return {"code": code, "message": message, "metadata": METADATA}
 
 
-def erring(event: Mapping[str, object], text: str = "") -> Script:
+def erring(data: Mapping[str, object], *texts: str) -> Script:
     """An event inside a stream."""
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        if text:
-            await wire.delta(text)
-        await wire.event(dict(event) | {"user_id": USER_ID})
-        await wire.end()
-
-    return script
+    return steps(says(*texts), event(dict(data) | {"user_id": USER_ID}), Wire.end)
 
 
-def sending(octets: bytes, *, after: str = "") -> Script:
+def sending(octets: bytes, *texts: str) -> Script:
     """Bytes that are no answer, on which the client's library throws: with them in the exception's text."""
-
-    async def script(_: UpstreamRequest, wire: Wire) -> None:
-        if after:
-            await wire.delta(after)
-        await wire.raw(octets)
-        wire.close()
-
-    return script
+    return steps(says(*texts), raw(octets), Wire.close)
 
 
 FAULTS: list[Script] = [
@@ -111,8 +98,8 @@ FAULTS: list[Script] = [
     sending(f"{THROWN} {KEY}\r\n\r\n".encode()),
     sending(f"HTTP/1.1 200 {THROWN}\r\n{THROWN} {KEY}\r\n\r\n".encode()),
     erring({"error": 0, "choices": [{"delta": {"content": ["MARKcontent"]}, "finish_reason": {"x": "MARKfinish"}}]}),
-    sending(f"{THROWN} {KEY}\r\n".encode(), after=ANSWER),
-    sending(f"6\r\ndata: \r\n5\r\n[{THROWN}".encode(), after=ANSWER),
+    sending(f"{THROWN} {KEY}\r\n".encode(), ANSWER),
+    sending(f"6\r\ndata: \r\n5\r\n[{THROWN}".encode(), ANSWER),
 ]
 ENDED = (0, -signal.SIGTERM)  # uvicorn raises the signal again
 NO_JSON = "MARKjson {"
@@ -202,14 +189,9 @@ async def ask_wrongly(relay: Relay) -> None:
     assert (await relay.client.get("/", headers={"Host": "evil.example"})).status_code == 403
 
 
-async def hanging(_: UpstreamRequest, wire: Wire) -> None:
-    await wire.delta(ANSWER)
-    await wire.hang()
-
-
 async def leave_in_the_middle(relay: RelayProcess, upstream: ScriptedUpstream) -> None:
     """A reader that drops, and the end of the process while its reply goes on."""
-    upstream.play(hanging)
+    upstream.play(hanging(ANSWER))
     relay.client.event_hooks = {}
     async with relay.stream(await relay.ask(TITLED)) as reader:
         await reader.until(ANSWER)

@@ -22,9 +22,10 @@ from tests.support.problems import assert_problem
 from tests.support.process import RelayProcess, process
 from tests.support.readers import Transcript
 from tests.support.relay import Relay, client, serving
+from tests.support.scripts import hanging
 from tests.support.sockets import connected, request
 from tests.support.sse import Parser
-from tests.support.upstream import Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.support.upstream import Gate, ScriptedUpstream, answer, gated, status
 from tests.support.waiting import bounded, eventually
 
 SERVER = ("python", "server.py")
@@ -109,12 +110,6 @@ SLOW_BODY = (
 )
 
 
-async def hanging(_: UpstreamRequest, wire: Wire) -> None:
-    """Some text, and then nothing."""
-    await wire.delta("Half an ans")
-    await wire.hang()
-
-
 @contextlib.asynccontextmanager
 async def lagging(relay: Relay, path: str, last_id: str) -> AsyncIterator[asyncio.StreamReader]:
     """The bytes of a stream that is taken up again, as slowly as they are read."""
@@ -177,7 +172,6 @@ async def test_new_questions_are_refused_while_it_drains_and_the_rest_goes_on(up
         await exited_cleanly(relay, since, HURRY)
 
 
-@on_each_engine
 async def test_a_reply_without_readers_is_finished_too(upstream: ScriptedUpstream) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one"))
@@ -199,7 +193,7 @@ async def test_a_reply_without_readers_is_finished_too(upstream: ScriptedUpstrea
 async def test_what_is_left_at_the_end_of_the_grace_fails_with_an_error_that_says_so(
     upstream: ScriptedUpstream, leave: Callable[[RelayProcess], None]
 ) -> None:
-    upstream.play(hanging)
+    upstream.play(hanging("Half an ans"))
     async with running(upstream, grace=1) as relay:
         conversation_id = await relay.ask()
         async with relay.stream(conversation_id) as reader:
@@ -222,12 +216,8 @@ async def test_what_is_left_at_the_end_of_the_grace_fails_with_an_error_that_say
 
 
 async def test_clients_that_read_nothing_or_send_nothing_hold_nobody_up(upstream: ScriptedUpstream) -> None:
-    async def long(_: UpstreamRequest, wire: Wire) -> None:
-        await wire.delta("x" * 900_000)
-        await wire.hang()
-
     upstream.models = [{"id": "x" * 12_000_000}]
-    upstream.play(long)
+    upstream.play(hanging("x" * 900_000))
     async with running(upstream, grace=1) as relay, contextlib.AsyncExitStack() as stack:
         conversation_id = await begin(relay)
         assert len((await relay.client.get("/models")).content) > 12_000_000
@@ -247,7 +237,6 @@ async def test_clients_that_read_nothing_or_send_nothing_hold_nobody_up(upstream
 # At once
 
 
-@on_each_engine
 @either_signal
 async def test_it_exits_at_once_when_nothing_is_in_progress(
     upstream: ScriptedUpstream, leave: Callable[[RelayProcess], None]
@@ -270,12 +259,11 @@ async def test_it_exits_at_once_though_connections_are_open_that_ask_for_nothing
         await exited_cleanly(relay, since, HURRY)
 
 
-@on_each_engine
 @either_signal
 async def test_it_exits_at_once_at_a_second_signal_and_readers_are_told(
     upstream: ScriptedUpstream, leave: Callable[[RelayProcess], None]
 ) -> None:
-    upstream.play(hanging)
+    upstream.play(hanging("Half an ans"))
     async with running(upstream) as relay:
         async with relay.stream(await relay.ask()) as reader:
             await reader.until("Half")
@@ -371,7 +359,6 @@ async def test_who_waits_for_the_models_list_is_told_to_come_back(upstream: Scri
         assert await relay.exit() == 0
 
 
-@on_each_engine
 async def test_uvicorn_alone_cuts_readers_off_but_finishes_their_replies(upstream: ScriptedUpstream) -> None:
     gate = Gate()
     upstream.play(gated(gate, "one", "two"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from demo import hint
-from server import exiting_with_one_line, load_settings
+from server import create_app, exiting_with_one_line, load_settings
 from settings import Settings, SettingsError
 from store import Store
 from tests.support.problems import assert_problem
@@ -207,17 +207,17 @@ async def test_the_process_prints_that_line_and_nothing_else(command: tuple[str,
         assert re.fullmatch(r"MAX_REPLIES must be [^\n]+\.\n", relay.output)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("ALL_PROXY", "socks5://localhost:1080"), ("HTTPS_PROXY", "ftp://x"), ("SSL_CERT_FILE", "/no")],
 )
-async def test_a_proxy_or_certificate_that_cannot_be_used_is_told_in_one_line(
-    command: tuple[str, ...], variable: str, value: str
+def test_a_proxy_or_certificate_that_cannot_be_used_is_told_in_one_line(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with process(*command, env={variable: value}, listening=False) as relay:
-        assert await relay.exit() != 0
-        assert re.fullmatch(rf"{variable} must [^\n]+\.\n", relay.output)
+    monkeypatch.setattr("os.environ", {variable: value})
+    with pytest.raises(SystemExit), exiting_with_one_line():
+        create_app(load_settings())
+    assert re.fullmatch(rf"{variable} must [^\n]+\.\n", capsys.readouterr().err)
 
 
 OPENROUTER = {"OPENROUTER_BASE_URL": "https://openrouter.example/api/v1"}
@@ -239,26 +239,25 @@ CLASH = {
         pytest.param({"HTTP_PROXY": "socks5h://x:1", "FTP_PROXY": "::", "GRPC_PROXY": "%"}, id="of other schemes"),
     ],
 )
-async def test_proxies_that_do_not_apply_do_not_stop_the_start(env: dict[str, str]) -> None:
-    async with process("python", "server.py", env=OPENROUTER | env) as relay:
-        assert (await relay.health())["status"] == "ok"
+def test_proxies_that_do_not_apply_do_not_stop_the_start(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", OPENROUTER | env)
+    create_app(load_settings())
 
 
-@pytest.mark.parametrize(
-    "no_proxy",
-    [
-        "localhost,127.0.0.1,::1,fe80::/10",
-        "localhost, 127.0.0.0/8, 10.0.0.0/8, fd00::/8, .svc, .cluster.local, kubernetes.default",
-        "[::1],[fe80::/10],*.example:443,:80,::1/129,http://x,1.2.3/33",
-        ",, ,",
-        "*",
-    ],
-)
-async def test_whatever_stands_in_no_proxy_does_not_stop_the_start(no_proxy: str) -> None:
+LISTS = [
+    "localhost,127.0.0.1,::1,fe80::/10",
+    "localhost, 127.0.0.0/8, 10.0.0.0/8, fd00::/8, .svc, .cluster.local, kubernetes.default",
+    "[::1],[fe80::/10],*.example:443,:80,::1/129,http://x,1.2.3/33",
+    ",, ,",
+    "*",
+]
+
+
+@pytest.mark.parametrize("no_proxy", LISTS)
+def test_whatever_stands_in_no_proxy_does_not_stop_the_start(no_proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runtimes inject such lists into containers."""
-    env = OPENROUTER | CLASH | {"NO_PROXY": no_proxy, "no_proxy": no_proxy}
-    async with process("python", "server.py", env=env) as relay:
-        assert (await relay.health())["status"] == "ok"
+    monkeypatch.setattr("os.environ", OPENROUTER | CLASH | {"NO_PROXY": no_proxy, "no_proxy": no_proxy})
+    create_app(load_settings())
 
 
 async def test_of_several_proxies_that_of_the_scheme_is_used(upstream: ScriptedUpstream) -> None:

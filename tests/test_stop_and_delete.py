@@ -8,33 +8,18 @@ import httpx
 import pytest
 
 from tests.support.contract import nulls
-from tests.support.engines import on_each_engine
+from tests.support.engines import on_dicts, on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Transcript
-from tests.support.relay import Relay
-from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated
+from tests.support.relay import NOWHERE, Relay
+from tests.support.scripts import hanging, silence
+from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, answer, gated
 from tests.support.waiting import bounded, eventually
 
 pytestmark = on_each_engine
 
-NOWHERE = "00000000-0000-4000-8000-000000000000"
 
-
-async def silence(_: UpstreamRequest, wire: Wire) -> None:
-    """An upstream that takes the request and never answers, not even with headers."""
-    await wire.hang()
-
-
-async def wordy(request: UpstreamRequest, wire: Wire) -> None:
-    """An upstream that says some words and then nothing until its client leaves."""
-    await wire.head()
-    for _ in range(50):
-        await wire.delta("word ")
-    await wire.hang()
-
-
-async def stop(relay: Relay, conversation_id: str) -> httpx.Response:
-    return await relay.client.delete(f"/conversations/{conversation_id}/stream")
+WORDY = hanging(*["word "] * 50)
 
 
 async def delete(relay: Relay, conversation_id: str, message_id: str | None = None) -> None:
@@ -60,7 +45,7 @@ async def test_a_stop_before_the_first_token_ends_the_reply_without_text(
     async with relay.stream(conversation_id) as reader:
         start = (await reader.next()).json
         request = await upstream.called()
-        response = await stop(relay, conversation_id)
+        response = await relay.stop(conversation_id)
         transcript = await reader.whole()
     assert (response.status_code, response.json()) == (200, (await relay.messages(conversation_id))[1])
     assert (response.json()["id"], response.json()["status"]) == (start["message_id"], "stopped")
@@ -75,7 +60,7 @@ async def test_a_stop_in_the_middle_keeps_the_text_that_has_arrived(upstream: Sc
     async with relay.stream(conversation_id) as first, relay.stream(conversation_id) as second:
         gate.open(2)
         await first.until("one two ")
-        response = await stop(relay, conversation_id)
+        response = await relay.stop(conversation_id)
         transcripts = [await reader.whole() for reader in (first, second)]
     assert [(t.content, t.last) for t in transcripts] == [("one two ", stopped(t.start)) for t in transcripts]
     _, reply = await relay.messages(conversation_id)
@@ -91,7 +76,7 @@ async def test_a_stop_works_though_upstream_has_not_even_sent_headers(upstream: 
     conversation_id = await relay.ask()
     async with relay.stream(conversation_id) as reader:
         await upstream.called()
-        response = await bounded(stop(relay, conversation_id), 2)
+        response = await bounded(relay.stop(conversation_id), 2)
         assert (await reader.whole()).last["status"] == "stopped"
     assert response.json()["status"] == "stopped"
     await bounded(upstream.requests[0].gone.wait())
@@ -113,7 +98,7 @@ async def test_a_stop_in_the_same_moment_as_the_start_leaves_nothing_running(
 async def stopping(relay: Relay, conversation_id: str) -> httpx.Response:
     """Stop as soon as there is something to stop."""
     async with asyncio.timeout(10):
-        while (response := await stop(relay, conversation_id)).status_code == 204:
+        while (response := await relay.stop(conversation_id)).status_code == 204:
             pass
     return response
 
@@ -123,7 +108,7 @@ async def test_stopping_twice_is_no_error(upstream: ScriptedUpstream, relay: Rel
     conversation_id = await relay.ask()
     async with relay.stream(conversation_id) as reader:
         await reader.next()
-        responses = [await stop(relay, conversation_id) for _ in range(3)]
+        responses = [await relay.stop(conversation_id) for _ in range(3)]
     assert [response.status_code for response in responses] == [200, 204, 204]
     assert responses[1].content == b""
 
@@ -134,7 +119,7 @@ async def test_stops_that_come_together_all_get_an_answer(upstream: ScriptedUpst
     async with relay.stream(conversation_id) as reader:
         gate.open()
         await reader.until("one ")
-        responses = await asyncio.gather(*(stop(relay, conversation_id) for _ in range(10)))
+        responses = await asyncio.gather(*(relay.stop(conversation_id) for _ in range(10)))
         assert (await reader.whole()).last["status"] == "stopped"
     _, reply = await relay.messages(conversation_id)
     assert {response.status_code for response in responses} <= {200, 204}
@@ -144,13 +129,13 @@ async def test_stops_that_come_together_all_get_an_answer(upstream: ScriptedUpst
 
 async def test_there_is_nothing_to_stop_before_a_reply_and_after_it(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = (await relay.conversation())["id"]
-    assert (await stop(relay, conversation_id)).status_code == 204
+    assert (await relay.stop(conversation_id)).status_code == 204
     await relay.say(conversation_id)
-    assert (await stop(relay, conversation_id)).status_code == 204
+    assert (await relay.stop(conversation_id)).status_code == 204
     await relay.read(conversation_id)
-    assert (await stop(relay, conversation_id)).status_code == 204
+    assert (await relay.stop(conversation_id)).status_code == 204
     assert (await relay.messages(conversation_id))[1]["status"] == "complete"
-    assert_problem(await stop(relay, NOWHERE), 404)
+    assert_problem(await relay.stop(NOWHERE), 404)
 
 
 async def test_a_stopped_reply_can_be_resumed_to_its_end(upstream: ScriptedUpstream, relay: Relay) -> None:
@@ -159,7 +144,7 @@ async def test_a_stopped_reply_can_be_resumed_to_its_end(upstream: ScriptedUpstr
     async with relay.stream(conversation_id) as reader:
         gate.open(2)
         await reader.until("one two ")
-        await stop(relay, conversation_id)
+        await relay.stop(conversation_id)
         whole = await reader.whole()
     for seen, id in enumerate(whole.ids[:-1], start=1):
         rest = await relay.read(conversation_id, id)
@@ -171,7 +156,7 @@ async def test_a_question_may_follow_a_stopped_reply(upstream: ScriptedUpstream,
     conversation_id = await relay.ask()
     async with relay.stream(conversation_id) as reader:
         await reader.next()
-        await stop(relay, conversation_id)
+        await relay.stop(conversation_id)
     await relay.say(conversation_id, "Again")
     assert (await relay.read(conversation_id)).content == ANSWER
 
@@ -233,13 +218,13 @@ async def test_a_delete_works_though_upstream_has_not_even_sent_headers(
 async def test_a_delete_and_a_stop_that_come_together_both_get_an_answer(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
-    upstream.play(wordy)
+    upstream.play(WORDY)
     for _ in range(20):
         conversation_id = await relay.ask()
         async with relay.stream(conversation_id) as reader:
             await reader.next()
             halt, gone = await asyncio.gather(
-                stop(relay, conversation_id), relay.client.delete(f"/conversations/{conversation_id}")
+                relay.stop(conversation_id), relay.client.delete(f"/conversations/{conversation_id}")
             )
             assert (halt.status_code in (200, 204, 404), gone.status_code) == (True, 204)
             assert (await reader.whole()).last["status"] == "stopped"
@@ -277,7 +262,7 @@ async def test_a_deleted_reply_is_generated_again(upstream: ScriptedUpstream, re
 
 
 async def test_a_reply_in_progress_is_generated_again(upstream: ScriptedUpstream, relay: Relay) -> None:
-    upstream.queue(wordy, answer("second try"))
+    upstream.queue(WORDY, answer("second try"))
     conversation_id = await relay.ask()
     async with relay.stream(conversation_id) as reader:
         start = (await reader.next()).json
@@ -289,7 +274,7 @@ async def test_a_reply_in_progress_is_generated_again(upstream: ScriptedUpstream
 
 
 async def test_a_question_is_edited_and_sent_again(upstream: ScriptedUpstream, relay: Relay) -> None:
-    upstream.queue(answer("first"), wordy, answer("third"))
+    upstream.queue(answer("first"), WORDY, answer("third"))
     conversation_id = await relay.ask("one")
     await relay.read(conversation_id)
     question = await relay.say(conversation_id, "two, mistyped")
@@ -312,7 +297,7 @@ async def test_a_question_is_edited_and_sent_again(upstream: ScriptedUpstream, r
 async def test_three_hundred_stops_at_random_moments_leave_the_pool_usable(
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
-    upstream.play(wordy)
+    upstream.play(WORDY)
     chance = random.Random(300)
 
     async def ask_and_stop(conversation_id: str) -> None:
@@ -323,11 +308,11 @@ async def test_three_hundred_stops_at_random_moments_leave_the_pool_usable(
                 await reader.until("word ")
             for _ in range(chance.randrange(40)):  # turns of the event loop that the service runs in, too
                 await asyncio.sleep(0)
-            assert (await stop(relay, conversation_id)).json()["status"] == "stopped"
+            assert (await relay.stop(conversation_id)).json()["status"] == "stopped"
             assert (await reader.whole()).last["status"] == "stopped"
 
     ids = [(await relay.conversation())["id"] for _ in range(20)]
-    for _ in range(15):
+    for _ in range(on_dicts(15, 3)):
         await asyncio.gather(*(ask_and_stop(id) for id in ids))
     await eventually(lambda: upstream.connections == 0)
     upstream.play(answer("Still there"))

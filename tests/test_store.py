@@ -32,13 +32,13 @@ from store import (
 )
 from stores.records import byte_size
 from tests.support.engines import new_store_url, on_each_engine
+from tests.support.relay import NOWHERE
 from tests.support.stores import ask, begin
 from tests.support.upstream import USAGE
 
 pytestmark = on_each_engine
 
 FINISHED, FAILED = Finish(), Failure(502, "Broken", retryable=True)
-NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 
 opened: list[Store] = []

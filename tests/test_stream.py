@@ -13,14 +13,12 @@ from tests.support.contract import nulls
 from tests.support.engines import on_each_engine
 from tests.support.problems import assert_problem
 from tests.support.readers import Reader, Transcript
-from tests.support.relay import Relay, serving
+from tests.support.relay import NOWHERE, Relay, serving
 from tests.support.scripts import Script, Step, body, breaking, fails, finishes, hanging, says, steps, thinks, waits
 from tests.support.sockets import connected, request, resident
 from tests.support.sse import Block
 from tests.support.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, Wire, answer, gated, status
 from tests.support.waiting import bounded, eventually
-
-UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 def marked(piece: str) -> Step:
@@ -50,10 +48,6 @@ def fields(block: Block) -> tuple[str, str | None, int | None, dict[str, Any]]:
 async def status_of(relay: Relay, conversation_id: str, last_event_id: str) -> int:
     async with relay.stream(conversation_id, last_event_id) as reader:
         return reader.response.status_code
-
-
-async def stop(relay: Relay, conversation_id: str) -> None:
-    assert (await relay.client.delete(f"/conversations/{conversation_id}/stream")).status_code == 200
 
 
 # Events
@@ -418,7 +412,7 @@ async def test_a_message_that_is_no_reply_of_the_conversation_gets_204(
     ids_of_other = (await relay.read(other)).ids
     conversation_id = await relay.ask()
     [question] = await relay.messages(conversation_id)
-    for id in (*ids_of_other, f"{UNKNOWN}:0", f"{UNKNOWN}:end", f"{question['id']}:0"):
+    for id in (*ids_of_other, f"{NOWHERE}:0", f"{NOWHERE}:end", f"{question['id']}:0"):
         assert await status_of(relay, conversation_id, str(id)) == 204
     assert len(upstream.requests) == 1
     assert [message["role"] for message in await relay.messages(conversation_id)] == ["user"]
@@ -464,7 +458,7 @@ async def test_head_has_the_headers_of_a_stream_and_starts_nothing(upstream: Scr
     async with relay.stream(running) as reader:
         await reader.next()
         for conversation_id in (owed, empty, running):
-            for last_event_id in ("", f"{UNKNOWN}:end", "unreadable"):
+            for last_event_id in ("", f"{NOWHERE}:end", "unreadable"):
                 path = f"/conversations/{conversation_id}/stream"
                 response = await relay.client.head(path, headers={"Last-Event-ID": last_event_id})
                 assert (response.status_code, response.content) == (200, b"")
@@ -531,7 +525,7 @@ async def test_upstream_gets_the_system_prompt_and_every_message_that_has_conten
         async with relay.stream(made["id"]) as reader:
             await reader.until(wanted)
             if number in (2, 3):
-                await stop(relay, made["id"])
+                assert (await relay.stop(made["id"])).status_code == 200
             await reader.whole()
     request = upstream.requests[-1]
     assert request.body == {
@@ -857,7 +851,7 @@ async def test_a_reply_to_a_question_at_once_is_joined_resumed_and_stopped_like_
     async with relay.stream(conversation_id) as joined:
         id = (await joined.until("one ")).last_id
     assert_problem(await relay.client.post(f"/conversations/{conversation_id}/messages", json={"content": "x"}), 409)
-    stopped = await relay.client.delete(f"/conversations/{conversation_id}/stream")
+    stopped = await relay.stop(conversation_id)
     assert stopped.json()["status"] == (await bounded(asking)).last["status"] == "stopped"
     assert (await relay.read(conversation_id, id)).last["status"] == "stopped"
     assert len(upstream.requests) == 1

@@ -2,27 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from result import Finish
-from store import OwnReply, Question, Store
-from tests.support.replicas import Network, stores
-from tests.support.servers import Server, server
-from tests.support.stores import ask
+from store import Store
+from tests.support.replicas import Network, begun, stores
+from tests.support.servers import Server
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engines("valkey")
 
 LEASE = 2.0
-
-
-@pytest.fixture
-def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of the test's own."""
-    with server(request.config.getoption("--server")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +30,6 @@ async def networks(shared: Server) -> AsyncIterator[list[tuple[Network, str]]]:
     one, other = Network(shared.port), Network(shared.port)
     async with one.laid() as one_url, other.laid() as other_url:
         yield [(one, one_url), (other, other_url)]
-
-
-async def begun(store: Store) -> tuple[str, OwnReply]:
-    """A conversation, and the reply that is in progress in it."""
-    conversation_id = (await store.create_conversation()).id
-    return conversation_id, (await ask(store, conversation_id, Question("Why?"))).reply
 
 
 async def status(store: Store, conversation_id: str) -> str | None:

@@ -4,16 +4,19 @@ Stricter than the document in one way: an object with a field that the document 
 schema says `additionalProperties`.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import jsonschema  # type: ignore[import-untyped]
 
+from tests.support.relay import Relay, serving
 from tests.support.sse import Block, Parser
+from tests.support.upstream import ScriptedUpstream
 
 Json = dict[str, Any]
 
@@ -23,6 +26,22 @@ PROBLEM: Json = {
     "headers": {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}},
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
+
+
+@contextlib.asynccontextmanager
+async def checked(upstream: ScriptedUpstream, **settings: Any) -> AsyncIterator[Relay]:
+    """A relay of whose responses each is held against the document."""
+    async with serving(upstream, **settings) as relay:
+        relay.client.event_hooks = {"response": [_is_documented]}
+        yield relay
+
+
+async def _is_documented(response: httpx.Response) -> None:
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        await response.aread()
+    request = response.request
+    if not (request.method == "OPTIONS" and response.is_success):  # a preflight: the document doesn't speak of CORS
+        check_response(request.method, request.url.path, response)
 
 
 def check_response(method: str, url_path: str, response: httpx.Response) -> None:

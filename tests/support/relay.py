@@ -22,6 +22,12 @@ from tests.support.waiting import bounded, eventually
 
 Fields = Mapping[str, str]
 
+EVENTS = {"Accept": "text/event-stream"}
+NOWHERE = "00000000-0000-4000-8000-000000000000"
+"""An id that nothing has."""
+VITE = "http://localhost:5173"
+"""An origin that may call."""
+
 STARTING = 20.0
 STOPPING = 2.0
 """Seconds that a service without anything to do may take."""
@@ -56,6 +62,14 @@ class Relay:
         response = await self.client.get(f"/conversations/{conversation_id}/messages")
         messages: list[dict[str, Any]] = _granted(response)["messages"]
         return messages
+
+    async def shown(self, conversation_id: str) -> dict[str, Any]:
+        """The conversation."""
+        return _granted(await self.client.get(f"/conversations/{conversation_id}"))
+
+    async def stop(self, conversation_id: str) -> httpx.Response:
+        """The answer to a stop, whatever it is."""
+        return await self.client.delete(f"/conversations/{conversation_id}/stream")
 
     @contextlib.asynccontextmanager
     async def stream(

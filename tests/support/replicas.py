@@ -10,10 +10,11 @@ from uuid import uuid4
 import httpx
 
 from settings import Settings
-from store import Store
+from store import OwnReply, Question, Store
 from tests.support.process import RelayProcess, process
 from tests.support.readers import Transcript
 from tests.support.relay import Relay, serving
+from tests.support.stores import ask
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import bounded
 
@@ -37,6 +38,12 @@ async def stores(*urls: str) -> AsyncIterator[list[Store]]:
     finally:
         for store in opened:
             await store.close()
+
+
+async def begun(store: Store) -> tuple[str, OwnReply]:
+    """A conversation, and the reply that is in progress in it."""
+    conversation_id = (await store.create_conversation()).id
+    return conversation_id, (await ask(store, conversation_id, Question("Why?"))).reply
 
 
 @contextlib.asynccontextmanager
