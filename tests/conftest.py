@@ -39,7 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.option.anyio_mode = "auto"
     is_random = config.getoption("--fuzz") is not None
-    settings.register_profile("relay", settings(), deadline=None, derandomize=not is_random)  # may start a server
+    examples = {"max_examples": 100 if is_random else 40, "derandomize": not is_random}
+    settings.register_profile("relay", settings(), deadline=None, **examples)  # an example may start a server
     settings.load_profile("relay")
     config.addinivalue_line("markers", "bound(seconds): how long this async test may take, 60 s unless told")
     config.addinivalue_line("markers", "row(*cells): what docs/faults.md says of what the test does")

@@ -32,11 +32,6 @@ is_gated = pytest.mark.usefixtures("_gated")
 both_forms = pytest.mark.parametrize("form", [PLAIN, EVENTS], ids=["plain", "streaming"])
 
 
-async def post(relay: Relay, conversation_id: str, form: dict[str, str], **body: Any) -> httpx.Response:
-    path = f"/conversations/{conversation_id}/messages"
-    return await bounded(relay.client.post(path, json={"content": "Hi", **body}, headers=form))
-
-
 async def delete(relay: Relay, path: str) -> httpx.Response:
     return await bounded(relay.client.delete(f"/conversations/{path}"))
 
@@ -57,12 +52,8 @@ def ended(response: httpx.Response) -> str:
     return str(blocks(response)[-1].json.get("status", "failed"))
 
 
-async def contents(relay: Relay, conversation_id: str) -> list[str]:
-    return [message["content"] for message in await relay.messages(conversation_id)]
-
-
 async def has_only(relay: Relay, conversation_id: str, *expected: str) -> bool:
-    return await contents(relay, conversation_id) == list(expected)
+    return await relay.contents(conversation_id) == list(expected)
 
 
 @asynccontextmanager
@@ -108,7 +99,7 @@ async def test_equal_posts_of_both_forms_at_once_are_one_question_and_one_genera
             conversation_id = (await relay.conversation(id=f"chat-{number}"))["id"]
             forms = [EVENTS, PLAIN] * 10
             chance.shuffle(forms)
-            posts = (post(relay, conversation_id, form, id="q", after=None) for form in forms)
+            posts = (relay.post(conversation_id, form, id="q", after=None) for form in forms)
             responses = await asyncio.gather(*posts)
             streams = [response for response in responses if "event-stream" in response.headers["content-type"]]
             plain = [response for response in responses if response not in streams]
@@ -116,7 +107,7 @@ async def test_equal_posts_of_both_forms_at_once_are_one_question_and_one_genera
             assert len({response.headers["x-message-id"] for response in streams}) == 1
             assert len({response.text for response in plain}) == 1
             assert sorted(response.status_code for response in plain)[:-1] == [200] * 9
-            assert await contents(relay, conversation_id) == ["Hi", ANSWER]
+            assert await relay.contents(conversation_id) == ["Hi", ANSWER]
             assert (len(upstream.requests), SlowStore.begun) == (number + 1, number + 1)
 
 
@@ -160,7 +151,7 @@ async def test_a_slow_store_leaves_nothing_in_progress_whatever_is_asked_at_once
                         pass
                 case case:
                     allowed = {200, 201, 404, 409}
-                    response = await post(relay, conversation_id, [PLAIN, EVENTS][case % 2], **body)
+                    response = await relay.post(conversation_id, [PLAIN, EVENTS][case % 2], **body)
             assert response.status_code in allowed, (response.request, response.status_code)
             if response.is_stream_consumed and "event-stream" in response.headers.get("content-type", ""):
                 assert ended(response) in ("complete", "stopped")
@@ -196,10 +187,10 @@ async def test_a_stream_beside_a_repeated_post_is_of_the_reply_that_is_owed(upst
     upstream.queue(answer("first"), answer("second"))
     async with serving(upstream) as relay:
         conversation_id = (await relay.conversation())["id"]
-        await post(relay, conversation_id, EVENTS, id="q1")
-        await post(relay, conversation_id, PLAIN, id="q2")
+        await relay.post(conversation_id, EVENTS, id="q1")
+        await relay.post(conversation_id, PLAIN, id="q2")
         found = hold("ask")
-        repeating = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
+        repeating = asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))
         await found.reached()
         reading = asyncio.create_task(relay.read(conversation_id))
         await comes_behind(relay, reading)
@@ -216,28 +207,28 @@ async def test_a_stream_beside_one_whose_question_is_deleted_is_of_the_next_ques
 ) -> None:
     async with serving(upstream) as relay:
         conversation_id = (await relay.conversation())["id"]
-        await post(relay, conversation_id, PLAIN, id="q1")
+        await relay.post(conversation_id, PLAIN, id="q1")
         begun = hold("begin_reply")
         first = asyncio.create_task(relay.read(conversation_id))
         await begun.reached()
         assert (await delete(relay, f"{conversation_id}/messages/q1")).status_code == 204
-        assert (await post(relay, conversation_id, PLAIN, id="q2")).status_code == 201
+        assert (await relay.post(conversation_id, PLAIN, id="q2")).status_code == 201
         second = asyncio.create_task(relay.read(conversation_id))
         await comes_behind(relay, second)
         begun.open_wide()
         transcripts = await bounded(asyncio.gather(first, second))
         told = [(t.start["question_id"], t.last["status"]) for t in transcripts]
         assert told == [("q1", "stopped"), ("q2", "complete")]
-        assert await contents(relay, conversation_id) == ["Hi", ANSWER]
+        assert await relay.contents(conversation_id) == ["Hi", ANSWER]
 
 
 @is_gated
 async def test_a_question_that_is_deleted_while_it_is_repeated_is_a_new_one(upstream: ScriptedUpstream) -> None:
     async with serving(upstream) as relay:
         conversation_id = (await relay.conversation(messages=[{"role": "user", "content": "Before"}]))["id"]
-        await post(relay, conversation_id, EVENTS, id="q1")
+        await relay.post(conversation_id, EVENTS, id="q1")
         found = hold("ask")
-        repeating = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
+        repeating = asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))
         await found.reached()
         deleting = asyncio.create_task(delete(relay, f"{conversation_id}/messages/q1"))
         await eventually(lambda: has_only(relay, conversation_id, "Before"))
@@ -245,7 +236,7 @@ async def test_a_question_that_is_deleted_while_it_is_repeated_is_a_new_one(upst
         repeated = await repeating
         assert (await deleting).status_code == 204
         assert (blocks(repeated)[0].json["question_id"], text(repeated)) == ("q1", ANSWER)
-        assert await contents(relay, conversation_id) == ["Before", "Hi", ANSWER]
+        assert await relay.contents(conversation_id) == ["Before", "Hi", ANSWER]
         assert len(upstream.requests) == 2
 
 
@@ -253,9 +244,9 @@ async def test_a_question_that_is_deleted_while_it_is_repeated_is_a_new_one(upst
 async def test_a_conversation_that_is_deleted_while_a_question_is_repeated_is_a_404(upstream: ScriptedUpstream) -> None:
     async with serving(upstream) as relay:
         conversation_id = (await relay.conversation())["id"]
-        await post(relay, conversation_id, EVENTS, id="q1")
+        await relay.post(conversation_id, EVENTS, id="q1")
         found = hold("ask")
-        repeating = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
+        repeating = asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))
         await found.reached()
         assert (await delete(relay, conversation_id)).status_code == 204
         found.open_wide()
@@ -271,7 +262,7 @@ async def test_a_reply_that_is_deleted_while_its_reader_comes_back_is_a_204(upst
         async with asking(relay, conversation_id) as reader:
             start = await reader.next()
             found = hold("message")
-            resuming = asyncio.create_task(post(relay, conversation_id, EVENTS | {"Last-Event-ID": start.id or ""}))
+            resuming = asyncio.create_task(relay.post(conversation_id, EVENTS | {"Last-Event-ID": start.id or ""}))
             await found.reached()
             del GatedStore.gates["message"]
             assert (await delete(relay, f"{conversation_id}/messages/{start.json['message_id']}")).status_code == 204
@@ -291,16 +282,16 @@ async def test_a_caller_that_leaves_in_the_middle_of_a_streaming_post_finds_its_
     async with serving(upstream) as relay:
         conversation_id = (await relay.conversation())["id"]
         asked = hold("ask")
-        leaving = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
+        leaving = asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))
         await asked.reached()
         leaving.cancel()
         with suppress(asyncio.CancelledError):
             await leaving
-        again = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
+        again = asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))
         await comes_behind(relay, again)
         asked.open_wide()
         assert text(await again) == ANSWER
-        assert await contents(relay, conversation_id) == ["Hi", ANSWER]
+        assert await relay.contents(conversation_id) == ["Hi", ANSWER]
         assert len(upstream.requests) == 1
 
 
@@ -323,7 +314,7 @@ async def test_an_edit_ends_a_reply_that_a_slow_store_is_beginning(
         begun = hold("begin_reply")
         reading = asyncio.create_task(relay.read(conversation_id))
         await begun.reached()
-        editing = asyncio.create_task(post(relay, conversation_id, form, content="edited", after=None))
+        editing = asyncio.create_task(relay.post(conversation_id, form, content="edited", after=None))
         if form:  # the plain one waits for nobody
             await comes_behind(relay, editing)
         else:
@@ -332,7 +323,7 @@ async def test_an_edit_ends_a_reply_that_a_slow_store_is_beginning(
         edited = await editing
         assert (await bounded(reading)).last["status"] == "stopped"
         assert edited.status_code == (200 if form else 201)
-        assert await contents(relay, conversation_id) == ["edited"] + [ANSWER] * bool(form)
+        assert await relay.contents(conversation_id) == ["edited"] + [ANSWER] * bool(form)
         await relay.idle()
 
 
@@ -343,7 +334,7 @@ async def test_a_stop_beside_an_edit_stops_the_reply_to_the_edit(upstream: Scrip
         conversation_id = (await relay.conversation())["id"]
         async with asking(relay, conversation_id) as reader:
             asked = hold("ask")
-            editing = asyncio.create_task(post(relay, conversation_id, EVENTS, id="edit", after=None))
+            editing = asyncio.create_task(relay.post(conversation_id, EVENTS, id="edit", after=None))
             await asked.reached()
             stopping = asyncio.create_task(delete(relay, f"{conversation_id}/stream"))
             await comes_behind(relay, stopping)
@@ -364,7 +355,7 @@ async def test_what_is_deleted_beside_an_edit_ends_its_reply(upstream: ScriptedU
         conversation_id = (await relay.conversation())["id"]
         async with asking(relay, conversation_id) as reader:
             asked = hold("ask")
-            editing = asyncio.create_task(post(relay, conversation_id, EVENTS, id="edit", after=None))
+            editing = asyncio.create_task(relay.post(conversation_id, EVENTS, id="edit", after=None))
             await asked.reached()
             assert (await delete(relay, conversation_id + what)).status_code == 204
             asked.open_wide()
@@ -384,14 +375,14 @@ async def test_two_edits_at_once_are_made_one_after_the_other(upstream: Scripted
         conversation_id = (await relay.conversation())["id"]
         async with asking(relay, conversation_id) as reader:
             asked = hold("ask")
-            editing = [asyncio.create_task(post(relay, conversation_id, EVENTS, content="one", after=None))]
+            editing = [asyncio.create_task(relay.post(conversation_id, EVENTS, content="one", after=None))]
             await asked.reached()
-            editing.append(asyncio.create_task(post(relay, conversation_id, EVENTS, content="two", after=None)))
+            editing.append(asyncio.create_task(relay.post(conversation_id, EVENTS, content="two", after=None)))
             await comes_behind(relay, editing[1])
             asked.open_wide()
             assert (await reader.whole()).last["status"] == "stopped"
         assert [ended(response) for response in await bounded(asyncio.gather(*editing))] == ["stopped", "complete"]
-        assert await contents(relay, conversation_id) == ["two", ANSWER]
+        assert await relay.contents(conversation_id) == ["two", ANSWER]
 
 
 @is_gated
@@ -404,7 +395,7 @@ async def test_an_edit_has_the_room_of_the_reply_that_it_stops_once_that_has_end
         async with asking(relay, conversation_id) as reader:
             await upstream.called()
             finished = hold("finish_reply")
-            editing = asyncio.create_task(post(relay, conversation_id, EVENTS, after=None))
+            editing = asyncio.create_task(relay.post(conversation_id, EVENTS, after=None))
             await finished.reached()
             await comes_behind(relay, editing)
             assert ((await relay.health())["replies_in_progress"], len(upstream.requests)) == (1, 1)
@@ -419,7 +410,7 @@ async def test_an_edit_has_no_room_of_a_reply_that_ended_before(upstream: Script
         conversation_id, other = (await relay.conversation())["id"], (await relay.conversation())["id"]
         async with asking(relay, conversation_id) as reader:
             found = hold("check_is_new", "reply_to")
-            editing = asyncio.create_task(post(relay, conversation_id, EVENTS, after=None))
+            editing = asyncio.create_task(relay.post(conversation_id, EVENTS, after=None))
             await found.reached()
             gate.open(2)
             await reader.whole()
@@ -429,7 +420,7 @@ async def test_an_edit_has_no_room_of_a_reply_that_ended_before(upstream: Script
             assert_problem(await editing, 503, "MAX_REPLIES")
             gate.open_wide()
             assert (await reader.whole()).content == "one"
-        assert await contents(relay, conversation_id) == ["Hi", "one"]
+        assert await relay.contents(conversation_id) == ["Hi", "one"]
 
 
 # A conversation that is deleted and made again with its id
@@ -464,30 +455,30 @@ async def test_what_was_asked_before_is_answered_while_draining_and_nothing_new(
     upstream.queue(answer("first"), gated(gate := Gate(), "second"))
     async with serving(upstream) as relay:
         owed, conversation_id = await relay.ask(id="q0"), (await relay.conversation())["id"]
-        await post(relay, conversation_id, EVENTS, id="q1")
+        await relay.post(conversation_id, EVENTS, id="q1")
         async with asking(relay, conversation_id, id="q2") as reader:
             await upstream.called(2)
             found = hold("ask")
-            repeating = [asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))]
+            repeating = [asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))]
             await found.reached()
             draining = asyncio.create_task(made[0].drain(20))
             await eventually(lambda: made[0].draining)
-            repeating.append(asyncio.create_task(post(relay, conversation_id, EVENTS, id="q2")))
+            repeating.append(asyncio.create_task(relay.post(conversation_id, EVENTS, id="q2")))
             await comes_behind(relay, repeating[1])
             found.open_wide()
-            assert text(await repeating[0]) == text(await post(relay, conversation_id, EVENTS, id="q1")) == "first"
+            assert text(await repeating[0]) == text(await relay.post(conversation_id, EVENTS, id="q1")) == "first"
             for id in ("q1", "q2"):
-                assert (await post(relay, conversation_id, PLAIN, id=id)).json()["id"] == id
+                assert (await relay.post(conversation_id, PLAIN, id=id)).json()["id"] == id
             for new in ({}, {"id": "q3"}, {"id": "q3", "after": None}):
                 for form in (PLAIN, EVENTS):
-                    assert_problem(await post(relay, conversation_id, form, **new), 503, "restarting")
-            assert (await post(relay, owed, PLAIN, id="q0")).status_code == 200
-            assert_problem(await post(relay, owed, EVENTS, id="q0"), 503, "restarting")
+                    assert_problem(await relay.post(conversation_id, form, **new), 503, "restarting")
+            assert (await relay.post(owed, PLAIN, id="q0")).status_code == 200
+            assert_problem(await relay.post(owed, EVENTS, id="q0"), 503, "restarting")
             gate.open_wide()
             assert [text(await repeating[1]), (await reader.whole()).content] == ["second"] * 2
-        assert text(await post(relay, conversation_id, EVENTS, id="q2")) == "second"
+        assert text(await relay.post(conversation_id, EVENTS, id="q2")) == "second"
         await bounded(draining)
-        assert await contents(relay, conversation_id) == ["Hi", "first", "Hi", "second"]
+        assert await relay.contents(conversation_id) == ["Hi", "first", "Hi", "second"]
     assert len(upstream.requests) == 2
 
 
@@ -500,7 +491,7 @@ async def test_a_reply_that_a_slow_store_begins_after_the_end_of_a_drain_asks_no
         is_post = method == "ask"
         conversation_id = (await relay.conversation())["id"] if is_post else await relay.ask()
         begun, path = hold(method), f"/conversations/{conversation_id}"
-        request = post(relay, conversation_id, EVENTS) if is_post else relay.client.get(f"{path}/stream")
+        request = relay.post(conversation_id, EVENTS) if is_post else relay.client.get(f"{path}/stream")
         asking = asyncio.create_task(request)
         await begun.reached()
         made[0].cut()

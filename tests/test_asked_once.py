@@ -14,13 +14,6 @@ from tests.support.upstream import ANSWER, Gate, ScriptedUpstream, answer, gated
 from tests.support.waiting import bounded
 
 
-async def post(
-    relay: Relay, conversation_id: str, headers: dict[str, str] | None = None, **body: Any
-) -> httpx.Response:
-    path = f"/conversations/{conversation_id}/messages"
-    return await relay.client.post(path, json={"content": "Hi", **body}, headers=headers)
-
-
 def events(response: httpx.Response) -> list[Block]:
     assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     return Parser().feed(response.content)
@@ -30,10 +23,6 @@ def text(response: httpx.Response) -> str:
     blocks = events(response)
     assert blocks[-1].is_terminal
     return "".join(block.content for block in blocks)
-
-
-async def contents(relay: Relay, conversation_id: str) -> list[str]:
-    return [message["content"] for message in await relay.messages(conversation_id)]
 
 
 # Conversations
@@ -58,7 +47,7 @@ async def test_an_existing_conversation_is_found_in_a_full_store(upstream: Scrip
 async def test_an_id_of_another_form_is_refused(relay: Relay, id: object) -> None:
     response = await relay.client.post("/conversations", json={"id": id})
     assert_problem(response, 422, "1 to 64 characters of A-Z a-z 0-9 _ -")
-    assert_problem(await post(relay, (await relay.conversation())["id"], id=id), 422, "1 to 64 characters")
+    assert_problem(await relay.post((await relay.conversation())["id"], id=id), 422, "1 to 64 characters")
 
 
 @on_each_engine
@@ -115,22 +104,22 @@ async def test_an_import_of_another_form_is_refused_as_a_whole(
 
 async def test_a_question_that_is_repeated_is_the_same_message(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = (await relay.conversation())["id"]
-    first = await post(relay, conversation_id, id="q1", model="test/one")
+    first = await relay.post(conversation_id, id="q1", model="test/one")
     assert (first.status_code, first.json()["id"]) == (201, "q1")
     for _ in range(2):
-        again = await post(relay, conversation_id, id="q1", model="test/one")
+        again = await relay.post(conversation_id, id="q1", model="test/one")
         assert (again.status_code, again.json()) == (200, first.json())
         assert (await relay.read(conversation_id)).content == ANSWER if not upstream.requests else True
-    assert (await contents(relay, conversation_id), len(upstream.requests)) == (["Hi", ANSWER], 1)
+    assert (await relay.contents(conversation_id), len(upstream.requests)) == (["Hi", ANSWER], 1)
 
 
 @on_each_engine
 async def test_twenty_equal_posts_at_once_are_one_question(upstream: ScriptedUpstream, relay: Relay) -> None:
     conversation_id = (await relay.conversation())["id"]
-    responses = await asyncio.gather(*(post(relay, conversation_id, id="q1") for _ in range(20)))
+    responses = await asyncio.gather(*(relay.post(conversation_id, id="q1") for _ in range(20)))
     assert sorted(response.status_code for response in responses) == [200] * 19 + [201]
     assert len({response.text for response in responses}) == 1
-    assert await contents(relay, conversation_id) == ["Hi"]
+    assert await relay.contents(conversation_id) == ["Hi"]
 
 
 @on_each_engine
@@ -138,21 +127,21 @@ async def test_twenty_equal_posts_that_stream_are_one_generation_and_twenty_equa
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
     conversation_id = (await relay.conversation())["id"]
-    responses = await asyncio.gather(*(post(relay, conversation_id, EVENTS, id="q1") for _ in range(20)))
+    responses = await asyncio.gather(*(relay.post(conversation_id, EVENTS, id="q1") for _ in range(20)))
     assert {text(response) for response in responses} == {ANSWER}
     assert len({response.headers["X-Message-Id"] for response in responses}) == 1
-    assert (await contents(relay, conversation_id), len(upstream.requests)) == (["Hi", ANSWER], 1)
+    assert (await relay.contents(conversation_id), len(upstream.requests)) == (["Hi", ANSWER], 1)
 
 
 @on_each_engine
 async def test_a_repeated_post_joins_its_reply_in_progress(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(gated(gate := Gate(), "one ", "two"))
     conversation_id = (await relay.conversation())["id"]
-    posting = [asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))]
+    posting = [asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))]
     gate.open()
     await gate.reached(2)
-    posting.append(asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1")))
-    plain = await post(relay, conversation_id, id="q1")
+    posting.append(asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1")))
+    plain = await relay.post(conversation_id, id="q1")
     assert (plain.status_code, plain.json()["id"]) == (200, "q1")
     gate.open_wide()
     assert [text(response) for response in await bounded(asyncio.gather(*posting))] == ["one two"] * 2
@@ -164,18 +153,18 @@ async def test_a_repeated_post_replays_the_first_reply_whatever_came_later(
 ) -> None:
     upstream.queue(answer("first"), answer("second"))
     conversation_id = (await relay.conversation())["id"]
-    assert text(await post(relay, conversation_id, EVENTS, id="q1")) == "first"
-    assert text(await post(relay, conversation_id, EVENTS, id="q2")) == "second"
-    assert text(await post(relay, conversation_id, EVENTS, id="q1", after=None)) == "first"
-    assert (await contents(relay, conversation_id), len(upstream.requests)) == (["Hi", "first", "Hi", "second"], 2)
+    assert text(await relay.post(conversation_id, EVENTS, id="q1")) == "first"
+    assert text(await relay.post(conversation_id, EVENTS, id="q2")) == "second"
+    assert text(await relay.post(conversation_id, EVENTS, id="q1", after=None)) == "first"
+    assert (await relay.contents(conversation_id), len(upstream.requests)) == (["Hi", "first", "Hi", "second"], 2)
 
 
 async def test_a_failed_reply_is_replayed_and_not_asked_again(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(status(400))
     conversation_id = (await relay.conversation())["id"]
-    first = await post(relay, conversation_id, EVENTS, id="q1")
+    first = await relay.post(conversation_id, EVENTS, id="q1")
     assert events(first)[-1].json["error"]["code"] == 400
-    again = await post(relay, conversation_id, EVENTS, id="q1")
+    again = await relay.post(conversation_id, EVENTS, id="q1")
     assert (again.text, len(upstream.requests)) == (first.text, 1)
 
 
@@ -183,11 +172,11 @@ async def test_a_failed_reply_is_replayed_and_not_asked_again(upstream: Scripted
 async def test_a_stopped_reply_is_replayed(upstream: ScriptedUpstream, relay: Relay) -> None:
     upstream.play(gated(gate := Gate(), "one ", "two"))
     conversation_id = (await relay.conversation())["id"]
-    posting = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
+    posting = asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))
     gate.open()
     await gate.reached(2)
     assert (await relay.stop(conversation_id)).status_code == 200
-    first, again = await bounded(posting), await post(relay, conversation_id, EVENTS, id="q1")
+    first, again = await bounded(posting), await relay.post(conversation_id, EVENTS, id="q1")
     assert [text(first), text(again)] == ["one "] * 2
     assert events(again)[-1].json["status"] == "stopped" and len(upstream.requests) == 1
 
@@ -196,8 +185,8 @@ async def test_a_repeated_post_whose_question_has_no_reply_yet_starts_the_one_th
     upstream: ScriptedUpstream, relay: Relay
 ) -> None:
     conversation_id = (await relay.conversation())["id"]
-    assert (await post(relay, conversation_id, id="q1")).status_code == 201
-    assert text(await post(relay, conversation_id, EVENTS, id="q1")) == ANSWER
+    assert (await relay.post(conversation_id, id="q1")).status_code == 201
+    assert text(await relay.post(conversation_id, EVENTS, id="q1")) == ANSWER
     assert len(upstream.requests) == 1
 
 
@@ -205,17 +194,17 @@ async def test_a_repeated_post_is_found_where_no_new_one_would_be_taken(upstream
     upstream.play(gated(gate := Gate(), "one"))
     async with serving(upstream, max_replies=1, max_messages=2) as relay:
         conversation_id = (await relay.conversation())["id"]
-        posting = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
+        posting = asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))
         await gate.reached()
-        assert_problem(await post(relay, conversation_id, id="q2"), 409)
+        assert_problem(await relay.post(conversation_id, id="q2"), 409)
         other = (await relay.conversation())["id"]
-        assert_problem(await post(relay, other, EVENTS, id="q1"), 503, "MAX_REPLIES")
-        joining = asyncio.create_task(post(relay, conversation_id, EVENTS, id="q1"))
-        assert (await post(relay, conversation_id, id="q1")).status_code == 200
+        assert_problem(await relay.post(other, EVENTS, id="q1"), 503, "MAX_REPLIES")
+        joining = asyncio.create_task(relay.post(conversation_id, EVENTS, id="q1"))
+        assert (await relay.post(conversation_id, id="q1")).status_code == 200
         gate.open_wide()
         assert [text(response) for response in await bounded(asyncio.gather(posting, joining))] == ["one"] * 2
-        assert_problem(await post(relay, conversation_id, id="q2"), 507, "MAX_MESSAGES")
-        assert text(await post(relay, conversation_id, EVENTS, id="q1")) == "one"
+        assert_problem(await relay.post(conversation_id, id="q2"), 507, "MAX_MESSAGES")
+        assert text(await relay.post(conversation_id, EVENTS, id="q1")) == "one"
         assert len(upstream.requests) == 1
 
 
@@ -226,33 +215,33 @@ async def test_the_id_of_another_question_is_a_409_and_nothing_changes(
 ) -> None:
     conversation_id = (await relay.conversation())["id"]
     body: dict[str, Any] = {"id": "q1", "model": "test/one"}
-    await post(relay, conversation_id, **body)
+    await relay.post(conversation_id, **body)
     for after in ({}, {"after": None}):
-        assert_problem(await post(relay, conversation_id, headers, **body | other | after), 409, "`id`")
-    assert (await contents(relay, conversation_id), upstream.requests) == (["Hi"], [])
+        assert_problem(await relay.post(conversation_id, headers, **body | other | after), 409, "`id`")
+    assert (await relay.contents(conversation_id), upstream.requests) == (["Hi"], [])
 
 
 async def test_the_id_of_a_reply_is_a_409(relay: Relay) -> None:
     conversation_id = await relay.ask()
     reply_id = (await relay.read(conversation_id)).start["message_id"]
-    assert_problem(await post(relay, conversation_id, id=reply_id, content=ANSWER), 409, "`id`")
-    assert_problem(await post(relay, conversation_id, id=reply_id, after=None), 409, "`id`")
+    assert_problem(await relay.post(conversation_id, id=reply_id, content=ANSWER), 409, "`id`")
+    assert_problem(await relay.post(conversation_id, id=reply_id, after=None), 409, "`id`")
 
 
 async def test_an_id_is_new_again_once_its_message_is_deleted_and_in_every_conversation(relay: Relay) -> None:
     one, two = (await relay.conversation())["id"], (await relay.conversation())["id"]
-    assert (await post(relay, one, id="q1")).status_code == 201
-    assert (await post(relay, two, id="q1", content="Other")).status_code == 201
+    assert (await relay.post(one, id="q1")).status_code == 201
+    assert (await relay.post(two, id="q1", content="Other")).status_code == 201
     assert (await relay.client.delete(f"/conversations/{one}/messages/q1")).status_code == 204
-    assert (await post(relay, one, id="q1", content="New")).status_code == 201
-    assert (await contents(relay, one), await contents(relay, two)) == (["New"], ["Other"])
+    assert (await relay.post(one, id="q1", content="New")).status_code == 201
+    assert (await relay.contents(one), await relay.contents(two)) == (["New"], ["Other"])
 
 
 async def test_an_id_of_null_is_as_if_none_were_given(relay: Relay) -> None:
     conversation_id = (await relay.conversation(id=None))["id"]
     for _ in range(2):
-        assert (await post(relay, conversation_id, id=None)).status_code == 201
-    assert await contents(relay, conversation_id) == ["Hi", "Hi"]
+        assert (await relay.post(conversation_id, id=None)).status_code == 201
+    assert await relay.contents(conversation_id) == ["Hi", "Hi"]
 
 
 # Edit and resend
@@ -265,14 +254,14 @@ async def test_after_removes_what_is_behind_it_and_adds_the_question_in_one_step
 ) -> None:
     conversation_id = (await relay.conversation())["id"]
     for id in ("q1", "q2", "q3"):
-        await post(relay, conversation_id, EVENTS, id=id, content=id)
+        await relay.post(conversation_id, EVENTS, id=id, content=id)
     [_, first, *_] = await relay.messages(conversation_id)
-    response = await post(relay, conversation_id, headers, id="edit", content="edited", after=first["id"])
+    response = await relay.post(conversation_id, headers, id="edit", content="edited", after=first["id"])
     assert response.status_code == (200 if headers else 201)
-    assert (await contents(relay, conversation_id))[:3] == ["q1", ANSWER, "edited"]
-    again = await post(relay, conversation_id, headers, id="edit", content="edited", after=first["id"])
+    assert (await relay.contents(conversation_id))[:3] == ["q1", ANSWER, "edited"]
+    again = await relay.post(conversation_id, headers, id="edit", content="edited", after=first["id"])
     assert again.status_code == 200
-    assert await contents(relay, conversation_id) == ["q1", ANSWER, "edited"] + [ANSWER] * bool(headers)
+    assert await relay.contents(conversation_id) == ["q1", ANSWER, "edited"] + [ANSWER] * bool(headers)
     sent = [turn["content"] for turn in upstream.requests[-1].body["messages"]]
     assert not headers or sent == ["q1", ANSWER, "edited"]
 
@@ -280,8 +269,8 @@ async def test_after_removes_what_is_behind_it_and_adds_the_question_in_one_step
 async def test_after_null_begins_anew_and_so_does_the_title(relay: Relay) -> None:
     conversation_id = await relay.ask("Old title")
     await relay.read(conversation_id)
-    assert (await post(relay, conversation_id, content="New title", after=None)).status_code == 201
-    assert await contents(relay, conversation_id) == ["New title"]
+    assert (await relay.post(conversation_id, content="New title", after=None)).status_code == 201
+    assert await relay.contents(conversation_id) == ["New title"]
     conversation = await relay.shown(conversation_id)
     assert (conversation["title"], conversation["message_count"]) == ("New title", 1)
 
@@ -289,8 +278,8 @@ async def test_after_null_begins_anew_and_so_does_the_title(relay: Relay) -> Non
 async def test_after_the_last_message_is_the_end(relay: Relay) -> None:
     conversation_id = await relay.ask()
     [question] = await relay.messages(conversation_id)
-    assert (await post(relay, conversation_id, content="And?", after=question["id"])).status_code == 201
-    assert await contents(relay, conversation_id) == ["Hi", "And?"]
+    assert (await relay.post(conversation_id, content="And?", after=question["id"])).status_code == 201
+    assert await relay.contents(conversation_id) == ["Hi", "And?"]
 
 
 @on_each_engine
@@ -302,13 +291,13 @@ async def test_an_edit_stops_the_reply_that_it_removes(upstream: ScriptedUpstrea
         async with relay.stream(conversation_id) as reader:
             gate.open()
             await reader.until("one ")
-            refused = await post(relay, conversation_id, headers)
+            refused = await relay.post(conversation_id, headers)
             assert_problem(refused, 503 if headers else 409, "in progress")
-            edited = await post(relay, conversation_id, headers, content="edited", after=None)
+            edited = await relay.post(conversation_id, headers, content="edited", after=None)
             last = (await reader.whole()).last
         assert (edited.status_code, last["status"]) == (200 if headers else 201, "stopped")
         await bounded(upstream.requests[0].gone.wait())
-        assert await contents(relay, conversation_id) == ["edited"] + [ANSWER] * bool(headers)
+        assert await relay.contents(conversation_id) == ["edited"] + [ANSWER] * bool(headers)
         await relay.idle()
 
 
@@ -320,13 +309,13 @@ async def test_after_the_reply_in_progress_itself_is_a_409_and_after_nothing_kno
     async with relay.stream(conversation_id) as reader:
         reply_id = (await reader.next()).json["message_id"]
         for headers in ({}, EVENTS):
-            assert_problem(await post(relay, conversation_id, headers, after=reply_id), 409, "`after`")
+            assert_problem(await relay.post(conversation_id, headers, after=reply_id), 409, "`after`")
             for unknown in ("", "nowhere", reply_id + "x"):
-                assert_problem(await post(relay, conversation_id, headers, after=unknown), 404, "no message")
-        assert_problem(await post(relay, conversation_id, after=7), 422, "id of a message")
+                assert_problem(await relay.post(conversation_id, headers, after=unknown), 404, "no message")
+        assert_problem(await relay.post(conversation_id, after=7), 422, "id of a message")
         gate.open_wide()
         assert (await reader.whole()).content == "one"
-    assert await contents(relay, conversation_id) == ["Hi", "one"]
+    assert await relay.contents(conversation_id) == ["Hi", "one"]
 
 
 @on_each_engine
@@ -335,10 +324,10 @@ async def test_an_edit_that_has_no_room_changes_nothing(upstream: ScriptedUpstre
         conversation_id = await relay.ask("a question")
         await relay.read(conversation_id)
         for headers in ({}, EVENTS):
-            response = await post(relay, conversation_id, headers, content="x" * 51, after=None)
+            response = await relay.post(conversation_id, headers, content="x" * 51, after=None)
             assert_problem(response, 507, "MAX_STORE_BYTES")
-        assert await contents(relay, conversation_id) == ["a question", ANSWER]
-        assert (await post(relay, conversation_id, content="x" * 50, after=None)).status_code == 201
+        assert await relay.contents(conversation_id) == ["a question", ANSWER]
+        assert (await relay.post(conversation_id, content="x" * 50, after=None)).status_code == 201
 
 
 # Readers that come back with the POST that they began with
@@ -349,7 +338,7 @@ async def test_a_post_with_the_last_id_is_a_reader_that_comes_back(
     upstream: ScriptedUpstream, relay: Relay, place: str
 ) -> None:
     conversation_id = (await relay.conversation())["id"]
-    first = events(await post(relay, conversation_id, EVENTS))
+    first = events(await relay.post(conversation_id, EVENTS))
     path = f"/conversations/{conversation_id}/messages"
 
     async def comes_back(id: str) -> httpx.Response:
@@ -365,7 +354,7 @@ async def test_a_post_with_the_last_id_is_a_reader_that_comes_back(
     assert first[-1].id
     assert (await comes_back(first[-1].id)).status_code == 204
     assert_problem(await comes_back("nothing known"), 400, "Last-Event-ID")
-    assert (await contents(relay, conversation_id), len(upstream.requests)) == (["Hi", ANSWER], 1)
+    assert (await relay.contents(conversation_id), len(upstream.requests)) == (["Hi", ANSWER], 1)
 
 
 # Opening a conversation

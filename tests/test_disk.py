@@ -134,7 +134,7 @@ async def test_a_reply_in_progress_when_it_is_killed_has_failed_with_its_text_an
         assert len(upstream.requests) == 1
         assert (await relay.read(conversation_id)).content == ANSWER  # "Try again"
     async with life(file, upstream) as relay:
-        assert [message["content"] for message in await relay.messages(conversation_id)] == ["Why?", ANSWER]
+        assert await relay.contents(conversation_id) == ["Why?", ANSWER]
     assert len(upstream.requests) == 2
 
 

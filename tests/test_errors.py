@@ -290,7 +290,7 @@ async def test_a_message_while_a_reply_is_in_progress_is_a_409(upstream: Scripte
         assert_problem(await say(relay, conversation_id, "Impatient"), 409, "in progress", "DELETE")
         gate.open_wide()
         await reader.whole()
-    assert [message["content"] for message in await relay.messages(conversation_id)] == ["Hi", "Hello"]
+    assert await relay.contents(conversation_id) == ["Hi", "Hello"]
     assert (await say(relay, conversation_id, "Patient")).status_code == 201
 
 

@@ -125,7 +125,7 @@ async def test_a_full_disk_is_told_nothing_is_half_done_and_it_goes_on_when_ther
         assert message["content"].startswith("The beginning. ")
         await refused(relay, disk.code)
         assert (await relay.health())["store"] == "unreachable"
-        assert [message["content"] for message in await relay.messages(answered)] == ["First", ANSWER]
+        assert await relay.contents(answered) == ["First", ANSWER]
         disk.make_room(relay)
         await eventually(lambda: is_well(relay))  # by itself
         await relay.conversation(system_prompt=PIECE)

@@ -3,15 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
-from tests.support.problems import assert_problem
 from tests.support.process import process
-from tests.support.relay import Relay, serving
-from tests.support.upstream import ANSWER, USAGE, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
+from tests.support.relay import serving
+from tests.support.upstream import USAGE, Gate, ScriptedUpstream, UpstreamRequest, Wire, answer, gated, status
 from tests.support.waiting import bounded, eventually
 
 
@@ -128,63 +127,12 @@ async def test_what_a_script_raises_fails_the_test() -> None:
                     await response.aread()
 
 
-async def test_the_service_answers_through_the_harness(upstream: ScriptedUpstream, relay: Relay) -> None:
-    conversation_id = await relay.ask("Hi")
-    transcript = await relay.read(conversation_id)
-    assert (transcript.content, transcript.last["done"]) == (ANSWER, True)
-    assert len(upstream.requests) == 1
-
-
-async def test_a_reader_that_drops_can_be_followed_by_one_that_resumes(
-    upstream: ScriptedUpstream, relay: Relay
-) -> None:
-    gate = Gate()
-    upstream.play(gated(gate, "one ", "two ", "three"))
-    conversation_id = await relay.ask()
-    async with relay.stream(conversation_id) as reader:
-        gate.open()
-        seen = await reader.until("one ")
-    async with relay.stream(conversation_id, seen.last_id) as reader:
-        assert (await reader.next()).event == "start"
-        gate.open_wide()
-        assert (await reader.rest()).content == (await reader.whole()).content == "two three"
-    async with relay.stream(conversation_id) as reader:
-        assert_problem(reader.response, 409)
-    assert len(upstream.requests) == 1
-
-
-async def test_many_streams_at_once_are_quick(upstream: ScriptedUpstream, relay: Relay) -> None:
-    asked = await asyncio.gather(*[relay.ask(str(number)) for number in range(100)])
-    transcripts = await asyncio.gather(*[relay.read(conversation_id) for conversation_id in asked])
-    assert {transcript.content for transcript in transcripts} == {ANSWER}
-
-
-def test_a_relay_can_be_driven_from_a_test_that_is_not_async() -> None:
-    """As Hypothesis's state machines have to."""
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        upstream = runner.run(stack.enter_async_context(ScriptedUpstream()))
-        relay = runner.run(stack.enter_async_context(serving(upstream)))
-        assert runner.run(relay.read(runner.run(relay.ask()))).content == ANSWER
-        runner.run(stack.aclose())
-
-
 async def test_a_relay_stops_though_a_reply_is_in_progress(upstream: ScriptedUpstream) -> None:
     gate = Gate()
     upstream.play(gated(gate, "never sent"))
     async with serving(upstream) as relay, relay.stream(await relay.ask()) as reader:
         assert (await reader.next()).event == "start"
         await gate.reached()
-
-
-@pytest.mark.parametrize("command", [("python", "server.py"), ("uvicorn", "server:app")])
-async def test_a_process_starts_and_stops(upstream: ScriptedUpstream, command: tuple[str, ...]) -> None:
-    env = {"OPENROUTER_API_KEY": "test-key", "OPENROUTER_BASE_URL": upstream.base_url}
-    async with process(*command, env=env) as relay:
-        assert (await relay.health())["replies_in_progress"] == 0
-        relay.interrupt()
-        await relay.exit()
-        assert relay.output
 
 
 async def test_a_process_that_does_not_start_says_why() -> None:

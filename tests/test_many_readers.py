@@ -34,7 +34,7 @@ async def test_twenty_first_requests_at_once_make_one_upstream_call(upstream: Sc
     assert len({t.start["message_id"] for t in transcripts}) == 1
     assert all(t.last == transcripts[0].last for t in transcripts)
     assert len(upstream.requests) == 1
-    assert [message["content"] for message in await relay.messages(conversation_id)] == ["Hi", TEXT]
+    assert await relay.contents(conversation_id) == ["Hi", TEXT]
 
 
 async def test_twenty_first_requests_at_once_share_a_failure(upstream: ScriptedUpstream, relay: Relay) -> None:

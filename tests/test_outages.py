@@ -471,7 +471,7 @@ async def test_a_full_server_takes_nothing_more_and_ends_and_deletes_what_it_has
         kept = (await there.messages(conversation_id))[1]
         assert (kept["status"], kept["content"]) == ("failed", mine.transcript.content)
         assert_problem(await here.client.post("/conversations"), 507)
-        assert_problem(await here.client.post(f"/conversations/{conversation_id}/messages", json={"content": "?"}), 507)
+        assert_problem(await here.post(conversation_id, content="?"), 507)
         await asyncio.sleep(3.0)  # life signs are given all the same
         assert (await there.health())["store"] == "ok"
         assert (await there.client.delete(f"/conversations/{conversation_id}")).status_code == 204

@@ -332,7 +332,7 @@ async def test_a_question_that_is_edited_at_another_relay_ends_the_reply_to_the_
             await there.say(conversation_id, "New", after=None)
             assert (await bounded(mine.whole(), 2)).last["status"] == "stopped"
         assert (await here.read(conversation_id)).content == ANSWER
-        assert [message["content"] for message in await there.messages(conversation_id)] == ["New", ANSWER]
+        assert await there.contents(conversation_id) == ["New", ANSWER]
 
 
 async def test_what_all_relays_hold_counts_for_each(upstream: ScriptedUpstream, url: str) -> None:

@@ -242,7 +242,7 @@ async def test_an_old_message_can_be_deleted_after_which_its_question_is_owed_ag
     first = (await relay.messages(conversation_id))[1]
     await delete(relay, conversation_id, first["id"])
     assert (await relay.read(conversation_id)).content == "new first"
-    assert [message["content"] for message in await relay.messages(conversation_id)] == ["one", "new first"]
+    assert await relay.contents(conversation_id) == ["one", "new first"]
 
 
 # Regenerate, edit and resend
@@ -256,7 +256,7 @@ async def test_a_deleted_reply_is_generated_again(upstream: ScriptedUpstream, re
     second = await relay.read(conversation_id, params={"model": "test/other"})
     assert (second.content, second.start["model"]) == ("second try", "test/other")
     assert second.start["message_id"] != first.start["message_id"]
-    assert [message["content"] for message in await relay.messages(conversation_id)] == ["Hi", "second try"]
+    assert await relay.contents(conversation_id) == ["Hi", "second try"]
     sent = [request.body["messages"] for request in upstream.requests]
     assert sent == [[{"role": "user", "content": "Hi"}]] * 2
 
@@ -270,7 +270,7 @@ async def test_a_reply_in_progress_is_generated_again(upstream: ScriptedUpstream
         await delete(relay, conversation_id, start["message_id"])
         assert (await relay.read(conversation_id)).content == "second try"
         assert (await reader.whole()).last == stopped(start)
-    assert [message["content"] for message in await relay.messages(conversation_id)] == ["Hi", "second try"]
+    assert await relay.contents(conversation_id) == ["Hi", "second try"]
 
 
 async def test_a_question_is_edited_and_sent_again(upstream: ScriptedUpstream, relay: Relay) -> None:
@@ -284,7 +284,7 @@ async def test_a_question_is_edited_and_sent_again(upstream: ScriptedUpstream, r
         await relay.say(conversation_id, "two, edited")
         assert (await relay.read(conversation_id)).content == "third"
         assert (await reader.whole()).last["status"] == "stopped"
-    listed = [message["content"] for message in await relay.messages(conversation_id)]
+    listed = await relay.contents(conversation_id)
     assert listed == ["one", "first", "two, edited", "third"]
     sent = [turn["content"] for turn in upstream.requests[-1].body["messages"]]
     assert sent == ["one", "first", "two, edited"]

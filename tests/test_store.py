@@ -643,7 +643,7 @@ async def test_many_small_things_are_counted_as_what_they_keep(
 ) -> None:
     """Not as the one character that each has: by MAX_STORE_BYTES a container's memory is planned."""
     caplog.set_level(logging.CRITICAL, "store")  # pytest keeps every line
-    most = 2 * 1024 * 1024
+    most = 1024 * 1024
     store = await store_of(max_store_bytes=most, max_conversations=100_000, max_messages=100_000)
     conversation_id = (await store.create_conversation()).id
     tracemalloc.start()

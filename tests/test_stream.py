@@ -850,7 +850,7 @@ async def test_a_reply_to_a_question_at_once_is_joined_resumed_and_stopped_like_
     gate.open()
     async with relay.stream(conversation_id) as joined:
         id = (await joined.until("one ")).last_id
-    assert_problem(await relay.client.post(f"/conversations/{conversation_id}/messages", json={"content": "x"}), 409)
+    assert_problem(await relay.post(conversation_id, content="x"), 409)
     stopped = await relay.stop(conversation_id)
     assert stopped.json()["status"] == (await bounded(asking)).last["status"] == "stopped"
     assert (await relay.read(conversation_id, id)).last["status"] == "stopped"

@@ -71,6 +71,15 @@ class Relay:
         """The answer to a stop, whatever it is."""
         return await self.client.delete(f"/conversations/{conversation_id}/stream")
 
+    async def contents(self, conversation_id: str) -> list[str]:
+        """Of all of its messages."""
+        return [message["content"] for message in await self.messages(conversation_id)]
+
+    async def post(self, conversation_id: str, headers: Fields | None = None, **body: Any) -> httpx.Response:
+        """The answer to a question, whatever it is; `EVENTS` has its reply streamed, here to its end."""
+        path = f"/conversations/{conversation_id}/messages"
+        return await bounded(self.client.post(path, json={"content": "Hi", **body}, headers=headers))
+
     @contextlib.asynccontextmanager
     async def stream(
         self,
