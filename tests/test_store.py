@@ -651,7 +651,7 @@ async def test_many_small_things_are_counted_as_what_they_keep(
         with pytest.raises(StoreFull, match="MAX_STORE_BYTES"):
             while True:
                 await step(store, conversation_id)
-        assert 0.5 * most < tracemalloc.get_traced_memory()[0] < 1.1 * most
+        assert 0.5 * most < tracemalloc.get_traced_memory()[0] < 1.1 * most + 50_000  # the engine itself
         while (page := await store.list_conversations(200))[0]:
             for conversation in page[0]:
                 await store.delete_conversation(conversation.id)
