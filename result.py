@@ -1,6 +1,6 @@
-"""What came of a reply: how it ended, and what upstream reported of it beside the text.
+"""The outcome of a reply: how it ended, and what upstream reported beside its text.
 
-Upstream, the stores and the API all speak of it in these values. They import nothing of ours.
+Upstream, the stores and the API share these values. This module imports no other module of the project.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The reply is whole. Upstream gave this reason."""
+    """The reply is whole; `finish_reason` is upstream's."""
 
     finish_reason: str | None = None
 
@@ -33,13 +33,13 @@ Ending = Finish | Stopped | Failure
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What upstream says of its answer beside the text, as far as it has come; the last report counts.
+    """The facts that upstream has reported so far beside the text; the last report counts.
 
-    `upstream/completion.py` reads its fields from the stream. The engines keep each of them, relays tell each other of
-    them, and the API shows them, whatever they are.
+    `upstream/completion.py` reads the fields from the stream. The engines, other relays and the API treat all fields
+    alike, so a new field needs no change there.
     """
 
-    generation_id: str | None = None  # for looking a charge up
+    generation_id: str | None = None  # OpenRouter looks up the charge by it
     served_model: str | None = None
     provider: str | None = None
     usage: str | None = None
@@ -48,18 +48,18 @@ class Report:
 
 NO_REPORT = Report()
 OBJECTS = ("usage", "annotations")
-"""The fields of a report that are JSON: text takes a fraction of an object's memory."""
+"""The fields of a report that hold JSON as text, which takes a fraction of an object's memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a reply went, to be counted. Times are in seconds since it began; `first_token` is None if there was none."""
+    """The facts about a reply that metrics count; the times are in seconds since the reply began."""
 
-    model: str  # that was asked for
-    is_listed: bool  # the models list has it
+    model: str  # the model that the client asked for
+    is_listed: bool  # whether the models list has the model
     status: str
     error: Failure | None
     report: Report
     retries: int
-    first_token: float | None
+    first_token: float | None  # None if no text came
     end: float

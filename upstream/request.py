@@ -1,4 +1,4 @@
-"""The body of a completion's request, encoded so that a history of megabytes holds nobody up."""
+"""The body of a completion's request; a long history is encoded in parts, and the loop serves others in between."""
 
 import asyncio
 import json
@@ -9,12 +9,12 @@ import httpx
 
 from upstream.values import Prompt
 
-PART_CHARS = 128 * 1024  # of a history that are encoded in one go
-LONGEST_ANSWER = ("max_tokens", "max_completion_tokens")  # the options that bound it, under their two names
+PART_CHARS = 128 * 1024  # characters of a history to encode at once
+LENGTH_OPTIONS = ("max_tokens", "max_completion_tokens")  # the two names of the option that bounds an answer
 
 
 class Body(httpx.AsyncByteStream):
-    """A request's body in parts: a history of megabytes is neither encoded nor sent in one turn of the event loop."""
+    """A request's body in parts, so that the loop can serve others while a long history is sent."""
 
     def __init__(self, *parts: bytes) -> None:
         self.length = sum(map(len, parts))
@@ -28,9 +28,9 @@ class Body(httpx.AsyncByteStream):
 
 
 async def encode_request(prompt: Prompt, max_tokens: int) -> Body:
-    """JSON: what was asked for and standard fields alone, for some servers refuse others.
+    """Encode the prompt as JSON. An answer may have `max_tokens` tokens; 0 means no limit.
 
-    Neighbours of one role are joined. An answer has at most `max_tokens`; 0: as many as upstream likes.
+    The body has only the prompt and standard fields, since some servers refuse others.
     """
     # `include_usage` is for local servers; OpenRouter reports usage anyway.
     own = {"model": prompt.model, "stream": True, "stream_options": {"include_usage": True}}
@@ -43,17 +43,17 @@ async def encode_request(prompt: Prompt, max_tokens: int) -> Body:
     return Body(*parts)
 
 
-def _capped(options: Mapping[str, Any], most: int) -> Mapping[str, Any]:
-    """The options, less what would let the answer be longer; it may have been stored under another MAX_TOKENS."""
-    if not most:
+def _capped(options: Mapping[str, Any], limit: int) -> Mapping[str, Any]:
+    """Lower the options that let an answer exceed the limit; MAX_TOKENS may have been higher when they were stored."""
+    if not limit:
         return options
-    asked = {name: options[name] for name in LONGEST_ANSWER if name in options}
-    kept = {name: value if type(value) is int and 0 < value <= most else most for name, value in asked.items()}
-    return {**options, **(kept or {"max_tokens": most})}
+    lengths = {name: options[name] for name in LENGTH_OPTIONS if name in options}
+    capped = {name: value if type(value) is int and 0 < value <= limit else limit for name, value in lengths.items()}
+    return {**options, **(capped or {"max_tokens": limit})}
 
 
 def _parts(head: str, turns: Iterable[tuple[str, str]]) -> Iterator[bytes]:
-    """All of it. Neighbours of one role are joined: strict templates refuse two in a row."""
+    """Yield the body. Neighbours with one role become one message: strict templates refuse two in a row."""
     part, size, last_role = [head], 0, ""
     for role, content in turns:
         end = '"},' if last_role else ""
