@@ -22,9 +22,8 @@ from tests.support.sse import Parser
 from tests.support.upstream import USAGE
 from upstream.errors import UpstreamBroken, UpstreamRefused, UpstreamUnreadable
 from upstream.events import EventParser
+from upstream.refusals import encodable, plain_usage, redacted, refusal, retry_after_seconds
 from upstream.refusals import parsed as parsed_json
-from upstream.refusals import plain_usage, redacted, refusal, retry_after_seconds
-from upstream.texts import encodable
 from upstream.values import Delta, Kind
 
 # Events

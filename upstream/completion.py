@@ -1,8 +1,7 @@
-"""One streamed completion without I/O: bytes in, typed values out, and how it ended.
+"""One streamed completion without I/O: it takes bytes, and returns typed values and the ending.
 
-Text, errors and the end are found by rule: text wherever it stands (`upstream/texts.py`), an error in whatever shape
-(`upstream/refusals.py`), and the end only where it is. A finish reason promises the end, and text may follow it; it is
-there at `[DONE]`, or where nothing more comes after such a promise.
+`upstream/texts.py` finds the text in any field, and `upstream/refusals.py` reads errors of any shape. A finish reason
+only promises the end, since text may follow it. The end is `[DONE]`, or the response's end after such a promise.
 https://openrouter.ai/docs/api-reference/streaming
 """
 
@@ -15,6 +14,7 @@ from typing import Any
 from result import NO_REPORT, Finish, Report
 from upstream.errors import (
     NO_STREAM,
+    NOT_JSON,
     UpstreamBroken,
     UpstreamError,
     UpstreamRefused,
@@ -23,45 +23,53 @@ from upstream.errors import (
     UpstreamWithoutText,
 )
 from upstream.events import ErrorData, EventParser
-from upstream.refusals import BLANK, decode, decoded, is_error, plain_usage, refusal, retry_after_seconds, said
-from upstream.texts import CONTENT, THINKING, Citations, encodable, other_than_text, texts_in
+from upstream.refusals import (
+    BLANK,
+    decode,
+    decoded,
+    encodable,
+    is_error,
+    plain_usage,
+    quotable,
+    refusal,
+    retry_after_seconds,
+)
+from upstream.texts import CONTENT, THINKING, Citations, other_than_text, texts_in
 from upstream.values import Delta, Kind
 
-MAX_USAGE_BYTES = 4096  # as JSON; a real one has about 300
-MAX_NAME_CHARS = 200  # of a model, a provider, an id
+MAX_USAGE_BYTES = 4096  # as JSON, which usually takes about 300
+MAX_NAME_CHARS = 200  # of a model, a provider or an id
 
-_NOT_JSON = "Upstream sent something that isn't JSON."
 _CUT_OFF = "The connection to upstream ended in the middle of the answer."
 _TOOL_REASONS = ("tool_calls", "function_call", "tool_use")
-_NO_REASONS = ("", "null", "none")  # as some servers write that there is none
+_NO_REASONS = ("", "null", "none")  # some servers send these in place of null
 
 
 class Completion:
-    """What the events of one streamed completion add up to."""
+    """The state of one streamed completion: feed it bytes, then ask how it ended."""
 
     def __init__(self, api_key: str) -> None:
-        self._api_key = api_key
-        self._parser = EventParser()
-        self._values: list[Report | Delta] = []  # of the chunk that is being read
-        self._texts: list[str] = []  # of the delta that is being merged
-        self._kind: Kind = "content"  # of that delta
-        self._lone: dict[Kind, str] = {}  # the first half of a surrogate pair, until the next delta of its kind
+        self._api_key, self._parser = api_key, EventParser()
+        self._values: list[Report | Delta] = []  # the values that `feed` hasn't returned yet
+        self._kind: Kind = "content"  # the kind of the texts
+        self._texts: list[str] = []  # the texts of the delta that is being merged
+        self._halves: dict[Kind, str] = {}  # first halves of surrogate pairs that wait for the next delta of their kind
         self._finish_reason: str | None = None
-        self._report = self._told = NO_REPORT  # what is known beside the text, and what of it was given on
+        self._report = self._returned_report = NO_REPORT
         self._citations: Citations | None = None
-        self._in_deltas: set[Kind] = set()  # what has come in deltas: messages beside them repeat it
-        self._in_messages: dict[Kind, str] = {"content": "", "reasoning": ""}  # what has come in messages alone
-        self._has_named_reasoning = False  # so that what repeats it isn't shown
-        self._has_content = False  # that isn't blank
-        self._other = ""  # what came that isn't text
-        self._is_empty = True  # not an event has come
-        self._retry_after: float | None = None  # in the response's head
-        self.has_event = False  # the last bytes ended one
-        self.is_generated = False  # something was: it must not be asked for again
-        self.is_whole = False  # upstream said that it is, or is about to end
-        self.is_done = False  # `[DONE]` was read: nothing after it counts
-        self.is_over = False  # `[DONE]` or an error was read: nobody needs the rest
-        self._error: UpstreamError | None = None  # that was read
+        self._in_deltas: set[Kind] = set()  # kinds that have come in deltas: messages beside them only repeat the text
+        self._in_messages: dict[Kind, str] = {"content": "", "reasoning": ""}  # text that has come in messages alone
+        self._has_named_reasoning = False  # whether reasoning has its own field: its repetition in parts is skipped
+        self._has_content = False  # whether any content isn't blank
+        self._other = ""  # a noun for something that came and isn't text
+        self._is_empty = True  # whether no event has come
+        self._retry_after: float | None = None  # the seconds in the response's head
+        self._error: UpstreamError | None = None  # the error that upstream sent
+        self.has_event = False  # whether the last bytes ended an event
+        self.is_generated = False  # whether the model may have begun: the request must not be repeated
+        self.is_whole = False  # whether upstream has sent `[DONE]` or a finish reason
+        self.is_done = False  # whether `[DONE]` has come: later events don't count
+        self.is_over = False  # whether `[DONE]` or an error has come: the rest need not be read
 
     def feed(self, chunk: bytes) -> list[Report | Delta]:
         """Return the values in all events that end in `chunk`, up to an error. Neighbouring deltas are merged."""
@@ -74,32 +82,28 @@ class Completion:
         except UpstreamError as error:
             self._error, self.is_over = error, True
         self._flush()
-        if self._report is not self._told:
-            self._tell()
+        if self._report is not self._returned_report:
+            self._add_report()
         values, self._values = self._values, []
         return values
 
     def finish(self, cause: UpstreamError | None = None) -> tuple[list[Report | Delta], Finish | UpstreamError]:
-        """Return the values that are left, and what this was: a whole completion, or the error that broke it.
-
-        `cause` is what kept more from coming; None if the response ended in order.
-        """
+        """Return the last values, and how the completion ended; `cause` is the error that broke the response off."""
         error = self._error or self._last_error(cause)
-        self._add_lone()
+        self._add_halves()
         self._flush()
-        self._tell()
+        self._add_report()
         return self._values, self._failure(error) or Finish(self._finish_reason)
 
     def begin(self, generation_id: str | None, retry_after: str | None) -> list[Report | Delta]:
-        """Note what the response's head says, and return its values."""
+        """Read the response's head and return its values."""
         self._retry_after = retry_after_seconds(retry_after) if retry_after else None
-        self._introduce({"id": generation_id})
-        self._tell()
-        values, self._values = self._values, []
-        return values
+        self._take_names({"id": generation_id})
+        self._returned_report = self._report
+        return [self._report] if self._report != NO_REPORT else []
 
     def _last_error(self, cause: UpstreamError | None) -> UpstreamError | None:
-        """Take a last event that has no blank line. Upstream's own error in it says more than `cause`."""
+        """Take a last event that has no blank line; upstream's own error in it says more than `cause`."""
         try:
             for data in self._parser.close():
                 self._is_empty = False
@@ -107,15 +111,15 @@ class Completion:
         except UpstreamRefused as error:
             return error
         except UpstreamError as error:
-            return cause or (UpstreamUnreadable(_CUT_OFF) if error.failure.message == _NOT_JSON else error)
+            return cause or (UpstreamUnreadable(_CUT_OFF) if error.failure.message == NOT_JSON else error)
         return cause
 
     def _failure(self, error: UpstreamError | None) -> UpstreamError | None:
-        """What keeps this from being an answer; `error` is what came last."""
+        """Return the reason why this is no answer, None if it is one; `error` is the last one."""
         if error and not (self.is_whole and isinstance(error, UpstreamBroken | UpstreamTimeout)):
             return error
-        stray = said(self._parser.stray.decode(errors="replace"), self._api_key)
-        is_document = not self._parser.is_stream  # one whole JSON in place of events
+        stray = quotable(self._parser.stray.decode(errors="replace"), self._api_key)
+        is_document = not self._parser.is_stream  # one JSON document in place of events
         if not (self.is_whole or (is_document and self._in_messages["content"])):
             is_cut_off = self._parser.is_stream or (self._is_empty and not stray)
             return UpstreamBroken(_CUT_OFF, stray) if is_cut_off else UpstreamUnreadable(NO_STREAM, stray)
@@ -130,8 +134,7 @@ class Completion:
             return
         if data.strip() == b"[DONE]":
             self.is_whole = self.is_done = self.is_over = True
-            self._add_lone()
-            return
+            return self._add_halves()
         text = data.decode(errors="replace").strip(BLANK)
         try:
             value, end = decode(text)
@@ -145,11 +148,11 @@ class Completion:
             self._take_odd(value)
         if end != len(text):
             words = "" if text.startswith(("{", "[", "<")) else text
-            raise UpstreamUnreadable(_NOT_JSON, said(words, self._api_key))
+            raise UpstreamUnreadable(NOT_JSON, quotable(words, self._api_key))
 
     def _take_chunk(self, chunk: dict[str, Any]) -> None:
         if not self.is_generated:
-            self._introduce(chunk)
+            self._take_names(chunk)
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
@@ -158,7 +161,7 @@ class Completion:
         if type(delta) is not dict:
             self._take_choice(choice, delta)
         elif type(text := delta.get("content")) is str and text and not any(map(delta.get, delta.keys() - CONTENT)):
-            self._in_deltas.add("content")  # as nearly all are
+            self._in_deltas.add("content")  # nearly all chunks are like this one
             self._add("content", text)
         elif (
             type(thought := delta.get("reasoning") or delta.get("reasoning_content")) is str
@@ -171,7 +174,7 @@ class Completion:
         else:
             self._take_choice(choice, delta)
         if usage := chunk.get("usage") or choice.get("usage"):
-            self._introduce(chunk)
+            self._take_names(chunk)
             self._take_usage(usage)
         if annotations := choice.get("annotations"):
             self._take_annotations(annotations)
@@ -185,7 +188,7 @@ class Completion:
             self.is_whole = self.is_generated = True
 
     def _take_choice(self, choice: Mapping[str, Any], delta: object) -> None:
-        """A choice that isn't the usual one: its text may stand anywhere in it."""
+        """Take an unusual choice: its text may stand in any of its fields."""
         fields = delta if isinstance(delta, dict) else {"content": delta}
         message = choice.get("message")
         if not isinstance(message, dict):
@@ -208,21 +211,20 @@ class Completion:
             self._add(kind, text)
 
     def _take_whole(self, kind: Kind, text: str) -> None:
-        """The text of a message, which grows from chunk to chunk; beside deltas it repeats them."""
+        """Take the text of a message, which may grow from chunk to chunk; beside deltas it only repeats them."""
         if text and kind not in self._in_deltas:
-            told = self._in_messages[kind]
-            grows = text.startswith(told)
-            self._in_messages[kind] = text if grows else told + text
-            self._add(kind, text[len(told) :] if grows else text)
+            addition = text.removeprefix(known := self._in_messages[kind])
+            self._in_messages[kind] = known + addition
+            self._add(kind, addition)
 
     def _take_odd(self, value: object) -> None:
-        """JSON that is no object: a list of chunks or of errors, or nothing that is known."""
+        """Take JSON that is no object: a list of chunks or errors. Raises `UpstreamUnreadable` for anything else."""
         if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
             for chunk in value:
                 self._take_chunk(chunk)
             return
         words = value if isinstance(value, str) else ""
-        raise UpstreamUnreadable("Upstream sent JSON that isn't an object.", said(words, self._api_key))
+        raise UpstreamUnreadable("Upstream sent JSON that isn't an object.", quotable(words, self._api_key))
 
     def _take_error(self, value: object) -> None:
         if isinstance(value, dict):
@@ -238,12 +240,12 @@ class Completion:
             self.is_generated = self.is_generated or bool(usage.get("completion_tokens"))
 
     def _take_annotations(self, annotations: object) -> None:
-        self.is_generated = True  # a search is billed
+        self.is_generated = True  # upstream bills a search
         self._citations = self._citations or Citations()
         self._report = replace(self._report, annotations=self._citations.take(annotations))
 
-    def _introduce(self, chunk: Mapping[str, Any]) -> None:
-        """Note who answers, before the text and with the usage; of each the first one counts."""
+    def _take_names(self, chunk: Mapping[str, Any]) -> None:
+        """Take the generation's id, the model and the provider; the first value of each counts."""
         known = self._report
         self._report = replace(
             known,
@@ -253,28 +255,27 @@ class Completion:
         )
 
     def _add(self, kind: Kind, text: str) -> None:
-        if self._lone or not text.isascii():
-            text = self._lone.pop(kind, "") + text
+        if self._halves or not text.isascii():
+            text = self._halves.pop(kind, "") + text
             if text and "\ud800" <= text[-1] <= "\udbff":
-                self._lone[kind] = text[-1]
-                text = text[:-1]
+                text, self._halves[kind] = text[:-1], text[-1]
             text = encodable(text)
         if kind != self._kind:
             self._flush()
             self._kind = kind
         self._texts.append(text)
 
-    def _add_lone(self) -> None:
-        """What waits for its other half, which won't come any more."""
-        for kind in list(self._lone):
-            del self._lone[kind]
+    def _add_halves(self) -> None:
+        """Replace the halves of surrogate pairs whose other halves haven't come."""
+        halves, self._halves = self._halves, {}
+        for kind in halves:
             self._add(kind, "\ufffd")
 
-    def _tell(self) -> None:
-        """Give on what is known beside the text, before the text that came with it."""
-        if self._report != self._told:
+    def _add_report(self) -> None:
+        """Put a new report before the text that came with it."""
+        if self._report != self._returned_report:
             self._values.insert(0, self._report)
-        self._told = self._report
+        self._returned_report = self._report
 
     def _flush(self) -> None:
         if self._texts and (text := "".join(self._texts)):
@@ -286,7 +287,7 @@ class Completion:
 
 
 def _name(value: object, *, in_ascii: bool = False) -> str | None:
-    """A name as it may be kept, None for what isn't one."""
+    """Return a name in its short form; None if the value isn't a name."""
     if not isinstance(value, str) or not value.isprintable() or (in_ascii and not value.isascii()):
         return None
-    return sys.intern(value[:MAX_NAME_CHARS].strip()) or None  # many messages keep the same one
+    return sys.intern(value[:MAX_NAME_CHARS].strip()) or None  # many messages share one

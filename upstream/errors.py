@@ -1,7 +1,7 @@
-"""What can go wrong upstream, by who is to blame.
+"""The errors of upstream, each named by its cause.
 
-    UpstreamError           `failure`: what a person is told, and whether another try makes sense
-    |- NotConfigured        this service: it has no API key
+    UpstreamError           the base: `failure` has a message for people, and whether another try makes sense
+    |- NotConfigured        the service has no API key
     |- UpstreamRefused      upstream answered with an error, before the stream or inside it
     |- UpstreamWithoutText  upstream answered with something other than text
     |- UpstreamBroken       the connection broke before the answer was whole
@@ -10,7 +10,7 @@
     `- UpstreamTimeout      upstream took too long to connect
        `- UpstreamSilent    upstream has the request, and was silent for too long
 
-Knows no I/O.
+This module does no I/O.
 """
 
 import socket
@@ -19,10 +19,11 @@ import ssl
 from result import Failure
 
 NO_STREAM = "Upstream answered with something other than an event stream, so check OPENROUTER_BASE_URL."
+NOT_JSON = "Upstream sent something that isn't JSON."
 
 
 class UpstreamError(Exception):
-    """Upstream gave no whole answer. Nothing of an account stands in the failure's message."""
+    """Upstream gave no whole answer. The failure's message has no data of the account."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -30,7 +31,7 @@ class UpstreamError(Exception):
 
 
 class NotConfigured(UpstreamError):
-    """The service lacks what upstream asks for."""
+    """The service has no API key, which upstream asks for."""
 
     def __init__(self) -> None:
         message = "The service has no API key: set OPENROUTER_API_KEY and restart it."
@@ -42,31 +43,29 @@ class UpstreamRefused(UpstreamError):
 
 
 class UpstreamWithoutText(UpstreamError):
-    """Upstream answered with `what` alone."""
+    """Upstream answered with something else alone, such as images."""
 
-    def __init__(self, what: str) -> None:
-        message = f"The model answered with {what} and without text, which is all that this service can pass on."
+    def __init__(self, noun: str) -> None:
+        message = f"The model answered with {noun} and without text, which is all that this service can pass on."
         super().__init__(Failure(502, message, retryable=False))
 
 
 class UpstreamBroken(UpstreamError):
-    """Upstream's answer can't be used: cut off, unreadable, or no stream at all. `said` are its words, redacted."""
+    """Upstream's answer is cut off, unreadable, or no stream at all; `quote` has upstream's words, redacted."""
 
-    def __init__(self, message: str, said: str = "") -> None:
-        words = f"{message.removesuffix('.')}: {said}" if said else message
-        super().__init__(Failure(502, words, retryable=True))
+    def __init__(self, message: str, quote: str = "") -> None:
+        super().__init__(Failure(502, with_quote(message, quote), retryable=True))
 
 
 class UpstreamUnreadable(UpstreamBroken):
-    """Upstream has answered, but not in this protocol: another try might be generated, and billed, as well."""
+    """Upstream has answered, but not in this protocol: upstream might generate and bill another try, too."""
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection to upstream, for this reason, as far as it is known."""
+    """There is no connection to upstream; `reason` or one of its causes says why."""
 
     def __init__(self, reason: BaseException | None = None) -> None:
-        message, retryable = _why_unreachable(reason)
-        super().__init__(Failure(503, message, retryable))
+        super().__init__(Failure(503, *_why_unreachable(reason)))
 
 
 class UpstreamTimeout(UpstreamError):
@@ -77,17 +76,22 @@ class UpstreamTimeout(UpstreamError):
 
 
 class UpstreamSilent(UpstreamTimeout):
-    """Upstream has the request, and may be generating: a person may ask again, the relay must not by itself."""
+    """Upstream has the request and may be generating: a person may ask again, but the relay must not do so itself."""
 
     def __init__(self) -> None:
         super().__init__("Upstream was silent for too long.")
 
 
+def with_quote(sentence: str, quote: str) -> str:
+    """Append upstream's words to a sentence, if there are any."""
+    return f"{sentence.removesuffix('.')}: {quote}" if quote else sentence
+
+
 def _why_unreachable(reason: BaseException | None) -> tuple[str, bool]:
-    """A sentence, and whether another try makes sense."""
-    for _ in range(5):  # what it was raised from, and so on
+    """Return a sentence and whether another try makes sense."""
+    for _ in range(5):  # the exception, its cause, the cause of that, and so on
         match reason:
-            case ssl.SSLCertVerificationError(verify_code=62 | 64):  # for another name, or address
+            case ssl.SSLCertVerificationError(verify_code=62 | 64):  # the certificate names another host or address
                 return "Upstream's certificate is that of another host: check OPENROUTER_BASE_URL.", False
             case ssl.SSLCertVerificationError():
                 sentence = "Upstream's certificate isn't trusted. Where a proxy of your network inspects TLS, set "

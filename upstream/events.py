@@ -1,12 +1,12 @@
-"""Server-Sent Events without I/O: bytes in, the data of each event out.
+"""A parser of Server-Sent Events without I/O: it takes bytes and returns the data of each event.
 
-https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream, and what servers make of it:
+It follows https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream, but servers differ:
 
-- each line that is JSON by itself is an event, with a blank line after it or without;
-- a field `error`, and an event of that name, are errors (llama.cpp, Groq);
-- JSON without a field's name is an event, too: a whole line of it, or the whole body.
+- a line that is JSON by itself is an event, even if no blank line follows it;
+- a field `error` and an event named `error` are errors (llama.cpp, Groq);
+- JSON without a field name is an event, too: a whole line, or the whole body.
 
-The bytes tell what they are; how a response is declared doesn't count.
+Only the bytes decide; the response's content type doesn't matter.
 """
 
 import json
@@ -22,26 +22,25 @@ _JSON_BEGINS, _JSON_ENDS = (b"{", b"["), (b"}", b"]")
 
 
 class ErrorData(bytes):
-    """The data of an event that is an error by its name or its field."""
+    """The data of an event whose name or field is `error`."""
 
 
 class EventParser:
-    """An incremental parser that keeps what a completion needs of an event stream."""
+    """An incremental parser that reads only the data and the errors of an event stream."""
 
     def __init__(self) -> None:
-        self.is_stream = False  # a field or a comment of an event stream has come
-        self.stray = b""  # the lines that belong to no event, as far as they are kept
+        self.is_stream = False  # whether a field or a comment of an event stream has come
+        self.stray = b""  # the first lines that belong to no event
         self._line: list[bytes] = []  # pieces of a line that hasn't ended
         self._data: list[bytes] = []  # the data lines of an event that hasn't ended
         self._line_size = self._data_size = 0  # bytes
-        self._is_first = True
-        self._after_cr = False
-        self._is_error = False  # the next event
-        self._is_seen = False  # whether the first line of the event is whole by itself was looked at: it isn't
-        self._is_body = False  # all that has come is one JSON document that hasn't ended
+        self._is_first, self._after_cr = True, False
+        self._is_error = False  # whether the next event is an error
+        self._is_checked = False  # whether a check has shown that the event's first line isn't whole by itself
+        self._is_body = False  # whether everything so far is one JSON document that hasn't ended
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The data of every event that ends in `chunk`. Raises `UpstreamUnreadable` for a page and an endless event."""
+        """Return the data of each event that ends in `chunk`. Raises `UpstreamUnreadable` (a page, a huge event)."""
         if not chunk:
             return []
         if self._after_cr and chunk.startswith(b"\n"):
@@ -63,9 +62,9 @@ class EventParser:
         return events
 
     def close(self) -> list[bytes]:
-        """The data of a last event without its blank line, or even its line end."""
-        line, self._line = b"".join(self._line), []
-        events = self._events([line])
+        """Return the data of a last event that has no blank line, or even no line end."""
+        events = self._events([b"".join(self._line)])
+        self._line.clear()
         self._dispatch(events)
         return events
 
@@ -92,31 +91,30 @@ class EventParser:
         data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
         self._data.clear()
         self._data_size = 0
-        self._is_seen = self._is_body = False
+        self._is_checked = self._is_body = False
         if data.strip():
             events.append(ErrorData(data) if self._is_error else data)
             self._is_error = False
 
     def _dispatch_if_whole(self, events: list[bytes]) -> None:
-        """The event that has one line so far, if that is JSON or the end: no further line could belong to it."""
-        if len(self._data) > 1 or self._is_seen or self._is_body:
+        """End an event whose only line so far is JSON or `[DONE]`: no further line can belong to it."""
+        if len(self._data) > 1 or self._is_checked or self._is_body:
             return
-        line = self._data[0].strip()
-        self._is_seen = True
+        line, self._is_checked = self._data[0].strip(), True
         if line == b"[DONE]" or (line.startswith(_JSON_BEGINS) and line.endswith(_JSON_ENDS) and _is_json(line)):
             self._dispatch(events)
 
     def _divide(self, following: bytes, events: list[bytes]) -> None:
-        """Before a further line of data: end the event where it is whole without it."""
+        """End the event before a further line of data if the event is whole without that line."""
         self._dispatch_if_whole(events)
-        if self._is_body:  # it was none
+        if self._is_body:  # a field follows, so these lines were no document
             self._keep(b" ".join(self._data))
             self._data.clear()
             self._is_body = False
         elif (
             self._data
             and self._data[-1].rstrip().endswith(_JSON_ENDS)
-            and following.lstrip().startswith((b"{", b"[DONE]"))  # in JSON neither can follow
+            and following.lstrip().startswith((b"{", b"[DONE]"))  # neither can follow in JSON
         ):
             self._dispatch(events)
 
@@ -135,13 +133,10 @@ class EventParser:
         elif line == b"data":
             self.is_stream = True
             self._append(b"")
-        elif self._data:
-            if (
-                self._data[0].lstrip().startswith(b"{")
-            ):  # JSON over several lines, only the first of which has its field
-                self._append(line)
-        else:
+        elif not self._data:
             self._take_bare(line, events)
+        elif self._data[0].lstrip().startswith(b"{"):  # in JSON over several lines, only the first one has the field
+            self._append(line)
 
     def _take_bare(self, line: bytes, events: list[bytes]) -> None:
         text = line.strip()

@@ -1,4 +1,4 @@
-"""Upstream's models list: fetched once however many ask, encoded and gzipped once a fetch, stale if it must be."""
+"""A cache of upstream's models list: concurrent requests share a fetch, and a failed fetch leaves the stale list."""
 
 import asyncio
 import gzip
@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from result import Failure
@@ -19,7 +19,7 @@ logger = logging.getLogger("openrouter")
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models list, encoded as the response's body, plain and gzipped."""
+    """The models list as a response's body, plain and gzipped."""
 
     body: bytes
     gzipped: bytes
@@ -28,25 +28,24 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class _Cached:
-    until: float  # of the monotonic clock
+    until: float  # on the monotonic clock
     answer: Models
     stale: Models  # the answer if the next fetch fails
 
 
 class ModelsCache:
-    """The list as `fetch` gives it (upstream's body): kept for `fresh` seconds, `retry` after a fetch that failed."""
+    """Keeps the list that `fetch` returns for `fresh` seconds; a stale list stays for `retry` after a failed fetch."""
 
     def __init__(self, fetch: Callable[[], Awaitable[bytes]], fresh: float, retry: float) -> None:
         self._fetch = fetch
         self._fresh, self._retry = fresh, retry
         self._cached: _Cached | None = None
-        self._is_used = False
-        self.ids: frozenset[str] = frozenset()
-        """Of the models in the list, as it was last fetched."""
         self._refreshing: asyncio.Task[Models] | None = None
+        self._is_used = False  # whether the cache has answered since the fetch
+        self.ids: frozenset[str] = frozenset()  # the models' ids at the last fetch
 
     async def models(self) -> Models:
-        """The list. Raises `UpstreamError` if there is none at all."""
+        """Return the list. Raises `UpstreamError` if there is none, not even a stale one."""
         if self._cached is not None and time.monotonic() < self._cached.until:
             logger.log(logging.DEBUG if self._is_used else logging.INFO, "Models served from the cache")
             self._is_used = True
@@ -60,7 +59,7 @@ class ModelsCache:
         return refreshing.result()
 
     def stop(self) -> None:
-        """Tell whoever waits for the list to come back later."""
+        """Make requests that wait for the list fail with a 503."""
         if self._refreshing is not None:
             self._refreshing.cancel()
 
@@ -73,9 +72,9 @@ class ModelsCache:
             logger.warning("models not fetched: %s, code %d", type(error).__name__, error.failure.code)
             if self._cached is None:
                 raise
-            until = time.monotonic() + self._retry
-            self._cached = replace(self._cached, until=until, answer=self._cached.stale)
-            return self._cached.stale
+            stale = self._cached.stale
+            self._cached = _Cached(time.monotonic() + self._retry, stale, stale)
+            return stale
         logger.info("Models fetched: %d bytes in %.2f s", len(body), time.monotonic() - started)
         self._cached = _Cached(time.monotonic() + self._fresh, cached, stale)
         self._is_used, self.ids = False, ids
@@ -83,9 +82,9 @@ class ModelsCache:
 
 
 def _encode(body: bytes) -> tuple[list[Models], frozenset[str]]:
-    """The response's bodies: as fetched just now, from the cache, stale; and the models' ids."""
+    """Return three answers, for a list that is new, cached or stale, and the models' ids."""
     listing = parsed(body)
-    models = listing.get("data") if isinstance(listing, dict) else listing  # Together's is bare
+    models = listing.get("data") if isinstance(listing, dict) else listing  # Together sends a bare list
     try:
         encoded = json.dumps(models, allow_nan=False, separators=(",", ":")).encode()
     except (ValueError, RecursionError):

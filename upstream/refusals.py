@@ -1,7 +1,7 @@
-"""What upstream's own errors mean, in whatever shape they come: their words, their status, whether to ask again.
+"""Upstream's own errors in all their shapes: their words, their status, and whether another try makes sense.
 
-https://openrouter.ai/docs/api-reference/errors; the other shapes are those of OpenAI-compatible servers: `{"error"}` as
-an object or as text, `{"message"}`, `{"detail"}` as text or a list, a list with one of these, plain text, a page.
+https://openrouter.ai/docs/api-reference/errors. OpenAI-compatible servers use other shapes: `{"error"}` as an object or
+as text, `{"message"}`, `{"detail"}` as text or a list, a list with one of these, plain text, a page.
 """
 
 import json
@@ -14,13 +14,12 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from result import Failure
-from upstream.errors import UpstreamRefused, UpstreamUnreadable
-from upstream.texts import encodable
+from upstream.errors import NOT_JSON, UpstreamRefused, UpstreamUnreadable, with_quote
 
 BLANK = " \t\r\n\ufeff"
 
-decode = json.JSONDecoder(strict=False).raw_decode  # json.loads, less two calls an event
-"""Line ends in JSON's strings are taken, too."""
+decode = json.JSONDecoder(strict=False).raw_decode  # json.loads would make two more calls an event
+"""Decode JSON, whose strings may contain line ends; return the value and the index of its end."""
 
 _NESTING = ("error", "errors", "detail", "message")
 _WORDS = (
@@ -37,29 +36,21 @@ _WORDS = (
 _CODES = ("code", "status", "status_code", "statuscode")
 _TYPES = ("code", "error_type", "type", "status")
 
-# The words that stand in place of a status, without "error", as `RateLimitError` and `rate_limit_error` have it.
-_STATUS_OF_WORD = {
-    "authentication": 401,
-    "badrequest": 400,
-    "contentfilter": 403,
-    "contentpolicyviolation": 403,
-    "contextlengthexceeded": 400,
-    "exceedcontextsize": 400,
-    "insufficientquota": 402,
-    "invalidapikey": 401,
-    "invalidrequest": 400,
-    "modelnotfound": 404,
-    "notfound": 404,
-    "overloaded": 529,
-    "permission": 403,
-    "permissiondenied": 403,
-    "provideroverloaded": 503,
-    "ratelimit": 429,
-    "ratelimitexceeded": 429,
-    "requesttoolarge": 413,
-    "timeout": 408,
-    "unprocessableentity": 422,
+# Some servers send words in place of a status. `RateLimitError` and `rate_limit_error` both count as `ratelimit`.
+_WORDS_OF_STATUS = {
+    400: "badrequest contextlengthexceeded exceedcontextsize invalidrequest",
+    401: "authentication invalidapikey",
+    402: "insufficientquota",
+    403: "contentfilter contentpolicyviolation permission permissiondenied",
+    404: "modelnotfound notfound",
+    408: "timeout",
+    413: "requesttoolarge",
+    422: "unprocessableentity",
+    429: "ratelimit ratelimitexceeded",
+    503: "provideroverloaded",
+    529: "overloaded",
 }
+_STATUS_OF_WORD = {word: status for status, words in _WORDS_OF_STATUS.items() for word in words.split()}
 
 _SENTENCE_OF_STATUS = {
     400: "Upstream can't take this request, for an unknown model, a bad parameter, or more text than the model reads.",
@@ -92,14 +83,14 @@ _OF_CONTEXT = re.compile(
     re.IGNORECASE,
 )
 
-
-LARGEST_FIGURE = 1e100  # that is kept: figures are summed up
-PRIVATE = ("user_id", "raw", "flagged_input")  # the fields that tell of an account, or quote
+LARGEST_FIGURE = 1e100  # larger figures are dropped, since metrics add the figures up
+PRIVATE = ("user_id", "raw", "flagged_input")  # fields that identify an account or quote the input
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CREDENTIAL = re.compile(r"\b(?:g?sk|xai|user|org|key)[-_][\w.*-]{6,}")
 
 
 def decoded(body: bytes) -> object:
-    """The JSON in a body, or in the one event that is a body; else its text, None if that is a page or broken JSON."""
+    """Return the JSON in a body or in its one event, else its text; None for a page and for broken JSON."""
     text = body.decode(errors="replace").strip(BLANK)
     if re.match("(?:data|error|event):", text):
         text = "\n".join(re.findall("(?m)^(?:data|error):(.*)", text)).strip(BLANK)
@@ -111,47 +102,45 @@ def decoded(body: bytes) -> object:
 
 
 def parsed(data: bytes) -> dict[str, Any] | list[Any]:
-    """JSON that is an object or a list. Raises `UpstreamUnreadable` for anything else."""
+    """Return JSON that is an object or a list. Raises `UpstreamUnreadable` for anything else."""
     text = data.decode(errors="replace").strip(BLANK)
     try:
         value, end = decode(text)
     except (ValueError, RecursionError):
-        raise UpstreamUnreadable("Upstream sent something that isn't JSON.") from None
+        value, end = None, -1
     if end != len(text):
-        raise UpstreamUnreadable("Upstream sent something that isn't JSON.")
+        raise UpstreamUnreadable(NOT_JSON)
     if not isinstance(value, (dict, list)):
         raise UpstreamUnreadable("Upstream sent JSON that isn't an object.")
     return value
 
 
 def is_error(chunk: Mapping[str, Any]) -> bool:
-    """Whether an object is an error although it has no `error`: then it has words, or says so, but no choices."""
-    if "choices" in chunk:
-        return False
-    return "error" in (chunk.get("object"), chunk.get("type")) or bool(_words(chunk))
+    """Whether an object without `error` is an error: it names itself one or has a message, and has no choices."""
+    is_named = "error" in (chunk.get("object"), chunk.get("type"))
+    return "choices" not in chunk and (is_named or bool(_words(chunk)))
 
 
 def refusal(status: int | None, body: object, retry_after: float | None, api_key: str) -> UpstreamRefused:
-    """What upstream's error means: `status` of the response (None inside a stream), its body as `decoded`."""
-    levels = list(_levels(body))
-    words = _words(body)
+    """Return the exception for a body as from `decoded`; `status` is the response's, None inside a stream."""
+    levels, words = list(_levels(body)), _words(body)
     code = status if status and status < 600 else _status_in(levels)
     in_flight = any(level.get("limit_source") == "openrouter_in_flight_budget" for level in levels)
-    message = _with(_sentence(code, status, body, words, levels), said(words, api_key, levels))
+    message = with_quote(_sentence(code, status, body, words, levels), quotable(words, api_key, levels))
     retryable = code in (408, 429) or code >= 500 or (code == 402 and in_flight)
     return UpstreamRefused(Failure(code, message, retryable, retry_after))
 
 
-def said(words: str, api_key: str, levels: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Upstream's words as they may be passed on; empty for a page, and for JSON that can't be read."""
+def quotable(words: str, api_key: str, levels: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return upstream's words without secrets and private fields; empty for a page."""
     if _PAGE.match(words):
         return ""
     private = [value for level in levels for name in PRIVATE if isinstance(value := level.get(name), str)]
-    return redacted(words, [api_key if len(api_key) > 5 else "", *private])  # local servers take any word for a key
+    return redacted(words, [api_key if len(api_key) > 5 else "", *private])  # local servers accept any word as a key
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """`Retry-After`, seconds or a date (RFC 9110, 10.2.3), as seconds from now; None if it can't be read."""
+    """Return `Retry-After`, seconds or a date (RFC 9110, 10.2.3), as seconds from now; None if it can't be read."""
     if not value:
         return None
     try:
@@ -163,10 +152,6 @@ def retry_after_seconds(value: str | None) -> float | None:
             return None
         seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, round(seconds, 3)) if math.isfinite(seconds) else None
-
-
-def _with(sentence: str, words: str) -> str:
-    return f"{sentence.removesuffix('.')}: {words}" if words else sentence
 
 
 def _sentence(code: int, status: int | None, body: object, words: str, levels: Sequence[Mapping[str, Any]]) -> str:
@@ -183,7 +168,7 @@ def _sentence(code: int, status: int | None, body: object, words: str, levels: S
 
 
 def _levels(value: object, depth: int = 5) -> Iterator[Mapping[str, Any]]:
-    """The objects that an error is made of, the outermost first."""
+    """Yield an error's object and the objects inside it, the outermost first."""
     if isinstance(value, list) and depth:
         for part in value[:8]:
             yield from _levels(part, depth - 1)
@@ -210,8 +195,8 @@ def _words(value: object, depth: int = 5) -> str:
 
 def _status_in(levels: Sequence[Mapping[str, Any]]) -> int:
     inner_first = [{name.lower(): part for name, part in level.items()} for level in reversed(levels)]
-    found = [level.get(name) for names in (_CODES, _TYPES) for level in inner_first for name in names]
-    return next((status for value in found if (status := _status(value))), 502)
+    values = (level.get(name) for names in (_CODES, _TYPES) for level in inner_first for name in names)
+    return next(filter(None, map(_status, values)), 502)
 
 
 def _status(value: object) -> int | None:
@@ -223,7 +208,7 @@ def _status(value: object) -> int | None:
 
 
 def redacted(message: object, secrets: Iterable[str] = ()) -> str:
-    """Upstream's own words without these secrets and whatever looks like one; at most 300 characters."""
+    """Return at most 300 characters of upstream's words, without these secrets and anything that looks like one."""
     if not isinstance(message, str):
         return ""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):  # a longer one may contain a shorter one
@@ -231,8 +216,15 @@ def redacted(message: object, secrets: Iterable[str] = ()) -> str:
     return encodable(" ".join(_CREDENTIAL.sub("[redacted]", message).split())[:300])
 
 
+def encodable(text: str) -> str:
+    """Return `text` with surrogate pairs joined and lone halves replaced, so that UTF-8 can encode it."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def plain_usage(value: Any, depth: int = 3) -> Any:
-    """`usage` as upstream reported it, less what isn't a plain figure: it is stored and sent as JSON."""
+    """Return upstream's `usage` with only short names and values that JSON can carry: clients get it."""
     if isinstance(value, dict):
         entries = [(str(name)[:64], part) for name, part in list(value.items())[:64] if name not in PRIVATE]
         kept = {sys.intern(encodable(name)): plain_usage(part, depth - 1) for name, part in entries}

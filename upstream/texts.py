@@ -1,11 +1,11 @@
-"""Where the text of a delta, a message or a choice stands: by shape, for every server has names of its own.
+"""The places where the text of a delta, a message or a choice stands, found by shape: servers use different names.
 
-A text is a string, or parts of text (`{"type": "text", "text"}`), nested at will; of a part that thinks, by its type or
-its field, all text is reasoning.
+A text is a string or a list of parts, `{"type": "text", "text"}`, which may be nested. All text of a part is reasoning
+if its type or its field says so.
 
 The sources that an answer cites are `{"type": "url_citation", "url_citation": {"url", "title", "start_index",
 "end_index", "content"}}`, or the same without the inner object: https://openrouter.ai/docs/features/web-search. Their
-`content` is a page's text, which nobody shows: it is never kept.
+`content` is the text of a page, which no client shows, so the relay never keeps it.
 """
 
 import json
@@ -14,71 +14,67 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
+from upstream.refusals import encodable
+
 CONTENT = frozenset({"content", "role"})
 THINKING = CONTENT | {"reasoning", "reasoning_content", "reasoning_details"}
-"""The fields of usual deltas: text alone, or reasoning under a name of its own and repeated in details."""
+"""The fields of common deltas: text alone, or reasoning that has its own field and is repeated in details."""
 
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 _ANSWER = ("content", "text")
 _IN_PARTS = ("text", "thinking", "reasoning", "summary", "content", "refusal")
 _OTHER = {"tool_calls": "tool calls", "function_call": "tool calls", "images": "images", "audio": "audio"}
 
-
 MAX_CITATIONS = 100
-MAX_CITATIONS_BYTES = 40_000  # of all, as a JSON list in ASCII
+MAX_CITATIONS_BYTES = 40_000  # of the whole list, as JSON in ASCII
 MAX_URL_CHARS = 2_048
 MAX_TITLE_CHARS = 300
-MAX_LOOKED_AT = 1_000  # of one list
-_SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_ANNOTATIONS = 1_000  # annotations of one list that are read
 _LINK = re.compile(r"https?://\S", re.IGNORECASE)
-_LARGEST_INDEX = 2**53  # that every JSON parser reads as it is
+_LARGEST_INDEX = 2**53  # every JSON parser reads an integer up to this one exactly
 
 
 class Texts(NamedTuple):
-    """The text of a choice, by what it is."""
+    """The text of a choice by its kind."""
 
     content: str  # the answer
-    reasoning: str  # the thinking under a name of its own
-    repeated: str  # the thinking in parts, which repeats the thinking that has a name
+    reasoning: str  # the thinking that has its own field
+    repeated: str  # the thinking in parts, which may repeat `reasoning`
 
 
 def texts_in(*places: Mapping[str, Any]) -> Texts:
-    """Return the texts in the first of the places that has each."""
-    return Texts(
-        next(filter(None, map(_content, places)), ""),
-        next(filter(None, map(_reasoning, places)), ""),
-        next(filter(None, map(_repeated, places)), ""),
-    )
+    """Return each kind of text from the first of the places that has it."""
+    return Texts(*(next(filter(None, map(find, places)), "") for find in (_content, _reasoning, _repeated)))
 
 
 def _content(fields: Mapping[str, Any]) -> str:
-    """The text that answers; a refusal is one, too."""
+    """Return the answer, which includes a refusal."""
     answer = next((text for name in _ANSWER if (text := _text(fields.get(name), thought=False))), "")
     return answer + _text(fields.get("refusal"), thought=False)
 
 
 def _reasoning(fields: Mapping[str, Any]) -> str:
-    """The thinking under a name of its own; of several names the first, for they carry the same text."""
+    """Return the thinking that has its own field: if there are several, they carry the same text."""
     return next((text for name in _REASONING if (text := _text(fields.get(name), thought=True, in_thought=True))), "")
 
 
 def _repeated(fields: Mapping[str, Any]) -> str:
-    """The thinking in parts of the content, or else in `reasoning_details`, which repeat what has a name of its own."""
+    """Return the thinking in parts of the content, or else in `reasoning_details`."""
     parts = _text(fields.get("content"), thought=True)
     return parts or _text(fields.get("reasoning_details"), thought=True, in_thought=True)
 
 
 def other_than_text(fields: Mapping[str, Any]) -> str:
-    """What these fields hold that isn't text, in words; empty for nothing."""
-    found = [words for name, words in _OTHER.items() if fields.get(name)]
+    """Return a noun for something in these fields that isn't text, such as "images"; empty if there is nothing."""
+    nouns = [noun for name, noun in _OTHER.items() if fields.get(name)]
     content = fields.get("content")
     kinds = [str(part.get("type")) for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    found += ["images" for kind in kinds if "image" in kind] + ["audio" for kind in kinds if "audio" in kind]
-    return found[0] if found else ""
+    nouns += ["images" for kind in kinds if "image" in kind] + ["audio" for kind in kinds if "audio" in kind]
+    return nouns[0] if nouns else ""
 
 
 def _text(value: object, *, thought: bool, in_thought: bool = False, depth: int = 5) -> str:
-    """What in `value` is reasoning (`thought`), or what isn't."""
+    """Return only the reasoning in `value` if `thought`, else only the rest; strings are reasoning if `in_thought`."""
     if isinstance(value, str):
         return value if thought == in_thought else ""
     if isinstance(value, dict):
@@ -100,22 +96,18 @@ class Citations:
     """The citations of one answer, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, None] = {}  # each as JSON, once: exact repeats occur
+        self._kept: dict[str, None] = {}  # the JSON of each citation: a dict drops exact repeats
         self._size = 0
 
     def take(self, annotations: object) -> str | None:
-        """Return all citations with these, as JSON, None if there are none. What is beyond the bounds is left out."""
-        for annotation in islice(annotations, MAX_LOOKED_AT) if isinstance(annotations, list) else ():
+        """Add citations within the bounds, and return all citations as JSON, None if there are none."""
+        for annotation in islice(annotations, MAX_ANNOTATIONS) if isinstance(annotations, list) else ():
             if isinstance(annotation, dict) and (citation := _citation(annotation)):
-                self._keep(citation)
+                text = json.dumps(citation)
+                size = self._size + len(text) + len(", ")  # the brackets take as much as the missing last comma
+                if text not in self._kept and len(self._kept) < MAX_CITATIONS and size <= MAX_CITATIONS_BYTES:
+                    self._kept[text], self._size = None, size
         return f"[{', '.join(self._kept)}]" if self._kept else None
-
-    def _keep(self, citation: dict[str, Any]) -> None:
-        text = json.dumps(citation)
-        size = self._size + len(text) + len(", ")  # of the list, whose brackets make up for the last comma
-        if text not in self._kept and len(self._kept) < MAX_CITATIONS and size <= MAX_CITATIONS_BYTES:
-            self._kept[text] = None
-            self._size = size
 
 
 def _citation(annotation: dict[str, Any]) -> dict[str, Any] | None:
@@ -134,14 +126,7 @@ def _string(value: object) -> str:
 
 
 def _span(start: object, end: object) -> tuple[int, int] | tuple[None, None]:
-    # `type`, for `True` is an int, too. Some providers say 0 and 0 for what they don't know.
+    # `type` excludes `True`, which is an int, too. Some providers say 0 and 0 if they don't know the span.
     if type(start) is int and type(end) is int and 0 <= start < end <= _LARGEST_INDEX:
         return start, end
     return None, None
-
-
-def encodable(text: str) -> str:
-    """`text` with surrogate pairs joined and lone halves replaced, so that it can be encoded as UTF-8."""
-    if text.isascii() or not _SURROGATE.search(text):
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
