@@ -90,9 +90,8 @@ async def health(request: Request) -> Response:
         "messages": messages,
         "replies_in_progress": replies.in_progress,
     }
-    if replies.draining:
-        return JSONResponse(body, status_code=503, headers={"Retry-After": str(RETRY_AFTER)})
-    return JSONResponse(body)
+    headers = {"Retry-After": str(RETRY_AFTER)} if replies.draining else None
+    return JSONResponse(body, 503 if replies.draining else 200, headers)
 
 
 async def show_metrics(request: Request) -> Response:
@@ -114,22 +113,21 @@ async def list_models(request: Request) -> Response:
     headers = {"ETag": models.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
     if is_known(request, models.etag):
         return Response(status_code=304, headers=headers)
-    if accepts_gzip(request):
+    if is_gzipped := accepts_gzip(request):
         headers["Content-Encoding"] = "gzip"
-        return Response(models.gzipped, headers=headers, media_type="application/json")
-    return Response(models.body, headers=headers, media_type="application/json")
+    body = models.gzipped if is_gzipped else models.body
+    return Response(body, headers=headers, media_type="application/json")
 
 
 async def create_conversation(request: Request) -> Response:
     settings = request.state["settings"]
-    text = _text_rule(request, nullable=False)
     rules: dict[str, Rule] = {
         "id": identifier,
         "default_model": OPTIONAL_MODEL,
         "title": TITLE,
         "system_prompt": _text_rule(request, nullable=True),
         "options": Options(settings.max_tokens),
-        "messages": Turns(settings.max_messages, text),
+        "messages": Turns(settings.max_messages, _text_rule(request, nullable=False)),
     }
     fields = await read_fields(request, settings.max_body_bytes, rules, optional=True)
     try:
@@ -173,22 +171,20 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def add_message(request: Request) -> Response:
-    settings, text = request.state["settings"], _text_rule(request, nullable=False)
+    settings, store, replies = request.state["settings"], request.state["store"], request.state["replies"]
     if event_id := last_event_id(request):  # some clients reconnect by repeating the POST
         return await _resume(request, event_id)
     rules: dict[str, Rule] = {
-        "content": text,
+        "content": _text_rule(request, nullable=False),
         "model": OPTIONAL_MODEL,
         "options": Options(settings.max_tokens),
         "id": identifier,
         "after": reference,
     }
     fields = await read_fields(request, settings.max_body_bytes, rules, required=("content",))
-    is_stream = wants_events(request.headers.get("accept", ""))
     question = Question(**fields, traceparent=traceparent(request))
-    store, replies = request.state["store"], request.state["replies"]
-    if is_stream:
-        return reply_response(await replies.ask(_id(request), question), 0, request.state["store"].steps)
+    if wants_events(request.headers.get("accept", "")):
+        return reply_response(await replies.ask(_id(request), question), 0, store.steps)
     try:
         if replies.draining:
             await store.check_is_new(_id(request), question)
@@ -196,7 +192,7 @@ async def add_message(request: Request) -> Response:
         status, message = 201, await store.add_user_message(_id(request), question)
     except Repeated as repeated:
         status, message = 200, repeated.found
-    return await message_response(message, request.state["store"].steps, status)
+    return await message_response(message, store.steps, status)
 
 
 async def list_messages(request: Request) -> Response:
@@ -223,11 +219,9 @@ async def stream_reply(request: Request) -> Response:
     if event_id := last_event_id(request):
         return await _resume(request, event_id)
     replies = request.state["replies"]
-    reply: Reply | None
-    if join == "true":
-        reply = await replies.in_progress_in(_id(request))
-    else:
-        reply = await replies.start(_id(request), model, traceparent(request))
+    if join == "false":
+        return _reply_response(request, await replies.start(_id(request), model, traceparent(request)), 0)
+    reply = await replies.in_progress_in(_id(request))
     return _reply_response(request, reply, 0) if reply else Response(status_code=204)
 
 

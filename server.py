@@ -47,9 +47,11 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
     Two apps in one process share nothing but the log.
     """
     logs.configure(settings.log_level.upper(), settings.log_format.lower())
-    transport = _transport(settings)
-    metrics = Metrics(VERSION, settings.model_name)
-    store = Store(settings)
+    try:
+        transport = Transport.for_base_url(settings.openrouter_base_url)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    metrics, store = Metrics(VERSION, settings.model_name), Store(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
@@ -60,13 +62,7 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
         _warn(settings)
         await store.open()
         try:
-            yield State(
-                settings=settings,
-                store=store,
-                replies=replies,
-                openrouter=openrouter,
-                metrics=metrics,
-            )
+            yield State(settings=settings, store=store, replies=replies, openrouter=openrouter, metrics=metrics)
         finally:
             await replies.drain(settings.shutdown_grace)
             await openrouter.aclose()
@@ -83,13 +79,6 @@ def create_app(settings: Settings, *, timers: Timers | None = None, is_demo: boo
     app.router.redirect_slashes = False
     app.state.store = store
     return app
-
-
-def _transport(settings: Settings) -> Transport:
-    try:
-        return Transport.for_base_url(settings.openrouter_base_url)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
 
 
 def _log_uncaught(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -136,10 +125,8 @@ def exiting_with_one_line() -> Iterator[None]:
 def refuse_workers(store: Store) -> None:
     """Raise `SettingsError` if uvicorn has started several processes and each would have its own conversations."""
     if multiprocessing.parent_process() is not None and "--reload" not in sys.argv and not store.is_shared:
-        raise SettingsError(
-            "The relay must run in one process unless STORE_URL names a server to share: unset WEB_CONCURRENCY and "
-            "leave out --workers."
-        )
+        condition = "The relay must run in one process unless STORE_URL names a server to share"
+        raise SettingsError(f"{condition}: unset WEB_CONCURRENCY and leave out --workers.")
 
 
 def serve(settings: Settings, *, is_demo: bool = False) -> None:
@@ -166,8 +153,8 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
     AppStatus.enable_automatic_graceful_drain = False  # `Server` drains; sse-starlette would cut off readers
     _raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles the signals
+    hint = demo.hint(port) if is_demo else ""
     with contextlib.suppress(KeyboardInterrupt):
-        hint = demo.hint(port) if is_demo else ""
         Server(config, settings.shutdown_grace, hint, prepare=app.state.store.open).run(sockets)
     for number in HANDLED_SIGNALS:  # a signal must not interrupt the exit of a stopped server
         signal.signal(number, signal.SIG_IGN)
@@ -191,8 +178,7 @@ def main() -> None:
     is_demo = parser.parse_args().demo
     settings = load_settings()
     if not is_demo:
-        serve(settings)
-        return
+        return serve(settings)
     with demo.running() as base_url:
         settings = replace(settings, openrouter_base_url=base_url, openrouter_api_key="sk-demo", model_name="demo/echo")
         serve(settings, is_demo=True)

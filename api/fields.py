@@ -140,12 +140,9 @@ class Options:
         elif complaint := _form_complaint(value):
             yield "", complaint
         else:
-            yield from self._check_parameters(value)
-
-    def _check_parameters(self, options: Mapping[str, Any]) -> Iterator[Complaint]:
-        for name, value in options.items():
-            if complaint := self._complaint(name, value):
-                yield f".{name}", complaint
+            for name, parameter in value.items():
+                if complaint := self._complaint(name, parameter):
+                    yield f".{name}", complaint
 
     def _complaint(self, name: str, value: object) -> str | None:
         if name in _REFUSED:
@@ -154,12 +151,10 @@ class Options:
             return f'must be ["text"], or null: anything else {_NOT_TEXT}'
         if name == "tools" and isinstance(value, list) and any(map(_is_function, value)):
             return "must have no tool of type `function`: this service can't call it or pass its call on"
-        if name in ("max_tokens", "max_completion_tokens") and not self._is_short_enough(value):
+        is_length = self.max_tokens and value is not None and name in ("max_tokens", "max_completion_tokens")
+        if is_length and not (type(value) is int and 0 < value <= self.max_tokens):
             return f"must be a whole number from 1 to {self.max_tokens} (MAX_TOKENS), or null"
         return None
-
-    def _is_short_enough(self, value: object) -> bool:
-        return not self.max_tokens or value is None or (type(value) is int and 0 < value <= self.max_tokens)
 
 
 def _form_complaint(options: Mapping[str, Any]) -> str | None:

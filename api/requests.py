@@ -6,13 +6,13 @@ It raises `Rejected` for a bad request, and knows nothing about conversations or
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from api.fields import MAX_OPTIONS_BYTES, Complaint, Rule, complaints
+from api.fields import MAX_OPTIONS_BYTES, Rule, complaints
 from stores.steps import Steps
 
 BODY_TIMEOUT = 30.0  # seconds for a client to send its whole body
@@ -67,9 +67,9 @@ async def read_fields(
         await steps.next()
     if not isinstance(fields, dict):
         raise unprocessable([{"field": "", "message": "must be a JSON object"}])
-    first = _first(MAX_ERRORS, complaints(fields, rules, required))
-    if errors := [{"field": entry[0], "message": entry[1]} async for entry in steps.over(first) if entry]:
-        raise unprocessable(errors)
+    errors = [entry async for entry in steps.over(complaints(fields, rules, required)) if entry]
+    if errors:
+        raise unprocessable([{"field": path, "message": message} for path, message in errors[:MAX_ERRORS]])
     return fields
 
 
@@ -87,14 +87,6 @@ async def _check_count(body: bytes, max_values: int, steps: Steps) -> None:
             )
         if count > max_values:
             raise Rejected(400, f"The body can't be read as JSON: it has more than {max_values} objects and lists.")
-
-
-def _first(number: int, entries: Iterator[Complaint | None]) -> Iterator[Complaint | None]:
-    for complaint in entries:
-        yield complaint
-        number -= complaint is not None
-        if not number:
-            return
 
 
 async def _read_body(request: Request[Any], max_bytes: int) -> bytes:

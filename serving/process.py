@@ -23,8 +23,6 @@ from settings import SettingsError
 FLUSH_GRACE = 0.7  # seconds within which a reader must take some of its unsent bytes
 EXIT_GRACE = 1.0  # seconds that cancelled tasks and aborted connections have to end
 SIGNAL_INTERVAL = 0.1  # seconds between two checks for a signal during the start
-
-
 BACKLOG = 2048  # connections that may wait to be accepted
 _Address = tuple[socket.AddressFamily, int, tuple[str | int | bytes, ...]]  # the int is the protocol's number
 
@@ -170,9 +168,8 @@ def _addresses(host: str, port: int) -> list[_Address]:
     try:
         entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
-        raise SettingsError(
-            f"HOST must be an address of this machine, such as 127.0.0.1: {host} can't be resolved."
-        ) from None
+        reason = f"{host} can't be resolved"
+        raise SettingsError(f"HOST must be an address of this machine, such as 127.0.0.1: {reason}.") from None
     return list(dict.fromkeys((family, protocol, address) for family, _, protocol, _, address in entries))
 
 
