@@ -1,7 +1,7 @@
-"""The OpenRouter adapter: one streamed completion as an async iterator of small typed values, and the models list.
+"""The adapter of OpenRouter: it streams a completion as small typed values, and fetches the models list.
 
-Knows nothing of conversations, Starlette or the environment. Any OpenAI-compatible server speaks the part of the
-protocol that is used here; `upstream/` has its errors, its events and the HTTP client.
+This module knows nothing about conversations, Starlette or the environment. Any OpenAI-compatible server speaks this
+part of the protocol; `upstream/` has its errors, its events and the HTTP client.
 """
 
 import asyncio
@@ -35,52 +35,47 @@ __all__ = ["Delta", "Models", "OpenRouter", "Prompt", "Retry", "Timers", "Upstre
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 32 * 1024 * 1024
 
-_ENCODINGS = {"identity", "gzip", "x-gzip", "deflate", ""}  # that httpx decodes without another package
+_ENCODINGS = {"identity", "gzip", "x-gzip", "deflate", ""}  # httpx decodes these without another package
 
 Values = AsyncGenerator[Report | Retry | Delta | Finish, None]
+_Read = Callable[[], Awaitable[bytes]]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Timers:
-    """How long upstream is waited for, and how often it is asked again, in seconds."""
+    """The limits on waiting for upstream, and the pauses between tries, all in seconds."""
 
     connect: float = 10.0
-    read: float = 60.0  # without a byte
-    delta: float = 300.0  # without a delta, whatever comments come
-    tail: float = 5.0  # for the usage, after the finish reason, and for the body of an error
-    rest: float = 1.0  # for the response's end, after `[DONE]`
-    retries: tuple[float, ...] = (0.5, 1.5)  # before the second and the third try
-    retry_after: float = 30.0  # the longest `Retry-After` that is waited for
-    models: float = 3600.0  # that the models list is fresh
-    models_retry: float = 30.0  # after a failed refresh, until the next
+    read: float = 60.0  # until the next byte
+    delta: float = 300.0  # until the next delta, even if comments come
+    tail: float = 5.0  # from the finish reason to the usage, and for the body of an error
+    rest: float = 1.0  # from `[DONE]` to the response's end
+    retries: tuple[float, ...] = (0.5, 1.5)  # the pauses before the second and the third try
+    retry_after: float = 30.0  # a longer `Retry-After` means no further try
+    models: float = 3600.0  # the time for which the models list is fresh
+    models_retry: float = 30.0  # the pause after a failed refresh
 
 
 class OpenRouter:
-    """One upstream, and the transport that all requests to it share. `aclose()` when done."""
+    """One upstream, and the transport that all requests to it share. Call `aclose()` when done."""
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport, timers: Timers) -> None:
-        self._api_key = settings.openrouter_api_key
-        self._max_tokens = settings.max_tokens
-        self._base_url = httpx.URL(settings.openrouter_base_url.rstrip("/"))
-        self._transport = transport
-        self._timers = timers
+        self._api_key, self._max_tokens = settings.openrouter_api_key, settings.max_tokens
+        self._transport, self._timers = transport, timers
         self._loop = asyncio.get_running_loop()
         self._timeout = httpx.Timeout(timers.read, connect=timers.connect, pool=None).as_dict()
         title = settings.app_title.encode()
-        headers = [
-            (b"User-Agent", b"chat-relay"),
-            (b"HTTP-Referer", settings.app_url.encode()),
-            (b"X-Title", title),
-            (b"X-OpenRouter-Title", title),
-        ]
+        headers = [(b"User-Agent", b"chat-relay"), (b"HTTP-Referer", settings.app_url.encode())]
+        headers += [(b"X-Title", title), (b"X-OpenRouter-Title", title)]
         if self._api_key:
             headers.append((b"Authorization", f"Bearer {self._api_key}".encode()))
+        base_url = httpx.URL(settings.openrouter_base_url.rstrip("/"))
+        self._models_url = httpx.URL(f"{base_url}/models")
+        self._completions_url = httpx.URL(f"{base_url}/chat/completions")
         self._models = ModelsCache(self._fetch_models, timers.models, timers.models_retry)
-        self._models_url = self._url("/models")
         self._models_headers = [*headers, (b"Accept-Encoding", b"gzip, deflate")]
-        self._completions_url = self._url("/chat/completions")
         self._completion_headers = [
             *headers,
             (b"Content-Type", b"application/json"),
@@ -89,15 +84,15 @@ class OpenRouter:
         ]
 
     async def models(self) -> Models:
-        """The models list, fetched once however many ask. Raises `UpstreamError` if there is none at all."""
+        """Return the models list; concurrent requests share one fetch. Raises `UpstreamError` if there is no list."""
         return await self._models.models()
 
     def lists(self, model: str) -> bool:
-        """Whether the models list, as it was last fetched, has this model."""
+        """Whether the models list had this model at the last fetch."""
         return model in self._models.ids
 
     def stop_fetching(self) -> None:
-        """Tell whoever waits for the models list to come back later."""
+        """Make requests that wait for the models list fail with a 503."""
         self._models.stop()
 
     async def aclose(self) -> None:
@@ -106,19 +101,19 @@ class OpenRouter:
         await self._transport.aclose()
 
     async def stream(self, prompt: Prompt) -> Values:
-        """The answer, ended by a `Finish`. Raises `UpstreamError`.
+        """Yield the values of the answer, the last of them a `Finish`. Raises `UpstreamError`.
 
-        A failed try is repeated, but never after the first delta, nor where upstream may have generated an answer.
+        A failed try is repeated, but never after the first delta, or if upstream may have generated an answer.
         """
         if not self._api_key:
             raise NotConfigured
         headers, body = self._headers(prompt), await encode_request(prompt, self._max_tokens)
-        del prompt  # its history may be long, and the answer, too
+        del prompt  # its history may be long, and so may the time of the answer
         for number, pause in enumerate((*self._timers.retries, None), start=1):
             completion, cause = Completion(self._api_key), None
             try:
-                async with self._asked(headers, body, completion) as (exchange, read, head):
-                    for value in head:
+                async with self._response_to(headers, body, completion) as (exchange, read, first_values):
+                    for value in first_values:
                         yield value
                     patience_ends = exchange.deadline
                     while not completion.is_over and (chunk := await read()):
@@ -128,10 +123,10 @@ class OpenRouter:
                             body = Body()
                         if values:
                             patience_ends = exchange.deadline = self._loop.time() + self._timers.delta
-                        if completion.is_whole and completion.has_event:  # a promise: more may follow
+                        if completion.is_whole and completion.has_event:  # more events may follow
                             exchange.deadline = min(self._loop.time() + self._timers.tail, patience_ends)
-            except (httpx.HTTPError, UpstreamError) as caught:
-                cause = _as_upstream_error(caught)
+            except (httpx.HTTPError, UpstreamError) as error:
+                cause = _as_upstream_error(error)
             values, end = completion.finish(cause)
             for value in values:
                 yield value
@@ -147,25 +142,25 @@ class OpenRouter:
             await asyncio.sleep(pause)
 
     def _headers(self, prompt: Prompt) -> list[tuple[bytes, bytes]]:
-        told = {b"x-session-id": prompt.session_id, b"traceparent": prompt.traceparent}
-        return self._completion_headers + [(name, value.encode()) for name, value in told.items() if value]
+        own = {b"x-session-id": prompt.session_id, b"traceparent": prompt.traceparent}
+        return self._completion_headers + [(name, value.encode()) for name, value in own.items() if value]
 
     @asynccontextmanager
-    async def _asked(
+    async def _response_to(
         self, headers: list[tuple[bytes, bytes]], body: Body, completion: Completion
-    ) -> AsyncIterator[tuple[Exchange, Callable[[], Awaitable[bytes]], list[Report | Delta]]]:
-        """The exchange, what reads its body, the values of its head; it is given up, unless `[DONE]` was read."""
+    ) -> AsyncIterator[tuple[Exchange, _Read, list[Report | Delta]]]:
+        """Yield the exchange, a function that reads the body, and the head's values; without `[DONE]`, hang up."""
         headers = [*headers, (b"Content-Length", b"%d" % body.length)]
         response = await self._response("POST", self._completions_url, headers, body)
-        del body  # it is the whole history
+        del body  # it has the whole history
         exchange = response.stream
         assert isinstance(exchange, Exchange)
         try:
             await self._check(response)
-            read, headers_in = _reader(response, exchange), response.headers
-            head = completion.begin(headers_in.get("x-generation-id"), headers_in.get("retry-after"))
-            del response, headers, headers_in  # a stream may last, and so would these
-            yield exchange, read, head
+            read, head = _reader(response, exchange), response.headers
+            first_values = completion.begin(head.get("x-generation-id"), head.get("retry-after"))
+            del response, headers, head  # a stream may last long, and so would these
+            yield exchange, read, first_values
         finally:
             if completion.is_done:
                 exchange.finish(self._timers.rest)
@@ -184,14 +179,14 @@ class OpenRouter:
         if status >= 400:
             retry_after = retry_after_seconds(response.headers.get("retry-after"))
             raise refusal(status, await self._error_body(response), retry_after, self._api_key)
-        if not 200 <= status < 204:  # however it is declared: its bytes tell what it is
+        if not 200 <= status < 204:  # the content type doesn't count: the bytes show what the body is
             raise UpstreamUnreadable(
                 f"Upstream answered with status {status} and no event stream: check OPENROUTER_BASE_URL."
             )
         _check_encoding(response)
 
     async def _error_body(self, response: httpx.Response) -> object:
-        """What an error's response says, decoded as far as it can be."""
+        """Return the decoded body of an error; None if it can't be read."""
         body = b""
         try:
             _check_encoding(response)
@@ -226,11 +221,8 @@ class OpenRouter:
             raise _as_upstream_error(error) from error
         return bytes(body)
 
-    def _url(self, path: str) -> httpx.URL:
-        return httpx.URL(f"{self._base_url}{path}")
 
-
-def _reader(response: httpx.Response, exchange: Exchange) -> Callable[[], Awaitable[bytes]]:
+def _reader(response: httpx.Response, exchange: Exchange) -> _Read:
     if "content-encoding" not in response.headers:
         return exchange.read
     chunks = response.aiter_bytes()
@@ -246,28 +238,26 @@ def _check_encoding(response: httpx.Response) -> None:
 
 
 def _as_upstream_error(error: httpx.HTTPError | UpstreamError) -> UpstreamError:
-    """httpx's error as one of the adapter's: the one place where they meet."""
-    if isinstance(error, UpstreamError):
-        return error
-    translated = _translated(error)
+    """Translate httpx's errors; no other function does so."""
+    translated: UpstreamError
+    match error:
+        case UpstreamError():
+            return error
+        case httpx.ConnectTimeout():
+            translated = UpstreamTimeout("Upstream took too long to accept a connection.")
+        case httpx.TimeoutException():
+            translated = UpstreamSilent()
+        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
+            translated = UpstreamUnreachable(error)
+        case httpx.DecodingError():
+            translated = UpstreamUnreadable("Upstream's answer isn't in the encoding that it names.")
+        case _:
+            translated = UpstreamBroken("The connection to upstream broke, or its answer can't be read.")
     translated.__cause__ = error
     return translated
 
 
-def _translated(error: httpx.HTTPError) -> UpstreamError:
-    match error:
-        case httpx.ConnectTimeout():
-            return UpstreamTimeout("Upstream took too long to accept a connection.")
-        case httpx.TimeoutException():
-            return UpstreamSilent()
-        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
-            return UpstreamUnreachable(error)
-        case httpx.DecodingError():
-            return UpstreamUnreadable("Upstream's answer isn't in the encoding that it names.")
-    return UpstreamBroken("The connection to upstream broke, or what came can't be read.")
-
-
 def _may_be_repeated(error: UpstreamError, timers: Timers) -> bool:
-    # Not where upstream has taken the request: each try might be generated and billed, and a question is answered once.
+    # If upstream has taken the request, it might generate and bill each try, but a question has one answer.
     is_brief = (error.failure.retry_after or 0) <= timers.retry_after
     return error.failure.retryable and is_brief and not isinstance(error, (UpstreamSilent, UpstreamUnreadable))

@@ -37,24 +37,27 @@ def reply_response(reply: Reply, position: int, steps: Steps, *, as_text: bool =
     return _EventStream(parts, headers=headers, ping=PING_INTERVAL, ping_message_factory=_ping)
 
 
-class _TextStream(StreamingResponse):
-    """A text stream that counts as a reader while the server sends it."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with scope["state"]["metrics"].reading():
-            await super().__call__(scope, receive, send)
-
-
-class _EventStream(EventSourceResponse):
-    """Counts as a reader, and sends its body straight to the server: the wrappers of `send` only act on the head.
-
-    sse-starlette's `_send_with_timeout` would open a cancel scope for each event, for a time-out that isn't set.
-    """
+class _Stream(Response):
+    """A response that counts as a reader while the server sends it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._straight_send: Send = scope["straight_send"]
-        with scope["state"]["metrics"].reading():
+        scope["state"]["metrics"].readers += 1
+        try:
             await super().__call__(scope, receive, send)
+        finally:
+            scope["state"]["metrics"].readers -= 1
+
+
+class _TextStream(_Stream, StreamingResponse):
+    """A stream of bare text."""
+
+
+class _EventStream(_Stream, EventSourceResponse):
+    """Sends its body straight to the server: the wrappers of `send` only act on the head.
+
+    sse-starlette's `_send_with_timeout` would open a cancel scope for each event, for a time-out that isn't set.
+    """
 
     def _send_with_timeout(self, send: Send, message: ASGIMessage) -> Awaitable[None]:  # type: ignore[override]
         return self._straight_send(message)

@@ -1,22 +1,21 @@
-"""What the service counts, as Prometheus reads it: once a reply and once a request, nothing for each token.
+"""The service's metrics in the format of Prometheus: each request and each reply counts once, and no token counts.
 
-https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format (version 0.0.4). Labels are never free
-text: a model is one of the models list, a route is a template.
+https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format (version 0.0.4). No label is free text:
+models are those of the models list, and routes are templates.
 """
 
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
 from result import Outcome
 
-MAX_MODELS = 50  # that are told apart
-METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")  # that the API has
-OTHER = "other"
+MAX_MODELS = 50  # models with a label of their own
+METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")  # the methods of the API
+OTHER = "other"  # the label of all other models and methods
 
 _FIRST_TOKEN = tuple(0.08 * 2**power for power in range(11))
 _REPLY = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900)
@@ -30,66 +29,54 @@ GAUGES = {
     "replies_in_progress": "Replies in progress.",
     "draining": "1 while the service is on its way out.",
 }
-_TOKENS = {
-    "input_tokens_total": ("Tokens that went to models, as upstream counted them.", ("prompt_tokens",)),
-    "output_tokens_total": ("Tokens that models made.", ("completion_tokens",)),
+_USAGE = {
+    "input_tokens_total": ("Tokens that went to models, as upstream counted them.", "prompt_tokens"),
+    "output_tokens_total": ("Tokens that models made.", "completion_tokens"),
     "cached_input_tokens_total": (
         "Tokens that went to models and were in a provider's cache.",
-        ("prompt_tokens_details", "cached_tokens"),
+        "prompt_tokens_details.cached_tokens",
     ),
-    "reasoning_tokens_total": (
-        "Tokens that models made to think.",
-        ("completion_tokens_details", "reasoning_tokens"),
-    ),
-    "cost_dollars_total": ("US dollars that upstream reported.", ("cost",)),
+    "reasoning_tokens_total": ("Tokens that models made to think.", "completion_tokens_details.reasoning_tokens"),
+    "cost_dollars_total": ("US dollars that upstream reported.", "cost"),
 }
-"""The counters of usage, each with what it counts and where upstream's report has it."""
+"""The counters of usage, each with its help text and the path of its figure in upstream's `usage`."""
 
 
 class Metrics:
     """The counts of one service since its start."""
 
     def __init__(self, version: str, model_name: str) -> None:
-        self.readers = 0  # streams that are being sent
+        self.readers = 0  # streams that the server is sending
         self._version = version
         self._models = {model_name}
         self._requests = _Count("http_requests_total", "Requests answered.", "method", "route", "status")
         self._replies = _Count("replies_total", "Replies that ended.", "model", "status")
         self._failures = _Count("reply_failures_total", "Replies that failed, by the code of their error.", "code")
         self._retries = _Count("upstream_retries_total", "Tries after a failed one.", "model")
-        self._usage = {name: _Count(name, about, "model") for name, (about, _) in _TOKENS.items()}
+        self._usage = {name: _Count(name, about, "model") for name, (about, _) in _USAGE.items()}
         self._first_tokens = _Histogram("first_token_seconds", "Seconds to the first token.", _FIRST_TOKEN)
         self._ends = _Histogram("reply_seconds", "Seconds to the end of a reply.", _REPLY)
 
     def count_request(self, method: str, route: str | None, status: int) -> None:
-        """Once, when the head of its answer goes out; `route` is a template, None for a path that there isn't."""
+        """Count a request when its response starts; `route` is a template, None for an unknown path."""
         self._requests.add(method if method in METHODS else OTHER, route or "none", str(status))
 
     def count_reply(self, outcome: Outcome) -> None:
-        """Once, at its end."""
+        """Count a reply that has ended."""
         model = self._label(outcome)
         self._replies.add(model, outcome.status)
         if outcome.error:
             self._failures.add(str(outcome.error.code))
         self._retries.add(model, by=outcome.retries)
         usage = json.loads(outcome.report.usage or "null")
-        for name, (_, path) in _TOKENS.items():
+        for name, (_, path) in _USAGE.items():
             self._usage[name].add(model, by=_figure(usage, path))
         if outcome.first_token is not None:
             self._first_tokens.observe(model, outcome.first_token)
         self._ends.observe(model, outcome.end)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """While a stream is being sent."""
-        self.readers += 1
-        try:
-            yield
-        finally:
-            self.readers -= 1
-
     def text(self, gauges: Mapping[str, float]) -> str:
-        """All of it, with the gauges as they are now: every one of `GAUGES` but `readers`."""
+        """Return all metrics; `gauges` has the current value of each of `GAUGES` but `readers`."""
         return "".join(f"{line}\n" for line in self._lines({**gauges, "readers": self.readers}))
 
     def _lines(self, gauges: Mapping[str, float]) -> Iterator[str]:
@@ -98,21 +85,19 @@ class Metrics:
         for name, about in GAUGES.items():
             yield from _head(name, "gauge", about)
             yield _sample(name, {}, gauges[name])
-        counts = (self._requests, self._replies, self._failures, self._retries, *self._usage.values())
-        for count in counts:
-            yield from count.lines()
-        for histogram in (self._first_tokens, self._ends):
-            yield from histogram.lines()
+        families: list[_Count | _Histogram] = [self._requests, self._replies, self._failures, self._retries]
+        for family in [*families, *self._usage.values(), self._first_tokens, self._ends]:
+            yield from family.lines()
 
     def _label(self, outcome: Outcome) -> str:
-        """The model, if it is one of the first that the list knows: whoever asks may invent others."""
+        """Return the model if it is one of the first that the list has: clients may invent others."""
         if outcome.is_listed and len(self._models) < MAX_MODELS:
             self._models.add(outcome.model)
         return outcome.model if outcome.model in self._models else OTHER
 
 
 class _Count:
-    """A counter, by its labels."""
+    """A counter for each combination of labels."""
 
     def __init__(self, name: str, about: str, *labels: str) -> None:
         self._name, self._about, self._labels = name, about, labels
@@ -128,7 +113,7 @@ class _Count:
 
 
 class _Histogram:
-    """Times by model; a bucket counts what took at most its bound."""
+    """A histogram of times for each model; a bucket counts the times up to its bound."""
 
     def __init__(self, name: str, about: str, bounds: tuple[float, ...]) -> None:
         self._name, self._about, self._bounds = name, about, bounds
@@ -149,9 +134,9 @@ class _Histogram:
             yield _sample(f"{self._name}_count", {"model": model}, buckets.total())
 
 
-def _figure(usage: Any, path: Iterable[str]) -> float:
-    """A number of upstream's report; 0 where there is none, or one that no counter can take."""
-    for name in path:
+def _figure(usage: Any, path: str) -> float:
+    """Return a number of upstream's `usage`; 0 if there is none, or if it can't be added to a counter."""
+    for name in path.split("."):
         usage = usage.get(name) if isinstance(usage, Mapping) else None
     is_number = isinstance(usage, (int, float)) and not isinstance(usage, bool)
     return usage if is_number and usage > 0 else 0
@@ -163,8 +148,8 @@ def _head(name: str, kind: str, about: str) -> Iterator[str]:
 
 
 def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
-    told = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
-    return f"chat_relay_{name}{{{told}}} {value}" if told else f"chat_relay_{name} {value}"
+    pairs = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+    return f"chat_relay_{name}{{{pairs}}} {value}" if pairs else f"chat_relay_{name} {value}"
 
 
 def _escaped(text: str) -> str:

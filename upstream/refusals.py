@@ -22,17 +22,7 @@ decode = json.JSONDecoder(strict=False).raw_decode  # json.loads would make two 
 """Decode JSON, whose strings may contain line ends; return the value and the index of its end."""
 
 _NESTING = ("error", "errors", "detail", "message")
-_WORDS = (
-    "message",
-    "detail",
-    "msg",
-    "error_description",
-    "error_message",
-    "error_msg",
-    "error",
-    "description",
-    "title",
-)
+_TEXT = ("message", "detail", "msg", "error_description", "error_message", "error_msg", "error", "description", "title")
 _CODES = ("code", "status", "status_code", "statuscode")
 _TYPES = ("code", "error_type", "type", "status")
 
@@ -189,13 +179,13 @@ def _words(value: object, depth: int = 5) -> str:
         return ""
     fields = {name.lower(): part for name, part in value.items()}
     nested = [fields[name] for name in _NESTING if isinstance(fields.get(name), (dict, list))]
-    plain = [fields[name] for name in _WORDS if isinstance(fields.get(name), str)]
+    plain = [fields[name] for name in _TEXT if isinstance(fields.get(name), str)]
     return next((words for part in [*nested, *plain] if (words := _words(part, depth - 1))), "")
 
 
 def _status_in(levels: Sequence[Mapping[str, Any]]) -> int:
     inner_first = [{name.lower(): part for name, part in level.items()} for level in reversed(levels)]
-    values = (level.get(name) for names in (_CODES, _TYPES) for level in inner_first for name in names)
+    values = [level.get(name) for names in (_CODES, _TYPES) for level in inner_first for name in names]
     return next(filter(None, map(_status, values)), 502)
 
 

@@ -44,7 +44,11 @@ class Texts(NamedTuple):
 
 def texts_in(*places: Mapping[str, Any]) -> Texts:
     """Return each kind of text from the first of the places that has it."""
-    return Texts(*(next(filter(None, map(find, places)), "") for find in (_content, _reasoning, _repeated)))
+    return Texts(
+        next(filter(None, map(_content, places)), ""),
+        next(filter(None, map(_reasoning, places)), ""),
+        next(filter(None, map(_repeated, places)), ""),
+    )
 
 
 def _content(fields: Mapping[str, Any]) -> str:
