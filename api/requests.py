@@ -35,8 +35,7 @@ class Rejected(Exception):
         self, status: int, detail: str, errors: list[dict[str, str]] | None = None, *, close: bool = False
     ) -> None:
         super().__init__(detail)
-        self.status = status
-        self.errors = errors
+        self.status, self.errors = status, errors
         self.close = close  # whether to close the connection: the body may never end
 
 
@@ -82,9 +81,8 @@ async def _check_count(body: bytes, max_values: int, steps: Steps) -> None:
     async for token in steps.over(_TOKENS.finditer(body)):  # strings may contain these characters, too
         count += token[0] in b"[{,"
         if count > max_values and commas > brackets:
-            raise unprocessable(
-                [{"field": "", "message": f"must have at most {max_values} values, as JSON counts them"}]
-            )
+            message = f"must have at most {max_values} values, as JSON counts them"
+            raise unprocessable([{"field": "", "message": message}])
         if count > max_values:
             raise Rejected(400, f"The body can't be read as JSON: it has more than {max_values} objects and lists.")
 

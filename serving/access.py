@@ -52,9 +52,8 @@ class Access:
     """Refuses a request with a foreign `Host` or `Origin`, or without the token."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], origins: Origins, token: str) -> None:
-        self.app = app
+        self.app, self.origins = app, origins
         self.hosts = {host.lower().strip("[]").rstrip(".") for host in hosts}
-        self.origins = origins
         self.token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,8 +29,7 @@ class ClientConnection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.parser: Parser = Parser(self)
         self._unanswered: deque[RequestResponseCycle] = deque()
-        self._in_head = False
-        self._head_bytes = 0
+        self._in_head, self._head_bytes = False, 0
         self._input: asyncio.TimerHandle | None = None
         self._output: asyncio.TimerHandle | None = None
 

@@ -19,6 +19,7 @@ OTHER = "other"  # the label of all other models and methods
 
 _FIRST_TOKEN = tuple(0.08 * 2**power for power in range(11))
 _REPLY = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900)
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 GAUGES = {
     "conversations": "Conversations in the store.",
@@ -148,9 +149,5 @@ def _head(name: str, kind: str, about: str) -> Iterator[str]:
 
 
 def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
-    pairs = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+    pairs = ",".join(f'{label}="{text.translate(_ESCAPES)}"' for label, text in labels.items())
     return f"chat_relay_{name}{{{pairs}}} {value}" if pairs else f"chat_relay_{name} {value}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

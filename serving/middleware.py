@@ -35,8 +35,7 @@ class Envelope:
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,9 +113,8 @@ class Cors(CORSMiddleware):
             return response
         del response.headers["content-length"], response.headers["content-type"]
         reason = response.body.decode() if isinstance(response.body, bytes) else ""
-        return problem(
-            403, f"{reason}. CORS_ORIGINS lists the origins, /openapi.json the methods.", headers=response.headers
-        )
+        detail = f"{reason}. CORS_ORIGINS lists the origins, /openapi.json the methods."
+        return problem(403, detail, headers=response.headers)
 
 
 class Boundary:

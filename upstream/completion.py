@@ -30,7 +30,7 @@ from upstream.refusals import (
     encodable,
     is_error,
     plain_usage,
-    quotable,
+    quote,
     refusal,
     retry_after_seconds,
 )
@@ -118,7 +118,7 @@ class Completion:
         """Return the reason why this is no answer, None if it is one; `error` is the last one."""
         if error and not (self.is_whole and isinstance(error, UpstreamBroken | UpstreamTimeout)):
             return error
-        stray = quotable(self._parser.stray.decode(errors="replace"), self._api_key)
+        stray = quote(self._parser.stray.decode(errors="replace"), self._api_key)
         is_document = not self._parser.is_stream  # one JSON document in place of events
         if not (self.is_whole or (is_document and self._in_messages["content"])):
             is_cut_off = self._parser.is_stream or (self._is_empty and not stray)
@@ -148,7 +148,7 @@ class Completion:
             self._take_odd(value)
         if end != len(text):
             words = "" if text.startswith(("{", "[", "<")) else text
-            raise UpstreamUnreadable(NOT_JSON, quotable(words, self._api_key))
+            raise UpstreamUnreadable(NOT_JSON, quote(words, self._api_key))
 
     def _take_chunk(self, chunk: dict[str, Any]) -> None:
         if not self.is_generated:
@@ -224,7 +224,7 @@ class Completion:
                 self._take_chunk(chunk)
             return
         words = value if isinstance(value, str) else ""
-        raise UpstreamUnreadable("Upstream sent JSON that isn't an object.", quotable(words, self._api_key))
+        raise UpstreamUnreadable("Upstream sent JSON that isn't an object.", quote(words, self._api_key))
 
     def _take_error(self, value: object) -> None:
         if isinstance(value, dict):

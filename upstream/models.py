@@ -37,8 +37,7 @@ class ModelsCache:
     """Keeps the list that `fetch` returns for `fresh` seconds; a stale list stays for `retry` after a failed fetch."""
 
     def __init__(self, fetch: Callable[[], Awaitable[bytes]], fresh: float, retry: float) -> None:
-        self._fetch = fetch
-        self._fresh, self._retry = fresh, retry
+        self._fetch, self._fresh, self._retry = fetch, fresh, retry
         self._cached: _Cached | None = None
         self._refreshing: asyncio.Task[Models] | None = None
         self._is_used = False  # whether the cache has answered since the fetch

@@ -116,12 +116,12 @@ def refusal(status: int | None, body: object, retry_after: float | None, api_key
     levels, words = list(_levels(body)), _words(body)
     code = status if status and status < 600 else _status_in(levels)
     in_flight = any(level.get("limit_source") == "openrouter_in_flight_budget" for level in levels)
-    message = with_quote(_sentence(code, status, body, words, levels), quotable(words, api_key, levels))
+    message = with_quote(_sentence(code, status, body, words, levels), quote(words, api_key, levels))
     retryable = code in (408, 429) or code >= 500 or (code == 402 and in_flight)
     return UpstreamRefused(Failure(code, message, retryable, retry_after))
 
 
-def quotable(words: str, api_key: str, levels: Sequence[Mapping[str, Any]] = ()) -> str:
+def quote(words: str, api_key: str, levels: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return upstream's words without secrets and private fields; empty for a page."""
     if _PAGE.match(words):
         return ""
