@@ -103,12 +103,12 @@ class OpenRouter:
     async def stream(self, prompt: Prompt) -> Values:
         """Yield the values of the answer, the last of them a `Finish`. Raises `UpstreamError`.
 
-        A failed try is repeated, but never after the first delta, or if upstream may have generated an answer.
+        The adapter repeats a failed try, but not after the first delta, nor if upstream may have generated an answer.
         """
         if not self._api_key:
             raise NotConfigured
         headers, body = self._headers(prompt), await encode_request(prompt, self._max_tokens)
-        del prompt  # its history may be long, and so may the time of the answer
+        del prompt  # the answer may last long, and its history may be long
         for number, pause in enumerate((*self._timers.retries, None), start=1):
             completion, cause = Completion(self._api_key), None
             try:
@@ -149,7 +149,7 @@ class OpenRouter:
     async def _response_to(
         self, headers: list[tuple[bytes, bytes]], body: Body, completion: Completion
     ) -> AsyncIterator[tuple[Exchange, _Read, list[Report | Delta]]]:
-        """Yield the exchange, a function that reads the body, and the head's values; without `[DONE]`, hang up."""
+        """Yield the exchange, a function that reads its body, and the head's values; hang up unless `[DONE]` came."""
         headers = [*headers, (b"Content-Length", b"%d" % body.length)]
         response = await self._response("POST", self._completions_url, headers, body)
         del body  # it has the whole history
@@ -180,9 +180,8 @@ class OpenRouter:
             retry_after = retry_after_seconds(response.headers.get("retry-after"))
             raise refusal(status, await self._error_body(response), retry_after, self._api_key)
         if not 200 <= status < 204:  # the content type doesn't count: the bytes show what the body is
-            raise UpstreamUnreadable(
-                f"Upstream answered with status {status} and no event stream: check OPENROUTER_BASE_URL."
-            )
+            message = f"Upstream answered with status {status} and no event stream: check OPENROUTER_BASE_URL."
+            raise UpstreamUnreadable(message)
         _check_encoding(response)
 
     async def _error_body(self, response: httpx.Response) -> object:

@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
@@ -127,11 +127,6 @@ def unprocessable(errors: list[dict[str, str]]) -> Rejected:
     return Rejected(422, f"The request isn't valid: {summary}.", errors)
 
 
-class _Range(NamedTuple):
-    form: str
-    quality: float
-
-
 def wants_events(accept: str) -> bool:
     """Whether a question's response is the reply's stream: `accept` names events and doesn't prefer JSON."""
     ranges = _ranges(accept)
@@ -145,7 +140,7 @@ def wants_text(accept: str) -> bool:
     return _quality(ranges, TEXT) > _quality(ranges, EVENTS)
 
 
-def _quality(ranges: list[_Range], form: str) -> float:
+def _quality(ranges: list[tuple[str, float]], form: str) -> float:
     """Return how much the client wants a form, from 0 to 1; the most precise range decides."""
     for pattern in (form, f"{form.partition('/')[0]}/*", "*/*"):
         if qualities := [quality for name, quality in ranges if name == pattern]:
@@ -153,12 +148,13 @@ def _quality(ranges: list[_Range], form: str) -> float:
     return 0.0
 
 
-def _ranges(accept: str) -> list[_Range]:
+def _ranges(accept: str) -> list[tuple[str, float]]:
+    """Return the media types that the client accepts, each with its quality."""
     ranges = []
     for entry in (accept or "*/*").lower().split(",", MAX_RANGES)[:MAX_RANGES]:
         form, _, parameters = entry.partition(";")
         match = re.search(r"(?:^|;)\s*q=\s*([01](?:\.\d*)?|\.\d+)\s*(?:;|$)", parameters)
-        ranges.append(_Range(form.strip(), min(1.0, float(match[1])) if match else 1.0))
+        ranges.append((form.strip(), min(1.0, float(match[1])) if match else 1.0))
     return ranges
 
 

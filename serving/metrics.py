@@ -1,4 +1,4 @@
-"""The service's metrics in the format of Prometheus: each request and each reply counts once, and no token counts.
+"""The service's metrics in the format of Prometheus, counted once for each request and each reply, not for each token.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format (version 0.0.4). No label is free text:
 models are those of the models list, and routes are templates.

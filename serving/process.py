@@ -150,7 +150,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
         for family, protocol, (name, number, *scope) in _addresses(host.strip("[]"), port):
             same_port = listeners[0].getsockname()[1] if listeners else number
             try:
-                listeners.append(_listener((family, protocol, (name, same_port, *scope))))
+                listeners.append(_listener(family, protocol, (name, same_port, *scope)))
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
@@ -173,8 +173,7 @@ def _addresses(host: str, port: int) -> list[_Address]:
     return list(dict.fromkeys((family, protocol, address) for family, _, protocol, _, address in entries))
 
 
-def _listener(address: _Address) -> socket.socket:
-    family, protocol, name = address
+def _listener(family: socket.AddressFamily, protocol: int, address: tuple[str | int | bytes, ...]) -> socket.socket:
     # Connections inherit the protocol's number; without it asyncio wouldn't set TCP_NODELAY on them.
     listener = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
@@ -182,7 +181,7 @@ def _listener(address: _Address) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(name)
+        listener.bind(address)
         listener.listen(BACKLOG)  # listen now: two processes may bind one port, but only one can listen on it
     except BaseException:
         listener.close()

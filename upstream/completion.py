@@ -219,12 +219,11 @@ class Completion:
 
     def _take_odd(self, value: object) -> None:
         """Take JSON that is no object: a list of chunks or errors. Raises `UpstreamUnreadable` for anything else."""
-        if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-            for chunk in value:
-                self._take_chunk(chunk)
-            return
-        words = value if isinstance(value, str) else ""
-        raise UpstreamUnreadable("Upstream sent JSON that isn't an object.", quote(words, self._api_key))
+        if not (isinstance(value, list) and value and all(isinstance(part, dict) for part in value)):
+            words = value if isinstance(value, str) else ""
+            raise UpstreamUnreadable("Upstream sent JSON that isn't an object.", quote(words, self._api_key))
+        for chunk in value:
+            self._take_chunk(chunk)
 
     def _take_error(self, value: object) -> None:
         if isinstance(value, dict):
@@ -287,7 +286,7 @@ class Completion:
 
 
 def _name(value: object, *, in_ascii: bool = False) -> str | None:
-    """Return a name in its short form; None if the value isn't a name."""
+    """Return a name cut to `MAX_NAME_CHARS`; None if the value is none."""
     if not isinstance(value, str) or not value.isprintable() or (in_ascii and not value.isascii()):
         return None
     return sys.intern(value[:MAX_NAME_CHARS].strip()) or None  # many messages share one

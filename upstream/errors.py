@@ -43,7 +43,7 @@ class UpstreamRefused(UpstreamError):
 
 
 class UpstreamWithoutText(UpstreamError):
-    """Upstream answered with something else alone, such as images."""
+    """Upstream answered only with something other than text; `noun` names it, such as "images"."""
 
     def __init__(self, noun: str) -> None:
         message = f"The model answered with {noun} and without text, which is all that this service can pass on."

@@ -34,7 +34,7 @@ class _Cached:
 
 
 class ModelsCache:
-    """Keeps the list that `fetch` returns for `fresh` seconds; a stale list stays for `retry` after a failed fetch."""
+    """Keeps the list that `fetch` returns for `fresh` seconds, and a stale list for `retry` after a failed fetch."""
 
     def __init__(self, fetch: Callable[[], Awaitable[bytes]], fresh: float, retry: float) -> None:
         self._fetch, self._fresh, self._retry = fetch, fresh, retry

@@ -106,7 +106,7 @@ def parsed(data: bytes) -> dict[str, Any] | list[Any]:
 
 
 def is_error(chunk: Mapping[str, Any]) -> bool:
-    """Whether an object without `error` is an error: it names itself one or has a message, and has no choices."""
+    """Whether an object without `error` is an error: it calls itself one or has a message, and has no choices."""
     is_named = "error" in (chunk.get("object"), chunk.get("type"))
     return "choices" not in chunk and (is_named or bool(_words(chunk)))
 
@@ -217,8 +217,8 @@ def plain_usage(value: Any, depth: int = 3) -> Any:
     """Return upstream's `usage` with only short names and values that JSON can carry: clients get it."""
     if isinstance(value, dict):
         entries = [(str(name)[:64], part) for name, part in list(value.items())[:64] if name not in PRIVATE]
-        kept = {sys.intern(encodable(name)): plain_usage(part, depth - 1) for name, part in entries}
-        return kept if depth else None
+        usage = {sys.intern(encodable(name)): plain_usage(part, depth - 1) for name, part in entries}
+        return usage if depth else None
     if isinstance(value, str):
         return redacted(value[:64])
     return value if isinstance(value, (int, float)) and abs(value) < LARGEST_FIGURE else None

@@ -23,7 +23,7 @@ THINKING = CONTENT | {"reasoning", "reasoning_content", "reasoning_details"}
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 _ANSWER = ("content", "text")
 _IN_PARTS = ("text", "thinking", "reasoning", "summary", "content", "refusal")
-_OTHER = {"tool_calls": "tool calls", "function_call": "tool calls", "images": "images", "audio": "audio"}
+_NOUNS = {"tool_calls": "tool calls", "function_call": "tool calls", "images": "images", "audio": "audio"}
 
 MAX_CITATIONS = 100
 MAX_CITATIONS_BYTES = 40_000  # of the whole list, as JSON in ASCII
@@ -58,7 +58,7 @@ def _content(fields: Mapping[str, Any]) -> str:
 
 
 def _reasoning(fields: Mapping[str, Any]) -> str:
-    """Return the thinking that has its own field: if there are several, they carry the same text."""
+    """Return the thinking from the first field for it: several fields carry the same text."""
     return next((text for name in _REASONING if (text := _text(fields.get(name), thought=True, in_thought=True))), "")
 
 
@@ -70,7 +70,7 @@ def _repeated(fields: Mapping[str, Any]) -> str:
 
 def other_than_text(fields: Mapping[str, Any]) -> str:
     """Return a noun for something in these fields that isn't text, such as "images"; empty if there is nothing."""
-    nouns = [noun for name, noun in _OTHER.items() if fields.get(name)]
+    nouns = [noun for name, noun in _NOUNS.items() if fields.get(name)]
     content = fields.get("content")
     kinds = [str(part.get("type")) for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     nouns += ["images" for kind in kinds if "image" in kind] + ["audio" for kind in kinds if "audio" in kind]
@@ -100,7 +100,7 @@ class Citations:
     """The citations of one answer, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, None] = {}  # the JSON of each citation: a dict drops exact repeats
+        self._citations: dict[str, None] = {}  # the JSON of each citation: a dict drops exact repeats
         self._size = 0
 
     def take(self, annotations: object) -> str | None:
@@ -109,9 +109,9 @@ class Citations:
             if isinstance(annotation, dict) and (citation := _citation(annotation)):
                 text = json.dumps(citation)
                 size = self._size + len(text) + len(", ")  # the brackets take as much as the missing last comma
-                if text not in self._kept and len(self._kept) < MAX_CITATIONS and size <= MAX_CITATIONS_BYTES:
-                    self._kept[text], self._size = None, size
-        return f"[{', '.join(self._kept)}]" if self._kept else None
+                if text not in self._citations and len(self._citations) < MAX_CITATIONS and size <= MAX_CITATIONS_BYTES:
+                    self._citations[text], self._size = None, size
+        return f"[{', '.join(self._citations)}]" if self._citations else None
 
 
 def _citation(annotation: dict[str, Any]) -> dict[str, Any] | None:
@@ -121,8 +121,8 @@ def _citation(annotation: dict[str, Any]) -> dict[str, Any] | None:
     if annotation.get("type") != "url_citation" or len(url) > MAX_URL_CHARS or not _LINK.match(url):
         return None
     start, end = _span(fields.get("start_index"), fields.get("end_index"))
-    shown = title[:MAX_TITLE_CHARS] if title.strip() else None
-    return {"type": "url_citation", "url": url, "title": shown, "start_index": start, "end_index": end}
+    short_title = title[:MAX_TITLE_CHARS] if title.strip() else None
+    return {"type": "url_citation", "url": url, "title": short_title, "start_index": start, "end_index": end}
 
 
 def _string(value: object) -> str:
