@@ -119,7 +119,7 @@ class OpenRouter:
                     while not completion.is_over and (chunk := await read()):
                         for value in (values := completion.feed(chunk)):
                             yield value
-                        if completion.is_generated:
+                        if completion.is_generated and body.length:  # the history isn't sent again
                             body = Body()
                         if values:
                             patience_ends = exchange.deadline = self._loop.time() + self._timers.delta
