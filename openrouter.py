@@ -6,7 +6,7 @@ part of the protocol; `upstream/` has its errors, its events and the HTTP client
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ from upstream.errors import (
 from upstream.http.connection import Exchange
 from upstream.models import Models, ModelsCache
 from upstream.refusals import decoded, redacted, refusal, retry_after_seconds
-from upstream.request import Body, encode_request
+from upstream.request import Parts, encode_request
 from upstream.values import Delta, Prompt, Retry
 
 __all__ = ["Delta", "Models", "OpenRouter", "Prompt", "Retry", "Timers", "UpstreamError", "Values"]
@@ -119,8 +119,8 @@ class OpenRouter:
                     while not completion.is_over and (chunk := await read()):
                         for value in (values := completion.feed(chunk)):
                             yield value
-                        if completion.is_generated and body.length:  # the history isn't sent again
-                            body = Body()
+                        if completion.is_generated:
+                            body = []
                         if values:
                             patience_ends = exchange.deadline = self._loop.time() + self._timers.delta
                         if completion.is_whole and completion.has_event:  # more events may follow
@@ -147,10 +147,10 @@ class OpenRouter:
 
     @asynccontextmanager
     async def _response_to(
-        self, headers: list[tuple[bytes, bytes]], body: Body, completion: Completion
+        self, headers: list[tuple[bytes, bytes]], body: Sequence[bytes], completion: Completion
     ) -> AsyncIterator[tuple[Exchange, _Read, list[Report | Delta]]]:
         """Yield the exchange, a function that reads its body, and the head's values; hang up unless `[DONE]` came."""
-        headers = [*headers, (b"Content-Length", b"%d" % body.length)]
+        headers = [*headers, (b"Content-Length", b"%d" % sum(map(len, body)))]
         response = await self._response("POST", self._completions_url, headers, body)
         del body  # it has the whole history
         exchange = response.stream
@@ -168,10 +168,11 @@ class OpenRouter:
                 await exchange.aclose()
 
     async def _response(
-        self, method: str, url: httpx.URL, headers: list[tuple[bytes, bytes]], body: Body | None = None
+        self, method: str, url: httpx.URL, headers: list[tuple[bytes, bytes]], body: Sequence[bytes] = ()
     ) -> httpx.Response:
         extensions = {"timeout": self._timeout, "deadline": self._loop.time() + self._timers.delta}
-        request = httpx.Request(method, url, headers=headers, stream=body or Body(), extensions=extensions)
+        stream = Parts(body) if len(body) > 1 else httpx.ByteStream(b"".join(body))
+        request = httpx.Request(method, url, headers=headers, stream=stream, extensions=extensions)
         return await self._transport.handle_async_request(request)
 
     async def _check(self, response: httpx.Response) -> None:

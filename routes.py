@@ -171,11 +171,12 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def add_message(request: Request) -> Response:
+    conversation_id, text = _id(request), _text_rule(request, nullable=False)
     settings, store, replies = request.state["settings"], request.state["store"], request.state["replies"]
     if event_id := last_event_id(request):  # some clients reconnect by repeating the POST
         return await _resume(request, event_id)
     rules: dict[str, Rule] = {
-        "content": _text_rule(request, nullable=False),
+        "content": text,
         "model": OPTIONAL_MODEL,
         "options": Options(settings.max_tokens),
         "id": identifier,
@@ -184,12 +185,12 @@ async def add_message(request: Request) -> Response:
     fields = await read_fields(request, settings.max_body_bytes, rules, required=("content",))
     question = Question(**fields, traceparent=traceparent(request))
     if wants_events(request.headers.get("accept", "")):
-        return reply_response(await replies.ask(_id(request), question), 0, store.steps)
+        return reply_response(await replies.ask(conversation_id, question), 0, store.steps)
     try:
         if replies.draining:
-            await store.check_is_new(_id(request), question)
+            await store.check_is_new(conversation_id, question)
             replies.check_open()
-        status, message = 201, await store.add_user_message(_id(request), question)
+        status, message = 201, await store.add_user_message(conversation_id, question)
     except Repeated as repeated:
         status, message = 200, repeated.found
     return await message_response(message, store.steps, status)

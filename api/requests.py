@@ -66,7 +66,8 @@ async def read_fields(
         await steps.next()
     if not isinstance(fields, dict):
         raise unprocessable([{"field": "", "message": "must be a JSON object"}])
-    errors = [entry async for entry in steps.over(complaints(fields, rules, required)) if entry]
+    entries = complaints(fields, rules, required)
+    errors = [entry async for entry in steps.over(entries) if entry] if is_large else [*filter(None, entries)]
     if errors:
         raise unprocessable([{"field": path, "message": message} for path, message in errors[:MAX_ERRORS]])
     return fields

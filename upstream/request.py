@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -13,11 +13,10 @@ PART_CHARS = 128 * 1024  # characters of a history to encode at once
 LENGTH_OPTIONS = ("max_tokens", "max_completion_tokens")  # the two names of the option that bounds an answer
 
 
-class Body(httpx.AsyncByteStream):
-    """A request's body in parts, so that the loop can serve others while a long history is sent."""
+class Parts(httpx.AsyncByteStream):
+    """A body in parts, between which the loop can serve others."""
 
-    def __init__(self, *parts: bytes) -> None:
-        self.length = sum(map(len, parts))
+    def __init__(self, parts: Sequence[bytes]) -> None:
         self._parts = parts
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -27,8 +26,8 @@ class Body(httpx.AsyncByteStream):
             yield part
 
 
-async def encode_request(prompt: Prompt, max_tokens: int) -> Body:
-    """Encode the prompt as JSON. An answer may have `max_tokens` tokens; 0 means no limit.
+async def encode_request(prompt: Prompt, max_tokens: int) -> list[bytes]:
+    """Encode the prompt as JSON in parts. An answer may have `max_tokens` tokens; 0 means no limit.
 
     The body has only the prompt and standard fields, since some servers refuse others.
     """
@@ -40,7 +39,7 @@ async def encode_request(prompt: Prompt, max_tokens: int) -> Body:
         if parts:
             await asyncio.sleep(0)
         parts.append(part)
-    return Body(*parts)
+    return parts
 
 
 def _capped(options: Mapping[str, Any], limit: int) -> Mapping[str, Any]:
