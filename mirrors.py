@@ -12,7 +12,9 @@ from functools import partial
 
 from logs import outline
 from result import Stopped
-from store import Message, NotFound, Reply, Store, StoreUnavailable, ended
+from store import Store
+from stores.records import Message, NotFound, StoreUnavailable, ended
+from stores.reply import Reply
 
 UNREAD_GRACE = 5.0  # seconds after which a reply isn't followed for nobody
 

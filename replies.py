@@ -18,19 +18,9 @@ from mirrors import Mirror, Mirrors
 from openrouter import Delta, OpenRouter, Prompt, Retry, UpstreamError, Values
 from result import Ending, Failure, Outcome, Report, Stopped
 from settings import Settings
-from store import (
-    BegunReply,
-    Message,
-    NotFound,
-    OwnReply,
-    Question,
-    Reply,
-    Store,
-    StoreError,
-    StoreFull,
-    StoreUnavailable,
-    ended,
-)
+from store import BegunReply, Store
+from stores.records import Message, NotFound, Question, StoreError, StoreFull, StoreUnavailable, ended
+from stores.reply import OwnReply, Reply
 
 ENDING_TIMEOUT = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
 CUT_ENDING_TIMEOUT = 0.5  # seconds, where the service is on its way out

@@ -34,18 +34,18 @@ from api.shapes import conversation_fields, conversations_response, message_resp
 from openrouter import OpenRouter, UpstreamError
 from replies import Replies, Unavailable
 from settings import VERSION, Settings
-from store import (
+from store import Store
+from stores.records import (
     IdTaken,
     NotFound,
     NothingOwed,
     Question,
     Repeated,
-    Reply,
     ReplyInProgress,
-    Store,
     StoreFull,
     StoreUnavailable,
 )
+from stores.reply import Reply
 
 RETRY_AFTER = 5  # seconds, unless the exception knows better
 

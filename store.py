@@ -22,40 +22,20 @@ from stores.engine import Engine, Slices
 from stores.memory import Memory
 from stores.records import (
     Conversation,
-    IdTaken,
     Kind,
     Message,
     NewConversation,
     NotFound,
-    NothingOwed,
     Question,
     Repeated,
-    ReplyInProgress,
     StoreError,
-    StoreFull,
     StoreUnavailable,
-    ended,
 )
 from stores.reply import OwnReply, Reply, over
 from stores.rules import Rules, imported
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
 from stores.steps import Steps
-
-__all__ = ["BegunReply", "Conversation", "IdTaken", "Kind", "Message", "NotFound", "NothingOwed"]
-__all__ += [
-    "OwnReply",
-    "Question",
-    "Repeated",
-    "Reply",
-    "ReplyInProgress",
-    "Slices",
-    "Store",
-    "StoreError",
-    "StoreFull",
-    "StoreUnavailable",
-    "ended",
-]
 
 PAGE = 200  # conversations that are looked at in one go
 LOCK_GRACE = 5.0  # seconds beyond SHUTDOWN_GRACE, in which another process lets go of its file

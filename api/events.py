@@ -16,7 +16,8 @@ from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
 from result import OBJECTS, Failure, Report
-from store import Kind, Message, Reply
+from stores.records import Kind, Message
+from stores.reply import Reply
 from stores.steps import Steps
 
 PING_INTERVAL = 15  # seconds between pings on a silent stream

@@ -8,8 +8,8 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 
 from api.events import decoded, event_id, failure_fields, report_fields
-from store import Conversation, Message, Slices
-from stores.records import PIECE_CHARS
+from stores.engine import Slices
+from stores.records import PIECE_CHARS, Conversation, Message
 from stores.steps import Steps
 
 LONG_LIST = 256 * 1024  # bytes of text; a longer list of messages is streamed

@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from settings import Settings
-from store import Question, Store
+from store import Store
+from stores.records import Question
 from stores.rules import Rules
 from stores.snapshot import Change, Totals
 from stores.sqlite.file import File

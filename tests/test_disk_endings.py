@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from result import Failure, Finish, Stopped
-from store import BegunReply, Question, Store, StoreError, StoreFull
+from store import BegunReply, Store
+from stores.records import Question, StoreError, StoreFull
 from stores.snapshot import Change
 from stores.sqlite import engine as sqlite
 from stores.sqlite.file import Piece

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from result import Failure, Finish
-from store import NotFound, Question, Repeated, Store, StoreError, StoreFull, StoreUnavailable
+from store import Store
+from stores.records import NotFound, Question, Repeated, StoreError, StoreFull, StoreUnavailable
 from stores.sqlite import engine as sqlite
 from stores.sqlite.file import File
 from tests.support.fragile import BROKEN, FULL, Fragile, asked, begun, contents, everything, opened

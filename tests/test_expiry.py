@@ -12,7 +12,8 @@ import pytest
 import store
 from result import Finish, Stopped
 from settings import Settings
-from store import Conversation, Question, Store
+from store import Store
+from stores.records import Conversation, Question
 from tests.support.engines import new_store_url
 from tests.support.relay import Relay, serving
 from tests.support.stores import begin

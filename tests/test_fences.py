@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from result import Ending, Finish, Stopped
-from store import OwnReply, Question, Store, StoreUnavailable
+from store import Store
+from stores.records import Question, StoreUnavailable
+from stores.reply import OwnReply
 from stores.valkey.keys import FENCE
 from tests.support.replicas import Network, begun, relays, stores
 from tests.support.servers import Server

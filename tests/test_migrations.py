@@ -10,8 +10,8 @@ import pytest
 
 from result import Failure, Finish, Report
 from settings import Settings
-from store import Question, Store
-from stores.records import Message, Transcript, decode, encode
+from store import Store
+from stores.records import Message, Question, Transcript, decode, encode
 from stores.sqlite.file import VERSION
 from tests.support.process import ROOT
 

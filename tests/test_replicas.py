@@ -10,7 +10,7 @@ import pytest
 
 from mirrors import Mirror, Mirrors
 from result import Finish
-from store import Question
+from stores.records import Question
 from tests.support.problems import assert_problem
 from tests.support.relay import Relay
 from tests.support.replicas import Hopper, place, relays, stores

@@ -12,7 +12,8 @@ import pytest
 import trustme
 
 from settings import Settings, SettingsError
-from store import Store, StoreUnavailable
+from store import Store
+from stores.records import StoreUnavailable
 from stores.valkey import server as starting
 from tests.support.process import ROOT, process
 from tests.support.relay import Relay, serving

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from result import NO_REPORT, Ending, Failure, Finish, Report, Stopped
 from settings import Settings
-from store import (
+from store import Store
+from stores.records import (
     Conversation,
     IdTaken,
     Kind,
@@ -27,10 +28,9 @@ from store import (
     NothingOwed,
     Question,
     ReplyInProgress,
-    Store,
     StoreFull,
+    byte_size,
 )
-from stores.records import byte_size
 from tests.support.engines import new_store_url, on_each_engine
 from tests.support.relay import NOWHERE
 from tests.support.stores import ask, begin

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from settings import Settings
-from store import Conversation, OwnReply, Question, Store
+from store import Store
+from stores.records import Conversation, Question
+from stores.reply import OwnReply
 from stores.snapshot import Change
 from stores.sqlite.file import File, Piece
 from tests.support.stores import begin

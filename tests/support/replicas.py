@@ -10,7 +10,9 @@ from uuid import uuid4
 import httpx
 
 from settings import Settings
-from store import OwnReply, Question, Store
+from store import Store
+from stores.records import Question
+from stores.reply import OwnReply
 from tests.support.process import RelayProcess, process
 from tests.support.readers import Transcript
 from tests.support.relay import Relay, serving

@@ -6,7 +6,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from store import BegunReply, Question, Store
+from store import BegunReply, Store
+from stores.records import Question
 from tests.support.waiting import Gate
 
 Method = Callable[..., Awaitable[Any]]
