@@ -1,4 +1,4 @@
-"""Where the server is: what `STORE_URL` says, and a connection to whichever server is the primary now.
+"""The URL of a server, a connection to whichever server is the primary now, and the check whether it can be used.
 
 Knows nothing of conversations.
 """
@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -30,21 +31,20 @@ from stores.records import StoreUnavailable
 from stores.valkey.keys import Keys
 
 CONNECT_TIMEOUT = 1.0  # seconds
+START_TIMEOUT = 10.0  # seconds for a server that is just starting
+START_RETRY_INTERVAL = 0.3  # seconds between two attempts
+FORMAT = "1"  # the version of the layout of the keys
 
-_KINDS = (
+_SCHEMES = (
     "valkey://, valkeys://, redis:// or rediss://, with +sentinel or +cluster in front of the colon where it is one"
 )
 
-
-START_TIMEOUT = 10.0  # seconds for a server that is just starting
-START_RETRY_INTERVAL = 0.3
-FORMAT = "1"  # of what the keys hold
 logger = logging.getLogger("store")
 
 
 @dataclass(frozen=True)
 class ServerUrl:
-    """One server, the primary of a service that Sentinels know, or the part of a cluster that has our keys."""
+    """The URL of one server, of a service that Sentinels know, or of a cluster of which one node has our keys."""
 
     kind: str  # "", "sentinel", "cluster"
     hosts: tuple[tuple[str, int], ...]
@@ -58,24 +58,24 @@ class ServerUrl:
 
     @classmethod
     def of(cls, url: str) -> "ServerUrl":
-        """What a URL says. Raises `SettingsError`, which doesn't quote it: there is a password in it."""
+        """Parse a URL. Raises `SettingsError`, which doesn't quote the URL: there is a password in it."""
         try:
             return cls._of(url)
         except (ValueError, OSError, IndexError) as error:
-            raise SettingsError(f"STORE_URL must {_reason(error)}.") from None
+            raise SettingsError(f"STORE_URL must {_demand(error)}.") from None
 
     @classmethod
     def _of(cls, url: str) -> "ServerUrl":
         parts = urlsplit(url)
         scheme = re.fullmatch(r"(valkey|redis)(s?)(?:\+(sentinel|cluster))?", parts.scheme)
         if not scheme:
-            raise _Wrong(f"begin with {_KINDS}")
+            raise _Wrong(f"begin with {_SCHEMES}")
         account, _, hosts = parts.netloc.rpartition("@")
         user, _, password = account.partition(":")
         options = parse_qs(parts.query, strict_parsing=bool(parts.query))
         if options.keys() - {"prefix", "ssl_ca_certs"}:
             raise _Wrong("have no options but prefix and ssl_ca_certs")
-        place = cls(
+        server = cls(
             kind=scheme[3] or "",
             hosts=tuple(_host(host, 26379 if scheme[3] == "sentinel" else 6379) for host in hosts.split(",")),
             user=unquote(user) or None,
@@ -84,7 +84,7 @@ class ServerUrl:
             ca_certs=options.get("ssl_ca_certs", [None])[0],
             prefix=options.get("prefix", ["relay"])[0],
         )
-        return place._with_path([part for part in parts.path.split("/") if part])
+        return server._with_path([part for part in parts.path.split("/") if part])
 
     def _with_path(self, path: list[str]) -> "ServerUrl":
         service = path.pop(0) if self.kind == "sentinel" and path else ""
@@ -102,23 +102,23 @@ class ServerUrl:
         return ServerUrl(**fields)
 
     async def connect(self) -> Connection:
-        """A connection to the primary. Raises valkey's errors and `OSError`; bounded by whoever calls."""
+        """Connect to the primary. Raises valkey's errors and `OSError`; the caller limits the time."""
         host, port = await self._primary() if self.kind == "sentinel" else self.hosts[0]
-        connection = await self._connected(host, port)
+        connection = await self._open_server(host, port)
         try:
-            moved = await self._moved(connection)
+            owner = await self._owner(connection)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        if moved is None:
+        if owner is None:
             return connection
         await connection.disconnect(nowait=True)
-        return await self._connected(*moved)
+        return await self._open_server(*owner)
 
-    async def _moved(self, connection: Connection) -> tuple[str, int] | None:
-        """Where to go instead, None if this is the right server."""
+    async def _owner(self, connection: Connection) -> tuple[str, int] | None:
+        """The host and port to connect to instead, None if this is the right server."""
         if self.kind == "cluster":
-            return await _moved(connection, self.prefix)
+            return await _slot_owner(connection, self.prefix)
         if self.kind == "sentinel":
             await connection.send_command("ROLE")
             if (await connection.read_response())[0] != b"master":
@@ -126,38 +126,34 @@ class ServerUrl:
         return None
 
     async def _primary(self) -> tuple[str, int]:
-        """As the first Sentinel that can tell says: https://valkey.io/topics/sentinel-clients/."""
+        """The primary that the first reachable Sentinel names: https://valkey.io/topics/sentinel-clients/."""
         failure: Exception = Refused("there are no Sentinels")
         for host, port in self.hosts:
             try:
-                return await self._told_by(host, port)
+                try:
+                    return await self._ask_sentinel(host, port)
+                except AuthenticationError:  # few Sentinels have a password; where one has, it is the servers' password
+                    return await self._ask_sentinel(host, port, username=self.user, password=self.password)
             except (OSError, ValkeyError) as error:
                 failure = error
         raise failure
 
-    async def _told_by(self, host: str, port: int) -> tuple[str, int]:
-        """Sentinels have no password, as a rule; one that asks for it has that of the servers."""
-        try:
-            return await self._asked(host, port)
-        except AuthenticationError:
-            return await self._asked(host, port, username=self.user, password=self.password)
-
-    async def _asked(self, host: str, port: int, **account: str | None) -> tuple[str, int]:
-        sentinel = await self._opened(host, port, socket_timeout=CONNECT_TIMEOUT, **account)
+    async def _ask_sentinel(self, host: str, port: int, **account: str | None) -> tuple[str, int]:
+        sentinel = await self._open(host, port, socket_timeout=CONNECT_TIMEOUT, **account)
         try:
             await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
-            found = await sentinel.read_response()
+            address = await sentinel.read_response()
         finally:
             await sentinel.disconnect(nowait=True)
-        if not found:
+        if not address:
             raise Refused("the Sentinel doesn't know the service")
-        return found[0].decode(), int(found[1])
+        return address[0].decode(), int(address[1])
 
-    async def _connected(self, host: str, port: int) -> Connection:
+    async def _open_server(self, host: str, port: int) -> Connection:
         account: dict[str, Any] = {"username": self.user, "password": self.password}
-        return await self._opened(host, port, db=self.database, socket_timeout=None, **account)  # `Client` bounds it
+        return await self._open(host, port, db=self.database, socket_timeout=None, **account)  # `Client` has a timeout
 
-    async def _opened(self, host: str, port: int, **options: Any) -> Connection:
+    async def _open(self, host: str, port: int, **options: Any) -> Connection:
         if self.has_tls:
             options |= {"ssl_ca_certs": self.ca_certs, "ssl_check_hostname": True}
         kind = SSLConnection if self.has_tls else Connection
@@ -171,10 +167,10 @@ class ServerUrl:
 
 
 class _Wrong(ValueError):
-    """What is wrong with a URL, in words that don't quote it."""
+    """A fault of a URL. The text doesn't quote the URL."""
 
 
-def _reason(error: Exception) -> str:
+def _demand(error: Exception) -> str:
     if isinstance(error, _Wrong):
         return str(error)
     return "name a file with certificates in ssl_ca_certs" if isinstance(error, OSError) else "be a URL"
@@ -187,55 +183,51 @@ def _host(text: str, port: int) -> tuple[str, int]:
     return parts.hostname, port if parts.port is None else parts.port
 
 
-async def _moved(connection: Connection, prefix: str) -> tuple[str, int] | None:
-    """The node of the cluster that has our slot, if it isn't this one."""
+async def _slot_owner(connection: Connection, prefix: str) -> tuple[str, int] | None:
+    """The node of the cluster that has the slot of our keys, None if it is this one."""
     await connection.send_command("EXISTS", f"{{{prefix}}}:list")
     try:
         await connection.read_response()
         return None
     except ResponseError as error:
-        moved = re.match(r"MOVED [0-9]+ (\S*):([0-9]+)", str(error))
-        if not moved:
+        match = re.match(r"MOVED [0-9]+ (\S*):([0-9]+)", str(error))
+        if not match:
             raise
-        return moved[1] or connection.host, int(moved[2])
+        return match[1] or connection.host, int(match[2])
 
 
 async def check(url: ServerUrl, keys: Keys) -> None:
-    """Raises `SettingsError` with one line, which never has the password."""
+    """Wait until the server can be used. Raises `SettingsError` with one line, which never has the password."""
     try:
         async with asyncio.timeout(START_TIMEOUT):
-            await _checked(url, keys)
-    except (OSError, TimeoutError, ValkeyError) as error:
+            await _until_started(partial(_check_once, url, keys), START_TIMEOUT - 2)
+    except (OSError, ValkeyError) as error:
         raise SettingsError(f"The server of STORE_URL can't be used: {_why_unusable(error)}.") from None
 
 
 async def first(beat: Callable[[], Awaitable[None]]) -> None:
-    """Give the first sign of life: nothing is asked of a relay before. Raises `SettingsError`."""
-    patience_ends = time.monotonic() + START_TIMEOUT
-    while True:
-        try:
-            return await beat()
-        except StoreUnavailable:
-            if time.monotonic() > patience_ends:
-                raise SettingsError("The server of STORE_URL can't be used: it doesn't answer.") from None
-            await asyncio.sleep(START_RETRY_INTERVAL)
+    """Give the first sign of life, before the relay takes requests. Raises `SettingsError`."""
+    try:
+        await _until_started(beat, START_TIMEOUT)
+    except StoreUnavailable:
+        raise SettingsError("The server of STORE_URL can't be used: it doesn't answer.") from None
 
 
-async def _checked(url: ServerUrl, keys: Keys) -> None:
-    """Again and again while it is only just starting."""
-    patience_ends = time.monotonic() + START_TIMEOUT - 2
+async def _until_started(attempt: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Repeat the attempt for so many seconds: the server may only just be starting."""
+    patience_ends = time.monotonic() + seconds
     while True:
         try:
-            return await _checked_once(url, keys)
+            return await attempt()
         except (AuthenticationError, NoPermissionError, ssl.SSLCertVerificationError):
             raise
-        except (OSError, TimeoutError, ValkeyError) as error:
+        except (OSError, ValkeyError, StoreUnavailable) as error:
             if time.monotonic() > patience_ends or "certificate verify failed" in str(error):
                 raise
             await asyncio.sleep(START_RETRY_INTERVAL)
 
 
-async def _checked_once(url: ServerUrl, keys: Keys) -> None:
+async def _check_once(url: ServerUrl, keys: Keys) -> None:
     connection = await url.connect()
     try:
         await _check(connection, keys)
@@ -246,7 +238,7 @@ async def _checked_once(url: ServerUrl, keys: Keys) -> None:
 async def _check(connection: Connection, keys: Keys) -> None:
     info = dict(re.findall(r"^(\w+):(.*?)\r?$", (await _ask(connection, "INFO")).decode(), re.MULTILINE))
     if info.get("loading") == "1":
-        raise BusyLoadingError  # what it says of itself isn't so yet
+        raise BusyLoadingError  # the rest of INFO isn't valid yet
     version = info.get("valkey_version") or info.get("redis_version", "0")
     if int(version.partition(".")[0]) < 7:
         raise SettingsError(f"The server of STORE_URL is too old ({version}): it must be Valkey 7.2 or Redis 7.0.")
@@ -264,13 +256,12 @@ async def _check(connection: Connection, keys: Keys) -> None:
 
 
 async def _try_all(connection: Connection, keys: Keys) -> None:
-    """Everything that an account or a proxy may forbid."""
+    """Try every kind of command that an account or a proxy may forbid."""
     await _ask(connection, "EVAL", "#!lua flags=allow-oom\nreturn 1", 1, keys.of("format"))
     await _ask(connection, "XREAD", "BLOCK", 1, "STREAMS", keys.of("in:nobody"), "0")
-    with contextlib.suppress(OutOfMemoryError):  # a full server can still be read and made room on
+    with contextlib.suppress(OutOfMemoryError):  # a full server still allows reads and deletions
         await _ask(connection, "SET", keys.of("format"), FORMAT, "NX")
-    found = await _ask(connection, "GET", keys.of("format"))
-    if found not in (None, FORMAT.encode()):
+    if await _ask(connection, "GET", keys.of("format")) not in (None, FORMAT.encode()):
         raise SettingsError("What STORE_URL names was written by a newer version of the relay.")
 
 
