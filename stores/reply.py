@@ -72,7 +72,7 @@ class OwnReply(Reply):
         self.task: asyncio.Task[Ending] | None = None
         self.finishing: asyncio.Task[None] | None = None
         self.report = NO_REPORT
-        self.told = NO_REPORT  # what other relays are told of the report
+        self.shared_report = NO_REPORT  # the part of the report that other relays have
         self.retries = 0
         self.started = time.monotonic()
         self.first_token = 0.0  # the moment at which it came; 0 before

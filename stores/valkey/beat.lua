@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Give a sign of life: the time, all signs of life, the replies whose relay gives none, and the totals.
-local relays, running, list, sums = unpack(KEYS)
+-- Give a sign of life. Answers the time, all signs of life, the replies of this and of silent relays, and the totals.
+local relays, running, list, totals = unpack(KEYS)
 local self = ARGV[1]
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000000 + time[2])
@@ -22,4 +22,4 @@ for i = 1, #all, 2 do
     entries[#entries + 1] = all[i + 1]
   end
 end
-return {now, beats, entries, totals_of(list, sums)}
+return {now, beats, entries, totals_of(list, totals)}

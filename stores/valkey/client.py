@@ -1,146 +1,158 @@
-"""One connection, over which commands are asked for one pipeline at a time; what comes meanwhile goes with the next.
+"""One connection, which sends one pipeline of commands at a time; commands that come meanwhile go with the next one.
 
-Nothing is ever asked a second time by itself: what was done unheard and repeated would look like somebody else's doing.
+No command is ever repeated by itself: a repeated change whose first answer was lost would look like another relay's.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from valkey.asyncio.connection import Connection
 from valkey.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError, ValkeyError
 
+from stores.engine import Clock
 from stores.records import StoreFull, StoreUnavailable
+from stores.reply import OwnReply
+from stores.snapshot import Totals
+from stores.valkey.keys import Keys
 from stores.valkey.server import ServerUrl
 
-ANSWER_TIMEOUT = 3.0  # seconds
+ANSWER_TIMEOUT = 3.0  # seconds for the answers to one pipeline
 
 Argument = str | bytes | int
 
-_CODES = {OutOfMemoryError: "OOM", ReadOnlyError: "READONLY", NoPermissionError: "NOPERM"}  # left out by the library
-_ELSEWHERE = ("READONLY", "MOVED", "ASK", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING")  # ask another server
-
+_CODES = {OutOfMemoryError: "OOM", ReadOnlyError: "READONLY", NoPermissionError: "NOPERM"}  # the library drops them
+_ELSEWHERE = (
+    "READONLY",
+    "MOVED",
+    "ASK",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "LOADING",
+)  # another server is the right one
 
 logger = logging.getLogger("store")
 
 
 class OutcomeUnknown(StoreUnavailable):
-    """The server can't be reached; it may have done what it was asked for."""
+    """The server can't be reached; it may have done what the command says."""
 
 
 class Client:
-    """A connection that is made when it is needed, and again when it has broken.
+    """A connection that opens when a command needs it, and again after it has broken.
 
-    `is_told`: whether the log says when it breaks, and what the server refuses.
+    `is_logged`: whether the log says when it breaks, and which errors the server answers.
     """
 
-    def __init__(self, url: ServerUrl, answering: float = ANSWER_TIMEOUT, *, is_told: bool = True) -> None:
+    def __init__(self, url: ServerUrl, timeout: float = ANSWER_TIMEOUT, *, is_logged: bool = True) -> None:
         self.loop = asyncio.get_running_loop()
         self._url = url
-        self._answering = answering
-        self._is_told = is_told
-        self._refused: set[str] = set()  # codes of errors that were told of since it broke
+        self._timeout = timeout
+        self._is_logged = is_logged
+        self._logged_codes: set[str] = set()  # codes of the errors that the log has since the last break
         self._connection: Connection | None = None
-        self._asked: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
-        self._asking: asyncio.Task[None] | None = None
+        self._commands: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []  # for the next pipeline
+        self._sending: asyncio.Task[None] | None = None
         self._silent_since: float | None = None
         self._is_closed = False
         self.breaks = 0
-        """How often it has broken."""
+        """How often the connection has broken."""
 
     @property
     def silent_for(self) -> float:
-        """Seconds since it broke; 0.0 while it answers."""
+        """Seconds since the connection broke; 0.0 while the server answers."""
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
 
     def ask(self, *command: Argument) -> asyncio.Future[Any]:
-        """The answer; `StoreFull` where the server's memory is, else `StoreUnavailable`."""
+        """A future of the answer. Its error is `StoreFull` where the server has no memory, else `StoreUnavailable`."""
         answer: asyncio.Future[Any] = self.loop.create_future()
         answer.add_done_callback(_retrieve)
         if self._is_closed:
             answer.set_exception(OutcomeUnknown(_AWAY))
             return answer
-        self._asked.append((command, answer))
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask_all())
+        self._commands.append((command, answer))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_all())
         return answer
 
     def run(self, script: str, keys: Sequence[str], *arguments: Argument) -> asyncio.Future[Any]:
-        """What a script answers."""
+        """A future of the answer of a script."""
         return self.ask("EVAL", script, len(keys), *keys, *arguments)
 
     async def close(self) -> None:
-        """What is asked for now isn't waited for, and nothing can be asked any more."""
+        """Fail the commands that wait for an answer, and all later ones."""
         self._is_closed = True
-        if self._asking:
-            self._asking.cancel()
-            await asyncio.wait({self._asking})
+        if self._sending:
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
         await self._disconnect()
 
-    async def _ask_all(self) -> None:
+    async def _send_all(self) -> None:
         try:
-            while self._asked:
-                asked, self._asked = self._asked, []
-                await self._answer(asked)
+            while self._commands:
+                commands, self._commands = self._commands, []
+                await self._send(*zip(*commands, strict=True))
         finally:
-            self._asking = None
+            self._sending = None
 
-    async def _answer(self, asked: list[tuple[Sequence[Argument], asyncio.Future[Any]]]) -> None:
+    async def _send(self, commands: Sequence[Sequence[Argument]], answers: Sequence[asyncio.Future[Any]]) -> None:
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._answering):
-                answers = await self._answers([command for command, _ in asked])
-        except (OSError, TimeoutError, ValkeyError):
-            self._breaks(began)
+            async with asyncio.timeout(self._timeout):
+                values = await self._values(commands)
+        except (OSError, ValkeyError):
+            self._on_break(began)
             await self._disconnect()
-            answers = [OutcomeUnknown(_AWAY)] * len(asked)
+            values = [OutcomeUnknown(_AWAY)] * len(commands)
         else:
-            self._holds()
-        for (_, answer), said in zip(asked, answers, strict=True):
+            self._on_answer()
+        for answer, value in zip(answers, values, strict=True):
             if answer.done():
                 continue
-            if isinstance(said, Exception):
-                answer.set_exception(said)
+            if isinstance(value, Exception):
+                answer.set_exception(value)
             else:
-                answer.set_result(said)
+                answer.set_result(value)
 
-    def _breaks(self, began: float) -> None:
-        if self._silent_since is None and self._is_told:
+    def _on_break(self, began: float) -> None:
+        if self._silent_since is None and self._is_logged:
             logger.error("The server of STORE_URL can't be reached")
         self._silent_since = self._silent_since or began
-        self._refused.clear()
+        self._logged_codes.clear()
         self.breaks += 1
 
-    def _holds(self) -> None:
-        if self._silent_since is not None and self._is_told:
+    def _on_answer(self) -> None:
+        if self._silent_since is not None and self._is_logged:
             logger.warning("The server of STORE_URL answers again")
         self._silent_since = None
 
-    async def _answers(self, commands: list[Sequence[Argument]]) -> list[Any]:
-        if self._connection and await self._connection.can_read_destructive():  # it was closed: the server restarted
+    async def _values(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        if self._connection and await self._connection.can_read_destructive():  # the server has closed it, in a restart
             await self._disconnect()
         if self._connection is None:
             self._connection = await self._url.connect()
         await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-        answers = [await self._answer_of(self._connection) for _ in commands]
-        if any(isinstance(answer, _Moved) for answer in answers):
+        values = [await self._value(self._connection) for _ in commands]
+        if any(isinstance(value, _Moved) for value in values):
             await self._disconnect()
-        return answers
+        return values
 
-    async def _answer_of(self, connection: Connection) -> Any:
+    async def _value(self, connection: Connection) -> Any:
         try:
             return await connection.read_response()
         except ResponseError as error:
-            self._tell_of(code := _code(error))
+            self._log(code := _code(error))
             if isinstance(error, OutOfMemoryError):
                 return StoreFull(_FULL)
             return _Moved(_AWAY) if code in _ELSEWHERE else StoreUnavailable(_REFUSED)
 
-    def _tell_of(self, code: str) -> None:
-        if self._is_told and code not in self._refused:
-            self._refused.add(code)
+    def _log(self, code: str) -> None:
+        if self._is_logged and code not in self._logged_codes:
+            self._logged_codes.add(code)
             logger.error("The server of STORE_URL refuses a command (%s)", code)
 
     async def _disconnect(self) -> None:
@@ -149,12 +161,30 @@ class Client:
             await connection.disconnect(nowait=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """This relay, with what all parts of the engine share."""
+
+    id: str
+    client: Client
+    keys: Keys
+    clock: Clock
+    totals: Totals
+    replies: dict[str, OwnReply]  # the replies in progress that were begun here, by message
+
+    def hear(self, server_time: int, totals: Sequence[int], *, took: float = 0.0) -> None:
+        """Take the time and the totals from an answer that took so many seconds."""
+        self.clock.hear(server_time, took=took)
+        self.totals.conversations, self.totals.messages, text = totals
+        self.totals.text = text + sum(reply.transcript.size for reply in self.replies.values())
+
+
 class _Moved(StoreUnavailable):
     """Another server is the right one now."""
 
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:
-    """Nobody has to want it."""
+    """Mark the exception as retrieved: callers may drop the future."""
     if not answer.cancelled():
         answer.exception()
 

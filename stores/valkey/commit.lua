@@ -1,10 +1,11 @@
 #!lua
--- Make a change if the conversation still has the expected version: false if it hasn't, else when it was made.
-local c, m, q, list, sums, running, began, ended = unpack(KEYS)
-local expected, version, moment, does, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+-- Apply a change if the conversation still has the expected version. Answers false if not, else the moment of the
+-- change, the server's time and the totals.
+local conversation, messages, places, list, sums, running, began, ended = unpack(KEYS)
+local expected, version, moment, action, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local relay, inbox, begins, ends, length = ARGV[6], ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
-local id, messages, text, created = ARGV[11], ARGV[12], ARGV[13], tonumber(ARGV[14])
-if (redis.call('HGET', c, 'version') or '') ~= expected then return false end
+local id, more_messages, more_text, created = ARGV[11], ARGV[12], ARGV[13], tonumber(ARGV[14])
+if (redis.call('HGET', conversation, 'version') or '') ~= expected then return false end
 local maker
 if ends ~= '' then
   if position(ended, LAST_TEXT_ID) > length then return false end
@@ -17,36 +18,37 @@ local clock = tonumber(redis.call('HGET', sums, 'clock') or 0)
 local at = moment
 if at <= clock or math.abs(at - now) > 1000000 then at = math.max(now, clock + 1) end
 local stamp = string.format('%.0f', at)
-local place = 15
-local function take()
-  local count = tonumber(ARGV[place])
-  local first = place + 1
-  place = first + count
-  return first, place - 1
+local next_group = 15
+local function take_group() -- the indexes of the first and the last argument of the next group
+  local first = next_group + 1
+  next_group = first + tonumber(ARGV[next_group])
+  return first, next_group - 1
 end
-local first, last = take()
+local first, last = take_group()
 local fields = {}
 for i = first, last do fields[#fields + 1] = ARGV[i] end
-if does == 'delete' then
-  redis.call('DEL', c, m, q)
+if action == 'delete' then
+  redis.call('DEL', conversation, messages, places)
   redis.call('ZREM', list, id)
 else
-  if expected == '' then redis.call('HSET', c, 'created_at', string.format('%.0f', at - moment + created)) end
-  redis.call('HSET', c, 'version', version, 'updated_at', stamp, unpack(fields))
-  redis.call('ZADD', list, stamp, id)
-  first, last = take()
-  if last >= first then
-    for i = first, last do redis.call('HDEL', q, ARGV[i]) end
-    if kept == 0 then redis.call('DEL', m) else redis.call('LTRIM', m, 0, kept - 1) end
+  if expected == '' then
+    redis.call('HSET', conversation, 'created_at', string.format('%.0f', at - moment + created))
   end
-  first, last = take()
+  redis.call('HSET', conversation, 'version', version, 'updated_at', stamp, unpack(fields))
+  redis.call('ZADD', list, stamp, id)
+  first, last = take_group()
+  if last >= first then
+    for i = first, last do redis.call('HDEL', places, ARGV[i]) end
+    if kept == 0 then redis.call('DEL', messages) else redis.call('LTRIM', messages, 0, kept - 1) end
+  end
+  first, last = take_group()
   for i = first, last, 2 do
-    redis.call('RPUSH', m, ARGV[i + 1])
-    redis.call('HSET', q, ARGV[i], kept + (i - first) / 2)
+    redis.call('RPUSH', messages, ARGV[i + 1])
+    redis.call('HSET', places, ARGV[i], kept + (i - first) / 2)
   end
 end
-redis.call('HINCRBY', sums, 'messages', messages)
-redis.call('HINCRBY', sums, 'text', text)
+redis.call('HINCRBY', sums, 'messages', more_messages)
+redis.call('HINCRBY', sums, 'text', more_text)
 redis.call('HSET', sums, 'clock', stamp)
 if begins ~= '' then
   redis.call('HSET', running, begins, id .. ' ' .. relay)

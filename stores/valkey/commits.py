@@ -1,4 +1,4 @@
-"""Changes of conversations: each is one script, done only if the conversation is still what it was made from.
+"""Changes of conversations: each is one script, which does nothing if the conversation has another version by now.
 
 Knows nothing of rules.
 """
@@ -9,97 +9,83 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from stores.engine import Clock
 from stores.records import Message, StoreUnavailable, head_size
 from stores.reply import OwnReply
 from stores.snapshot import Change, Snapshot, iso, moment
-from stores.valkey.client import Argument, Client, OutcomeUnknown
-from stores.valkey.keys import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, Keys, element_of, head_of
+from stores.valkey.client import Argument, OutcomeUnknown, Relay
+from stores.valkey.keys import COMMIT, COMMIT_ALWAYS, END, FENCE_OFF, element_of, head_of
 from stores.valkey.reader import within_patience
 from stores.valkey.writer import ReplyWriter
 
 
 class Commits:
-    """`leave` is called with a reply that nobody makes though it was begun; `hold` with what the server holds."""
+    """Commits changes. `leave` is called with a reply that was begun for a caller that has gone."""
 
-    def __init__(
-        self,
-        client: Client,
-        keys: Keys,
-        relay: str,
-        writer: ReplyWriter,
-        replies: dict[str, OwnReply],
-        clock: Clock,
-        hold: Callable[[Sequence[int]], None],
-        leave: Callable[[str], None],
-    ) -> None:
-        self._client, self._keys, self._relay = client, keys, relay
-        self._writer, self._replies = writer, replies
-        self._clock, self._hold, self._leave = clock, hold, leave
+    def __init__(self, relay: Relay, writer: ReplyWriter, leave: Callable[[str], None]) -> None:
+        self._relay, self._writer, self._leave = relay, writer, leave
         self._commits: set[asyncio.Task[Change | None]] = set()
 
-    async def settled(self) -> None:
+    async def wait_for_all(self) -> None:
         """Wait for the changes that are on their way."""
         await asyncio.gather(*self._commits, return_exceptions=True)
 
     async def commit(self, change: Change) -> Change | None:
-        """As `Engine.commit`; it goes on if the caller is cancelled."""
+        """Commit as `Engine.commit` promises."""
         committing = asyncio.create_task(self._commit(change))
         self._commits.add(committing)
         committing.add_done_callback(self._commits.discard)
         try:
             return await within_patience(asyncio.shield(committing))
         except BaseException:
-            committing.add_done_callback(self._unwanted)
+            committing.add_done_callback(self._leave_reply)
             raise
 
-    def _unwanted(self, committing: "asyncio.Task[Change | None]") -> None:
-        """Nobody waits for it any more, so nobody makes the reply that it may have begun."""
+    def _leave_reply(self, committing: "asyncio.Task[Change | None]") -> None:
+        """Leave the reply that the change may have begun: its caller is gone, so nobody makes it."""
         if committing.cancelled() or committing.exception():
             return
-        if (made := committing.result()) and made.began:
-            self._leave(made.began.id)
+        if (change := committing.result()) and change.began:
+            self._leave(change.began.id)
 
     async def _commit(self, change: Change) -> Change | None:
         ended = change.ended
         stays = ended is not None and ended.id in {message.id for message in change.added}
         length = ended.transcript.kept if ended and stays else END
-        if ended and stays and ended.id not in self._replies and await self._fenced(ended) > length:
+        if ended and stays and ended.id not in self._relay.replies and await self._fence(ended) > length:
             return None
         version = secrets.token_hex(8)
         makes_room = change.after is None or (change.removed and (stays or not change.added))
         script = COMMIT_ALWAYS if makes_room else COMMIT
         began = time.monotonic()
         try:
-            answer = await self._client.run(script, self._all_keys(change), *self._arguments(change, version, length))
+            answer = await self._relay.client.run(script, self._keys(change), *self._arguments(change, version, length))
         except OutcomeUnknown:
-            return await self._looked(change, version)
+            return await self._check_outcome(change, version)
         if answer is None:
             return None
-        at, server_time, *held = answer
-        self._clock.hear(int(server_time), took=time.monotonic() - began)
-        self._hold(held)
-        return self._made(change, version, int(at))
+        at, server_time, *totals = answer
+        self._relay.hear(int(server_time), totals, took=time.monotonic() - began)
+        return self._apply(change, version, int(at))
 
-    async def _fenced(self, reply: Message) -> int:
-        """How long its text is, of which there will be no more: its relay can't append any."""
-        return int(await self._client.run(FENCE_OFF, [self._keys.of(f"r:{reply.id}")]))
+    async def _fence(self, reply: Message) -> int:
+        """Let the relay that makes the reply append no more text: the length of the text."""
+        return int(await self._relay.client.run(FENCE_OFF, [self._relay.keys.of(f"r:{reply.id}")]))
 
-    async def _looked(self, change: Change, version: str) -> Change | None:
-        """The change, if it was done unheard. Raises `StoreUnavailable` where that isn't known."""
-        key = self._keys.of(f"c:{change.conversation_id}")
-        found, at = await self._client.ask("HMGET", key, "version", "updated_at")
-        if (found or b"").decode() != ("" if change.after is None else version):
+    async def _check_outcome(self, change: Change, version: str) -> Change | None:
+        """The change, if the server has made it though its answer was lost. Raises `StoreUnavailable` otherwise."""
+        key = self._relay.keys.of(f"c:{change.conversation_id}")
+        stored, at = await self._relay.client.ask("HMGET", key, "version", "updated_at")
+        if (stored or b"").decode() != ("" if change.after is None else version):
             raise StoreUnavailable("The store couldn't be reached: try again in a moment.")
-        return self._made(change, version, int(at or change.at))
+        return self._apply(change, version, int(at or change.at))
 
-    def _made(self, change: Change, version: str, at: int) -> Change:
-        self._clock.advance(at)
+    def _apply(self, change: Change, version: str, at: int) -> Change:
+        self._relay.clock.advance(at)
         if ended := change.ended:
             self._writer.stop(ended.id)
             ended.transcript.close()
         if began := change.began:
-            self._replies[began.id] = OwnReply(change.conversation_id, began)
+            self._relay.replies[began.id] = OwnReply(change.conversation_id, began)
         if change.after is None:
             return replace(change, at=at)
         conversation = replace(change.after.conversation, updated_at=iso(at))
@@ -108,24 +94,25 @@ class Commits:
             conversation = replace(conversation, created_at=iso(created_at))
         return replace(change, at=at, after=replace(change.after, conversation=conversation, version=version))
 
-    def _all_keys(self, change: Change) -> list[str]:
+    def _keys(self, change: Change) -> list[str]:
         replies = (f"r:{message.id if message else ''}" for message in (change.began, change.ended))
-        return [
-            *self._keys.of_conversation(change.conversation_id),
-            *map(self._keys.of, ("list", "totals", "running", *replies)),
-        ]
+        names = ("list", "totals", "running", *replies)
+        return [*self._relay.keys.of_conversation(change.conversation_id), *map(self._relay.keys.of, names)]
 
     def _arguments(self, change: Change, version: str, length: int) -> list[Argument]:
         before, after = change.before, change.after
         text = _stored_size(change.added) - _stored_size(change.removed) + _head_size(after) - _head_size(before)
-        arguments: list[Argument] = [
+        fields = head_of(after) if after else []
+        removed = [message.id for message in change.removed]
+        added = [part for message in change.added for part in (message.id, element_of(message))] if after else []
+        return [
             before.version if before else "",
             version,
             change.at,
             "change" if after else "delete",
             change.kept,
-            self._relay,
-            self._keys.of("in:"),
+            self._relay.id,
+            self._relay.keys.of("in:"),
             change.began.id if change.began else "",
             change.ended.id if change.ended else "",
             length,
@@ -133,17 +120,17 @@ class Commits:
             change.totals.messages,
             text,
             moment(after.conversation.created_at) if after else 0,
+            len(fields),
+            *fields,
+            len(removed),
+            *removed,
+            len(added),
+            *added,
         ]
-        fields = head_of(after) if after else []
-        removed = [message.id for message in change.removed]
-        added = [part for message in change.added for part in (message.id, element_of(message))] if after else []
-        for group in (fields, removed, added):
-            arguments += [len(group), *group]
-        return arguments
 
 
 def _stored_size(messages: Sequence[Message]) -> int:
-    """Bytes of text that the server counts: not those of a reply in progress."""
+    """Bytes of text that the server counts, which leaves out a reply in progress."""
     return sum(message.size for message in messages if message.status != "streaming")
 
 

@@ -1,19 +1,19 @@
-"""The engine that any number of relays share: Valkey or Redis keeps everything, and each relay only what it replies.
+"""The engine that any number of relays share: Valkey or Redis keeps everything, a relay only the replies that it makes.
 
-A change is one script, done only if the conversation is still what the change was made from. The text of a reply in
-progress is a stream that its relay appends to and all others follow.
+A change is one script, which does nothing if the conversation has another version by now. The text of a reply in
+progress is a stream: the relay that makes the reply appends to it, and all others follow it.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from uuid import uuid4
 
-from stores.engine import Clock, Engine, Slices
-from stores.records import Conversation, StoreError
+from stores.engine import Clock
+from stores.records import StoreError
 from stores.reply import OwnReply, Reply
-from stores.snapshot import Change, Snapshot, Totals, moment
-from stores.valkey.client import ANSWER_TIMEOUT, Client
+from stores.snapshot import Change, Totals
+from stores.valkey.client import ANSWER_TIMEOUT, Client, Relay
 from stores.valkey.commits import Commits
 from stores.valkey.follower import BLOCK_TIMEOUT, ReplyFollower
 from stores.valkey.heartbeat import Heartbeat
@@ -22,11 +22,11 @@ from stores.valkey.reader import Reader
 from stores.valkey.server import ServerUrl, check, first
 from stores.valkey.writer import ReplyWriter
 
-GOODBYE_TIMEOUT = 0.3  # seconds to say goodbye
+GOODBYE_TIMEOUT = 0.3  # seconds for the last changes, and to take the sign of life away
 CLOSE_TIMEOUT = 0.3  # seconds for connections to close
 
 
-class Valkey(Engine):
+class Valkey(Reader):
     """Conversations on a server."""
 
     name = "valkey"
@@ -36,24 +36,17 @@ class Valkey(Engine):
     def __init__(self, url: str) -> None:
         self._url = ServerUrl.of(url)
         self._keys = Keys(self._url.prefix)
-        self.clock = Clock()
-        self.totals = Totals()
-        self.replies = {}
+        self.clock, self.totals, self.replies = Clock(), Totals(), {}
 
     async def open(self) -> list[tuple[str, str]]:
         await check(self._url, self._keys)
-        relay = self._relay = uuid4().hex
-        client = self._client = Client(self._url)
-        self._listener = Client(self._url, ANSWER_TIMEOUT + BLOCK_TIMEOUT, is_told=False)
-        self._writer = ReplyWriter(client, self._keys, self.replies, self.totals)
-        self._reader = Reader(client, self._keys, self.replies)
-        self._commits = Commits(
-            client, self._keys, relay, self._writer, self.replies, self.clock, self._hold, self.leave
-        )
-        self._follower = ReplyFollower(client, self._listener, self._keys, relay, self._writer.stop)
-        self._heartbeat = Heartbeat(
-            client, self._keys, relay, self._writer, self.replies, self._follower, self._on_beat
-        )
+        self._client = Client(self._url)
+        self._listener = Client(self._url, ANSWER_TIMEOUT + BLOCK_TIMEOUT, is_logged=False)
+        self._relay = Relay(uuid4().hex, self._client, self._keys, self.clock, self.totals, self.replies)
+        self._writer = ReplyWriter(self._relay)
+        self._commits = Commits(self._relay, self._writer, self.leave)
+        self._follower = ReplyFollower(self._relay, self._listener, self._writer.stop)
+        self._heartbeat = Heartbeat(self._relay, self._writer, self._follower)
         self._tasks: list[asyncio.Task[None]] = []
         await first(self._heartbeat.beat_once)
         self._tasks += [asyncio.create_task(self._heartbeat.beat()), asyncio.create_task(self._follower.listen())]
@@ -66,9 +59,9 @@ class Valkey(Engine):
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT):
                 await asyncio.wait(self._tasks)
-                await self._commits.settled()
-                self._client.ask("DEL", self._keys.of(f"in:{self._relay}"))
-                await self._client.ask("HDEL", self._keys.of("relays"), self._relay)
+                await self._commits.wait_for_all()
+                self._client.ask("DEL", self._keys.of(f"in:{self._relay.id}"))
+                await self._client.ask("HDEL", self._keys.of("relays"), self._relay.id)
         closing = [asyncio.create_task(client.close()) for client in (self._listener, self._client)]
         await asyncio.wait(closing, timeout=CLOSE_TIMEOUT)
 
@@ -76,26 +69,10 @@ class Valkey(Engine):
     def is_reachable(self) -> bool:
         return not self._client.silent_for
 
-    async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
-        return await self._reader.page(limit, before)
-
-    async def conversation(self, conversation_id: str) -> Conversation | None:
-        return await self._reader.conversation(conversation_id)
-
-    async def snapshot(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Snapshot | None:
-        snapshot = await self._reader.snapshot(conversation_id, whole=whole, since=since)
-        if snapshot:
-            self.clock.advance(moment(snapshot.conversation.updated_at))
-        return snapshot
-
-    def slices(self, conversation_id: str) -> Slices:
-        return self._reader.slices(conversation_id)
-
     async def commit(self, change: Change) -> Change | None:
         return await self._commits.commit(change)
 
-    async def abandon(self, change: Change) -> Change | None:
-        return await self._commits.commit(change)
+    abandon = commit
 
     def keep(self, reply: OwnReply, *, at_once: bool = False) -> None:
         self._writer.keep(reply, at_once=at_once)
@@ -117,11 +94,3 @@ class Valkey(Engine):
     async def orphans(self) -> AsyncIterator[tuple[str, str]]:
         while True:
             yield await self._heartbeat.orphans.get()
-
-    def _on_beat(self, server_time: int, held: Sequence[int]) -> None:
-        self.clock.hear(server_time)
-        self._hold(held)
-
-    def _hold(self, held: Sequence[int]) -> None:
-        self.totals.conversations, self.totals.messages, text = held
-        self.totals.text = text + sum(reply.transcript.size for reply in self.replies.values())

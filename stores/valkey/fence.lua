@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Let nobody append to a stream any more: the length of its text.
+-- Let no relay append to a stream any more. Answers the length of its text.
 if redis.call('EXISTS', KEYS[1]) == 1 and position(KEYS[1], '+') < FENCE then
   redis.call('XADD', KEYS[1], FENCE_ID, 'f', '')
 end

@@ -1,6 +1,6 @@
-"""Replies that other relays make, as they grow, and notes from other relays: all in one call that waits.
+"""Follows the replies that other relays make, and reads notes from other relays: one call waits for all of them.
 
-A stream's ids are positions in the text, so the text that is here says where to go on.
+The ids of a stream are positions in the text, so the length of the text here says from where to read on.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from typing import Any
 from logs import outline
 from stores.records import Kind, Message, StoreError, StoreUnavailable, Transcript, decode_report
 from stores.reply import Reply
-from stores.valkey.client import Client
-from stores.valkey.keys import END, FENCE, NOTE, Keys
+from stores.valkey.client import Client, Relay
+from stores.valkey.keys import END, FENCE, NOTE
 from stores.valkey.writer import LEASE_TIMEOUT
 
-BLOCK_TIMEOUT = 2.0  # seconds for which the server waits for something to tell
-LISTEN_RETRY_INTERVAL = 0.3  # seconds until a server that couldn't be reached is asked again
+BLOCK_TIMEOUT = 2.0  # seconds for which the server waits for new entries
+LISTEN_RETRY_INTERVAL = 0.3  # seconds between two calls where the server can't be reached
 
 _KINDS: dict[bytes, Kind] = {b"c": "content", b"r": "reasoning"}
 
@@ -27,20 +27,17 @@ logger = logging.getLogger("store")
 
 
 class ReplyFollower:
-    """`on_note` is called with a message that another relay has ended."""
+    """Follows replies. `on_note` is called with the id of a message that another relay has ended."""
 
-    def __init__(
-        self, client: Client, listener: Client, keys: Keys, relay: str, on_note: Callable[[str], None]
-    ) -> None:
-        self._client, self._listener, self._keys = client, listener, keys
-        self._inbox = keys.of(f"in:{relay}")
-        self._read = "0"  # the last note
-        self._on_note = on_note
+    def __init__(self, relay: Relay, listener: Client, on_note: Callable[[str], None]) -> None:
+        self._relay, self._listener, self._on_note = relay, listener, on_note
+        self._inbox = relay.keys.of(f"in:{relay.id}")
+        self._last_note = "0"  # the id of the last note that was read
         self._followed: dict[Reply, asyncio.Event] = {}  # the event is set when the reply has ended
 
     @property
     def message_ids(self) -> set[str]:
-        """What is followed."""
+        """The ids of the replies that are followed."""
         return {reply.id for reply in self._followed}
 
     async def follow(self, reply: Reply, is_wanted: Callable[[], bool]) -> bool:
@@ -50,8 +47,8 @@ class ReplyFollower:
         """
         has_ended = self._followed[reply] = asyncio.Event()
         try:
-            with contextlib.suppress(StoreError):  # else the listener looks again by itself
-                await self._client.run(NOTE, [self._inbox], "w", reply.id)
+            with contextlib.suppress(StoreError):  # without the note the listener looks again by itself
+                await self._relay.client.run(NOTE, [self._inbox], "w", reply.id)
             while not has_ended.is_set():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BLOCK_TIMEOUT):
@@ -71,20 +68,21 @@ class ReplyFollower:
                 has_ended.set()
 
     async def listen(self) -> None:
-        """Until it is cancelled."""
+        """Read notes and text until the task is cancelled."""
         while True:
             try:
                 await self._listen()
-            except StoreError:
-                await asyncio.sleep(LISTEN_RETRY_INTERVAL)
-            except Exception as error:  # nobody would be told anything any more
-                logger.error("what other relays tell can't be read\n%s", outline(error))
+            except Exception as error:  # a listener that ended would leave all readers without text
+                if not isinstance(error, StoreError):
+                    logger.error("what other relays tell can't be read\n%s", outline(error))
                 await asyncio.sleep(LISTEN_RETRY_INTERVAL)
 
     async def _listen(self) -> None:
-        followed = {self._keys.of(f"r:{r.id}"): r for r, has_ended in self._followed.items() if not has_ended.is_set()}
+        followed = {
+            self._relay.keys.of(f"r:{r.id}"): r for r, has_ended in self._followed.items() if not has_ended.is_set()
+        }
         positions = [f"{reply.transcript.kept}-{END}" for reply in followed.values()]
-        streams = (self._inbox, *followed, self._read, *positions)
+        streams = (self._inbox, *followed, self._last_note, *positions)
         answer = await self._listener.ask("XREAD", "BLOCK", round(BLOCK_TIMEOUT * 1000), "STREAMS", *streams)
         for key, entries in answer or ():
             if key.decode() == self._inbox:
@@ -94,7 +92,7 @@ class ReplyFollower:
 
     def _take_notes(self, entries: Sequence[Any]) -> None:
         for entry_id, (kind, message_id) in entries:
-            self._read = entry_id.decode()
+            self._last_note = entry_id.decode()
             if kind == b"e":
                 self._on_note(message_id.decode())
 
@@ -109,14 +107,14 @@ class ReplyFollower:
 
 
 def add(transcript: Transcript, position: int, kind: Kind, text: str) -> None:
-    """Add a text that ends at `position`, or what of it isn't there: after a failover it may be said again."""
+    """Add the part of `text`, which ends at `position`, that is new: after a failover a relay repeats text."""
     new = position - transcript.kept
     if 0 < new <= len(text):
         transcript.append(kind, text[len(text) - new :])
 
 
 def filled(message: Message, entries: Sequence[Any]) -> Message:
-    """A reply in progress with all that a stream has: its text, and what upstream says of it."""
+    """A reply in progress with the text and the report that its stream has."""
     report = message.report
     for entry_id, (kind, text) in entries:
         if kind in _KINDS:

@@ -1,5 +1,5 @@
 #!lua flags=no-writes,allow-oom
--- The fields of several conversations, without their messages.
+-- Read the fields of several conversations, without their messages.
 local heads = {}
-for i, c in ipairs(KEYS) do heads[i] = redis.call('HGETALL', c) end
+for i, conversation in ipairs(KEYS) do heads[i] = redis.call('HGETALL', conversation) end
 return cjson.encode(heads)

@@ -1,10 +1,10 @@
-"""The keys on the server, what stands at each of them, and the scripts that change them.
+"""The keys on the server, the form of their values, and the scripts that change them.
 
-Scripts are sent whole each time, so that a new primary needs to know nothing. Only arguments carry text. A script with
-`allow-oom` works on a server without memory (signs of life, endings, deletions), which refuses the others whole.
+A relay sends scripts whole each time, so that a new primary needs to know nothing. Only arguments carry text. A server
+without memory runs a script with `allow-oom` (signs of life, endings, deletions), and refuses the others as a whole.
 
-A conversation is a hash with a field for each of its own, and a list with its messages. A text is written as `=text`,
-null as nothing, anything else as JSON. Fields that another version of the relay has written are left as they are.
+A conversation is a hash with its fields, and a list with its messages. A field has text as `=text`, null as an empty
+value, anything else as JSON. A change leaves the fields that another version of the relay has written as they are.
 """
 
 import json
@@ -48,21 +48,21 @@ END, FENCE = _constant("END"), _constant("FENCE")
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """All share one hash tag, so that a cluster has them on one server."""
+    """The names of the keys. All have one hash tag, so that a cluster keeps them on one server."""
 
     prefix: str
 
     def of(self, name: str) -> str:
-        """`list`, `sums`, `running`, `relays`, `format`; or `c:`, `m:`, `q:`, `r:`, `in:` and an id."""
+        """The key of `list`, `totals`, `running`, `relays`, `format`, or of `c:`, `m:`, `q:`, `r:`, `in:` and an id."""
         return f"{{{self.prefix}}}:{name}"
 
     def of_conversation(self, id: str) -> list[str]:
-        """Those of what it is, of its messages, and of where each of them is."""
+        """The keys of its fields, of its messages, and of the place of each message."""
         return [self.of(f"{kind}:{id}") for kind in "cmq"]
 
 
 def head_of(snapshot: Snapshot) -> list[str]:
-    """Names and values of the fields, in turn."""
+    """The names and values of the fields of a conversation, in turn."""
     values: dict[str, Any] = {name: getattr(snapshot.conversation, name) for name in _FIELDS}
     values |= {"own_title": snapshot.own_title, "auto_title": snapshot.first_line}
     written = {name: _written(value) for name, value in values.items()}
@@ -71,7 +71,7 @@ def head_of(snapshot: Snapshot) -> list[str]:
 
 
 def snapshot_of(conversation_id: str, head: Sequence[str], elements: Sequence[str] = ()) -> Snapshot:
-    """The snapshot with these messages."""
+    """The snapshot that has these fields and messages."""
     texts = dict(pairs(head))
     own_title, first_line = _read(texts.get("own_title", "")), _read(texts.get("auto_title", ""))
     conversation = Conversation(
@@ -87,20 +87,20 @@ def snapshot_of(conversation_id: str, head: Sequence[str], elements: Sequence[st
 
 
 def element_of(message: Message) -> str:
-    """A message as an element of the list; the text of a reply in progress is elsewhere."""
+    """A message as an element of the list. The text of a reply in progress is in a stream instead."""
     head, text = encode(message)
     return f"{head}\n{'' if message.status == 'streaming' else text}"
 
 
 def messages_of(elements: Sequence[str]) -> list[Message]:
-    """The messages again."""
+    """The messages that `element_of` has written."""
     heads_and_texts = [element.partition("\n")[::2] for element in elements]
     heads = json.loads(f"[{','.join(head for head, _ in heads_and_texts)}]")  # far quicker than one by one
     return [decode(head, text) for head, (_, text) in zip(heads, heads_and_texts, strict=True)]
 
 
 def pairs(flat: Sequence[T]) -> Iterator[tuple[T, T]]:
-    """Names and values of a hash as the server tells it."""
+    """The names and values of a hash, which the server answers in turn."""
     return zip(flat[::2], flat[1::2], strict=True)
 
 

@@ -1,7 +1,8 @@
-"""The text of replies that are made here, on its way to the server: what it has is shown, in that order.
+"""Writes the text of replies that are made here to the server. Readers see text once the server has it.
 
-All replies share one call a tick. The server adds text only behind the text that it expects, so that nothing is
-added twice, to a reply that has ended, or behind a hole that a failover has torn: then it is said again from there.
+All replies share one call every `WRITE_INTERVAL`. The server adds a text only at the position that the relay names, so
+that it never adds text twice, to a reply that has ended, or behind text that a failover has lost: the relay then writes
+the lost text again.
 """
 
 import asyncio
@@ -14,13 +15,12 @@ from dataclasses import replace
 from stores.engine import WRITE_INTERVAL
 from stores.records import Kind, StoreError, StoreFull, StoreUnavailable, encode_report
 from stores.reply import OwnReply, over
-from stores.snapshot import Totals
-from stores.valkey.client import Client
-from stores.valkey.keys import APPEND, FENCE, Keys
+from stores.valkey.client import Relay
+from stores.valkey.keys import APPEND, FENCE
 
 LEASE_TIMEOUT = 10.0  # seconds of silence after which a relay, or the server, counts as gone
-APPEND_RETRY_INTERVAL = 0.1  # seconds until what couldn't be stored is tried again
-FENCE_TIMEOUT = 2.0  # seconds in which whoever has fenced a reply off ends it
+APPEND_RETRY_INTERVAL = 0.1  # seconds until text that couldn't be stored is written again
+FENCE_TIMEOUT = 2.0  # seconds in which the relay that has fenced a reply off ends it
 
 _LETTERS: dict[Kind, str] = {"content": "c", "reasoning": "r"}
 
@@ -28,28 +28,28 @@ logger = logging.getLogger("store")
 
 
 class ReplyWriter:
-    """Writes the text of all replies that are made here; `replies` has them by message, and so has the engine."""
+    """Writes the text of all replies that are made here, and their reports."""
 
-    def __init__(self, client: Client, keys: Keys, replies: dict[str, OwnReply], totals: Totals) -> None:
-        self._client, self._keys, self._replies, self._totals = client, keys, replies, totals
-        self._waiting: set[OwnReply] = set()
-        self._unreported: set[OwnReply] = set()  # whose report the server hasn't
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._waiting: set[OwnReply] = set()  # replies with text or a report for the next call
+        self._unreported: set[OwnReply] = set()  # replies whose report the server lacks
         self._torn: dict[OwnReply, int] = {}  # the position up to which the server has the text, after a failover
         self._fenced: dict[OwnReply, asyncio.Event] = {}  # set when the relay that fenced the reply off has ended it
         self._tick: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_urgent = False
-        self._free_at = 0.0  # when the tick of the last call is over
+        self._free_at = 0.0  # the time from which the next call may be made
         self._failing_since: float | None = None
 
     def stop(self, message_id: str, *, fenced: bool = False) -> None:
-        """Write no more of a reply: it has ended, or another relay has fenced it off and ends it at once."""
-        if (reply := self._replies.pop(message_id, None)) is None:
+        """Write no more text of a reply: it has ended, or another relay has fenced it off and is about to end it."""
+        if (reply := self._relay.replies.pop(message_id, None)) is None:
             for other, has_ended in self._fenced.items():
                 if other.id == message_id:
                     has_ended.set()
             return
-        self._totals.text -= reply.transcript.size
+        self._relay.totals.text -= reply.transcript.size
         self._waiting.discard(reply)
         self._unreported.discard(reply)
         self._torn.pop(reply, None)
@@ -58,8 +58,8 @@ class ReplyWriter:
         reply.refuse(over())
 
     def close(self) -> None:
-        """Try no more to write what the server hasn't."""
-        self._replies.clear()
+        """Write no more text, whatever the server lacks."""
+        self._relay.replies.clear()
         self._waiting.clear()
         if self._tick:
             self._tick.cancel()
@@ -67,22 +67,22 @@ class ReplyWriter:
             self._task.cancel()
 
     def keep(self, reply: OwnReply, *, at_once: bool = False) -> None:
-        """As `Engine.keep`."""
+        """Keep text as `Engine.keep` promises."""
         self._waiting.add(reply)
         self._append_soon(at_once=at_once)
 
     def report(self, reply: OwnReply) -> None:
         """Let other relays know what upstream reports of a reply."""
-        told = replace(reply.report, usage=None)  # the end tells it: some servers report it with each token
-        if reply.id in self._replies and told != reply.told:
-            reply.told = told
+        report = replace(reply.report, usage=None)  # the end has the usage: some servers report it with each token
+        if reply.id in self._relay.replies and report != reply.shared_report:
+            reply.shared_report = report
             self._unreported.add(reply)
             self.keep(reply)
 
     async def ended_elsewhere(self, reply: OwnReply) -> None:
         """Wait until the relay that fenced the reply off, if one did, has ended it."""
         if has_ended := self._fenced.get(reply):
-            with suppress(TimeoutError):  # that relay is gone: this one ends the reply
+            with suppress(TimeoutError):  # after that this relay ends the reply
                 async with asyncio.timeout(FENCE_TIMEOUT):
                     await has_ended.wait()
             self._fenced.pop(reply, None)
@@ -93,21 +93,22 @@ class ReplyWriter:
         elif at_once:
             self._append_now()
         elif self._tick is None:
-            is_free = self._free_at <= self._client.loop.time()
-            self._tick = None if is_free else self._client.loop.call_at(self._free_at, self._append_now)
-            if is_free:
+            loop = self._relay.client.loop
+            if self._free_at <= loop.time():
                 self._append_now()
+            else:
+                self._tick = loop.call_at(self._free_at, self._append_now)
 
     def _append_now(self) -> None:
         if self._tick:
             self._tick.cancel()
             self._tick = None
         if self._waiting and self._task is None:
-            self._free_at = self._client.loop.time() + WRITE_INTERVAL
+            self._free_at = self._relay.client.loop.time() + WRITE_INTERVAL
             self._task = asyncio.create_task(self._append())
-            self._task.add_done_callback(self._appended)
+            self._task.add_done_callback(self._on_appended)
 
-    def _appended(self, task: asyncio.Task[None]) -> None:
+    def _on_appended(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if not task.cancelled() and (error := task.exception()):
             logger.error("text of replies can't be stored (%s)", type(error).__name__)
@@ -120,10 +121,10 @@ class ReplyWriter:
         entries = [(reply, *entry) for reply in batch for entry in self._entries(reply)]
         if not entries:
             return
-        keys = [self._keys.of(f"r:{reply.id}") for reply, *_ in entries]
+        keys = [self._relay.keys.of(f"r:{reply.id}") for reply, *_ in entries]
         arguments = [f"{before} {behind} {kind} {text}" for _, before, behind, kind, text in entries]
         try:
-            answers = await self._client.run(APPEND, keys, *arguments)
+            answers = await self._relay.client.run(APPEND, keys, *arguments)
         except StoreFull as error:
             self._refuse(batch, error)
         except StoreUnavailable as error:
@@ -140,29 +141,29 @@ class ReplyWriter:
                 self._take_answer(reply, position)
 
     def _entries(self, reply: OwnReply) -> list[tuple[int, int, str, str]]:
-        """What the server lacks: the position before and behind each text, its kind, and the text."""
+        """The entries that the server lacks: the position before and behind each text, its kind, and the text."""
         transcript = reply.transcript
         position = self._torn.get(reply, transcript.kept)
         entries = []
         if reply in self._unreported:
             self._unreported.discard(reply)
-            entries.append((position, position, "g", json.dumps(encode_report(reply.told))))
+            entries.append((position, position, "g", json.dumps(encode_report(reply.shared_report))))
         for kind, text in transcript.read(position, transcript.taken, is_kept=False):
             entries.append((position, position + len(text), _LETTERS[kind], text))
             position += len(text)
         return entries
 
     def _is_written(self, reply: OwnReply) -> bool:
-        return reply.refusal is None and reply.id in self._replies
+        return reply.refusal is None and reply.id in self._relay.replies
 
     def _take_answer(self, reply: OwnReply, position: int) -> None:
-        """The server has the text up to `position` now; what it means where that isn't what was expected."""
+        """Note that the server has the text up to `position`: more, the end, or less after a failover."""
         if not self._is_written(reply):
             return
         transcript = reply.transcript
         if position < 0 or position >= FENCE:
             self.stop(reply.id, fenced=position == FENCE)
-        elif position < transcript.kept:  # lost in a failover
+        elif position < transcript.kept:  # a failover has lost text
             self._repeat(reply, from_position=position)
             self._is_urgent = True
         else:
@@ -172,11 +173,11 @@ class ReplyWriter:
                 self._waiting.add(reply)
 
     def _repeat(self, reply: OwnReply, *, from_position: int) -> None:
-        """Write the text from there on again, and the report."""
+        """Write the report and the text from that position on again."""
         self._torn[reply] = from_position
         self._unreported.add(reply)
         self._waiting.add(reply)
 
     def _refuse(self, batch: set[OwnReply], error: StoreError) -> None:
         for reply in filter(self._is_written, batch):
-            self._totals.text -= reply.refuse(error)
+            self._relay.totals.text -= reply.refuse(error)
