@@ -1,7 +1,7 @@
 """The engine of one process that must not forget: dicts, written through to a SQLite file.
 
-Changes that come together are one transaction, and are made in memory once it is on the disk. Text of replies in
-progress is written every `WRITE_INTERVAL`, the first at once, and shown once it is written.
+Changes that come together are one transaction, and the dicts change once it is on the disk. The engine writes the text
+of replies in progress every `WRITE_INTERVAL`, the first text at once, and readers see it once it is written.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from stores.reply import OwnReply
 from stores.snapshot import Change, moment, totals_of
 from stores.sqlite.file import File, Piece, sqlite_error_name
 
-FILE_RETRY_INTERVAL = 1.0  # seconds until an ending that couldn't be written is tried again
-COMMIT_TIMEOUT = 3.0  # seconds that whoever asks for a change waits for a disk that hangs
-DISK_TIMEOUT = 10.0  # seconds after which text that waits for it is given up
+FILE_RETRY_INTERVAL = 1.0  # seconds until an ending that couldn't be written is written again
+COMMIT_TIMEOUT = 3.0  # seconds that a caller of `commit` waits for a disk that hangs
+DISK_TIMEOUT = 10.0  # seconds after which the engine gives up text that waits for such a disk
 
 _T = TypeVar("_T")
 
@@ -34,19 +34,19 @@ logger = logging.getLogger("store")
 
 @dataclass(eq=False, slots=True)
 class _Part:
-    """What is written whole or not at all: text of one reply, or a change."""
+    """A part of a transaction, written whole or not at all: text of one reply, or a change."""
 
     reply: OwnReply | None = None
-    position: int = 0  # up to which the reply's text is written
+    position: int = 0  # the end of the text in `pieces`
     pieces: Sequence[Piece] = ()
     change: Change | None = None
-    known: int = 0  # bytes of the reply that it ends, as far as the change knows of it
-    outcome: asyncio.Future[Change | StoreError] | None = None  # None: it was made before it was written
+    counted: int = 0  # bytes of the reply that the change ends, as the totals of the change have them
+    outcome: asyncio.Future[Change | StoreError] | None = None  # None: the dicts have the change already
     is_awaited: bool = True
 
 
 class Sqlite(Memory):
-    """Dicts, and a file that has what they have before anybody is told of it."""
+    """Dicts, and a file that has every change before the caller of `commit` hears of it."""
 
     name = "sqlite"
     forgets = False
@@ -56,17 +56,17 @@ class Sqlite(Memory):
         super().__init__()
         self._file = File(path)
         self._patience = patience  # seconds for which the file may be locked at the start
-        self._grown: set[OwnReply] = set()  # with text for the next transaction
+        self._grown: set[OwnReply] = set()  # replies with text for the next transaction
         self._changes: list[_Part] = []  # for the next transaction
-        self._is_due = False  # the next transaction
+        self._is_due = False  # whether the next transaction is to begin at once
         self._tick: asyncio.TimerHandle | None = None
-        self._wrote_at = 0.0  # by the loop's clock
-        self._unwritten: list[_Part] = []  # that were made all the same
+        self._wrote_at = 0.0  # the loop's time at the beginning of the last transaction
+        self._unwritten: list[_Part] = []  # changes that the dicts have and the file lacks
         self._changing: dict[str, asyncio.Future[Change | StoreError]] = {}  # by conversation
         self._orphans: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._writing: asyncio.Task[None] | None = None
-        self._later: asyncio.TimerHandle | None = None
-        self._latest = 0  # moment of a change that was made
+        self._retry: asyncio.TimerHandle | None = None
+        self._latest = 0  # the moment of the latest change
 
     async def open(self) -> list[tuple[str, str]]:
         self._loop = asyncio.get_running_loop()
@@ -82,17 +82,16 @@ class Sqlite(Memory):
             self._latest = moment(snapshot.conversation.updated_at)
             self.clock.advance(self._latest)
             self.totals.add(totals_of(snapshot))
-        left = [(snapshot.conversation.id, reply) for snapshot in snapshots if (reply := snapshot.in_progress)]
-        for conversation_id, reply in left:
-            self.replies[reply.id] = OwnReply(conversation_id, reply)
-        return [(conversation_id, reply.id) for conversation_id, reply in left]
+            if reply := snapshot.in_progress:
+                self.replies[reply.id] = OwnReply(snapshot.conversation.id, reply)
+        return [(reply.conversation_id, reply.id) for reply in self.replies.values()]
 
     async def close(self) -> None:
         self._write_soon()
         while self._writing:
             await asyncio.wait({self._writing})
-        if self._later:
-            self._later.cancel()
+        if self._retry:
+            self._retry.cancel()
         if self._unwritten:
             logger.error("%d replies have ended, and the file of STORE_URL couldn't be told", len(self._unwritten))
         await self._in_thread(self._file.close)
@@ -102,13 +101,13 @@ class Sqlite(Memory):
         if not await self._is_current(change):
             return None
         self.totals.add(change.totals)
-        known = change.ended.transcript.size if change.ended else 0
+        counted = change.ended.transcript.size if change.ended else 0
         waiting: asyncio.Future[Change | StoreError] = self._loop.create_future()
         self._changing[change.conversation_id] = waiting
-        self._changes.append(part := _Part(change=change, known=known, outcome=waiting))
+        self._changes.append(part := _Part(change=change, counted=counted, outcome=waiting))
         self._write_soon()
         try:
-            await self._in_time(waiting)
+            await self._wait_for(waiting)
         except StoreUnavailable:
             part.is_awaited = False
             raise
@@ -131,14 +130,14 @@ class Sqlite(Memory):
 
     def keep(self, reply: OwnReply, *, at_once: bool = False) -> None:
         self._grown.add(reply)
-        if at_once or not reply.transcript.kept:  # a first text waits for nobody
+        if at_once or not reply.transcript.kept:  # readers get a first text without delay
             self._write_soon()
         elif self._tick is None:
             self._tick = self._loop.call_at(self._wrote_at + WRITE_INTERVAL, self._write_soon)
 
     def _apply(self, change: Change) -> None:
         super()._apply(change)
-        if change.at < self._latest:  # one that was made before it was written has overtaken it
+        if change.at < self._latest:  # an abandoned reply's end, made in the meantime, has overtaken it
             self._snapshots = dict(sorted(self._snapshots.items(), key=lambda item: item[1].conversation.updated_at))
         self._latest = max(self._latest, change.at)
 
@@ -148,12 +147,12 @@ class Sqlite(Memory):
 
     async def _is_current(self, change: Change) -> bool:
         if changing := self._changing.get(change.conversation_id):
-            await self._in_time(changing)
+            await self._wait_for(changing)
             return False
         return self._snapshots.get(change.conversation_id) is change.before
 
-    async def _in_time(self, changing: asyncio.Future[Change | StoreError], seconds: float | None = None) -> None:
-        await asyncio.wait({changing}, timeout=seconds or COMMIT_TIMEOUT)
+    async def _wait_for(self, changing: asyncio.Future[Change | StoreError]) -> None:
+        await asyncio.wait({changing}, timeout=COMMIT_TIMEOUT)
         if not changing.done():
             self._note(hanging := _hanging())
             raise hanging
@@ -164,14 +163,14 @@ class Sqlite(Memory):
             self._writing = self._loop.create_task(self._write_all())
 
     async def _write_all(self) -> None:
-        """One transaction after the other, each with all that is there."""
+        """Write one transaction after the other, each with all that waits for it."""
         try:
             while self._is_due:
                 await self._write_once()
         finally:
             self._writing = None
-        if (self._unwritten or not self.is_reachable) and self._later is None:
-            self._later = self._loop.call_later(FILE_RETRY_INTERVAL, self._try_again)
+        if (self._unwritten or not self.is_reachable) and self._retry is None:
+            self._retry = self._loop.call_later(FILE_RETRY_INTERVAL, self._try_again)
 
     async def _write_once(self) -> None:
         self._is_due, self._wrote_at = False, self._loop.time()
@@ -182,70 +181,69 @@ class Sqlite(Memory):
         changes, self._changes = self._changes, []
         parts = [*self._unwritten, *texts, *changes]
         if not (parts or self.is_reachable):
-            parts = [_Part()]  # to see whether it is again
+            parts = [_Part()]  # an empty transaction shows whether the file can be written again
         if parts:
-            refusals = await self._tried(parts)
+            refusals = await self._write_in_thread(parts)
             self._note(next(filter(None, refusals), None))
             for part, refusal in zip(parts, refusals, strict=True):
-                self._refused(part, refusal) if refusal else self._made(part)
+                self._on_refused(part, refusal) if refusal else self._on_written(part)
 
-    async def _tried(self, parts: Sequence[_Part]) -> list[StoreError | None]:
-        trying = asyncio.ensure_future(self._in_thread(self._try, parts))
-        while not (await asyncio.wait({trying}, timeout=DISK_TIMEOUT))[0]:
+    async def _write_in_thread(self, parts: Sequence[_Part]) -> list[StoreError | None]:
+        writing = asyncio.ensure_future(self._in_thread(self._write_parts, parts))
+        while not (await asyncio.wait({writing}, timeout=DISK_TIMEOUT))[0]:
             self._note(hanging := _hanging())
             for reply in self.replies.values():
                 if reply.transcript.taken > reply.transcript.kept:
                     self._refuse(reply, hanging)
-        return trying.result()
+        return writing.result()
 
     def _try_again(self) -> None:
-        self._later = None
+        self._retry = None
         self._write_soon()
 
-    def _try(self, parts: Sequence[_Part]) -> list[StoreError | None]:
-        """All in one transaction; if that can't be, each in one of its own, so that none fails for another."""
-        if not (refusal := self._refusal(parts)):
+    def _write_parts(self, parts: Sequence[_Part]) -> list[StoreError | None]:
+        """Write all parts in one transaction or, if that fails, each in its own: the errors, None for a success."""
+        if not (refusal := self._write_together(parts)):
             return [None] * len(parts)
         self._file.make_room()
         refusals: list[StoreError | None] = []
-        behind: set[str] = set()  # conversations that the file hasn't as they are
+        outdated: set[str] = set()  # conversations of which the file lacks a change
         for part in parts:
             id = part.change.conversation_id if part.change else None
-            refusals.append(refusal if id in behind else self._refusal([part]))
+            refusals.append(refusal if id in outdated else self._write_together([part]))
             if id and refusals[-1]:
-                behind.add(id)
+                outdated.add(id)
         return refusals
 
-    def _refusal(self, parts: Sequence[_Part]) -> StoreError | None:
-        """Write them; why not, if that can't be."""
+    def _write_together(self, parts: Sequence[_Part]) -> StoreError | None:
+        """Write the parts in one transaction: the error if that fails."""
         try:
             changes = [part.change for part in parts if part.change]
             self._file.write(changes, list(chain(*(part.pieces for part in parts))))
-        except Exception as error:  # whatever it is: nobody would be answered any more
+        except Exception as error:  # any error: without an outcome the callers would wait forever
             refusal = _refusal_of(error)
             refusal.__cause__ = error
             return refusal
         return None
 
     def _note(self, refusal: StoreError | None) -> None:
-        """Whether the file can be written; told once, and once more when that changes."""
+        """Note whether the file can be written. The log says so when that changes."""
         if refusal and self.is_reachable:
-            why = refusal.__cause__
-            where = f"\n{outline(why)}" if why and not isinstance(why, sqlite3.Error) else ""
-            logger.error(
-                "The file of STORE_URL can't be written (%s)%s", sqlite_error_name(why) if why else "it hangs", where
-            )
+            cause = refusal.__cause__
+            name = sqlite_error_name(cause) if cause else "it hangs"
+            where = f"\n{outline(cause)}" if cause and not isinstance(cause, sqlite3.Error) else ""
+            logger.error("The file of STORE_URL can't be written (%s)%s", name, where)
         elif not refusal and not self.is_reachable:
             logger.warning("The file of STORE_URL can be written again")
         self.is_reachable = refusal is None
 
-    def _made(self, part: _Part) -> None:
+    def _on_written(self, part: _Part) -> None:
         if part.reply and not part.reply.refusal:
             part.reply.keep(part.position)
         if part.outcome and part.change:
             del self._changing[part.change.conversation_id]
             if ended := part.change.ended:
-                self.totals.text -= ended.transcript.size - part.known
+                self.totals.text -= ended.transcript.size - part.counted
             self._apply(part.change)
             part.outcome.set_result(part.change)
             if part.change.began and not part.is_awaited:
@@ -253,7 +251,7 @@ class Sqlite(Memory):
         elif part.change:
             self._unwritten.remove(part)
 
-    def _refused(self, part: _Part, refusal: StoreError) -> None:
+    def _on_refused(self, part: _Part, refusal: StoreError) -> None:
         if part.reply:
             self._refuse(part.reply, refusal)
         if part.outcome and part.change:
@@ -262,7 +260,7 @@ class Sqlite(Memory):
             part.outcome.set_result(refusal)
 
     def _refuse(self, reply: OwnReply, refusal: StoreError) -> None:
-        """End the reply: a text without its middle is of no use."""
+        """End the reply, since later text is of no use without the text that is lost."""
         self._grown.discard(reply)
         self.totals.text -= reply.refuse(refusal)
 
@@ -273,8 +271,7 @@ class Sqlite(Memory):
 def _unwritten_text(reply: OwnReply) -> _Part:
     transcript, end = reply.transcript, reply.transcript.taken
     runs = transcript.read(transcript.kept, end, is_kept=False)
-    pieces = list(starmap(partial(Piece, reply.id), runs))
-    return _Part(reply, end, pieces)
+    return _Part(reply, end, list(starmap(partial(Piece, reply.id), runs)))
 
 
 def _refusal_of(error: Exception) -> StoreError:

@@ -1,6 +1,6 @@
-"""The SQLite file: its schema, what is read from it at the start, and one transaction at a time.
+"""The SQLite file: its schema, the conversations that are in it at the start, and one transaction at a time.
 
-Knows nothing of the event loop; everything here is called in one thread. https://www.sqlite.org/wal.html
+Knows nothing of the event loop: one thread makes all calls. https://www.sqlite.org/wal.html
 """
 
 import json
@@ -21,9 +21,9 @@ from settings import SettingsError
 from stores.records import Conversation, Kind, Message, decode, encode
 from stores.snapshot import Change, Snapshot, moment
 
-APPLICATION_ID = 0x43525359  # by which the relay knows its files
+APPLICATION_ID = 0x43525359  # the mark of the relay's files
 MAX_NUMBER = 2**63 - 1
-LOCK_INTERVAL = 0.1  # seconds, for a file that another process has locked
+LOCK_INTERVAL = 0.1  # seconds between two attempts to lock a file that another process has locked
 
 _SCHEMA = """
 CREATE TABLE conversations (
@@ -54,14 +54,14 @@ MIGRATIONS = [
     ALTER TABLE log RENAME TO pieces
     """,
 ]
-"""From version 1 on, each from one version to the next."""
+"""Each script leads from one version of the schema to the next, the first one from version 1."""
 
 VERSION = 1 + len(MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of a reply in progress, which goes on where the one before it ended."""
+    """Text of a reply in progress, which follows the piece before it."""
 
     message_id: str
     kind: Kind
@@ -74,37 +74,37 @@ class File:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._is_synchronous = False
-        self._firsts: dict[str, int] = {}  # the number of the first piece, by reply in progress
+        self._firsts: dict[str, int] = {}  # by reply in progress, the number of its first piece
         self._next = 1  # the number of the next piece
-        self.given_up = threading.Event()  # nobody waits for it to open any more
+        self.given_up = threading.Event()  # set when nobody waits for `open` any more
 
     def open(self, patience: float) -> list[Snapshot]:
-        """Lock it, make it if it isn't there, bring it up to date: its conversations, the last changed at the end.
+        """Create the file if needed, lock it and migrate it: its conversations, the last changed one at the end.
 
-        Waits so many seconds for another process that has it, and may be on its way out. Raises `SettingsError`.
+        Waits so many seconds for another process to release the file. Raises `SettingsError`.
         """
-        self._make()
+        self._create()
         connect = partial(sqlite3.connect, isolation_level=None, check_same_thread=False, timeout=0)
         try:
             self._connection = connect(self._path, cached_statements=32)
             with _closed_on_error(self._connection):
-                self._execute("PRAGMA page_size = 16384")  # of a new file; with 4,096 it is a sixth bigger
+                self._execute("PRAGMA page_size = 16384")  # for a new file, which would be a sixth bigger with 4,096
                 self._execute("PRAGMA locking_mode = exclusive")
                 self._lock(patience)
                 self._check()
                 self._prepare()
                 return self._snapshots()
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite quotes what is damaged
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite may quote damaged bytes
             raise SettingsError(f"STORE_URL: {self._path} can't be used ({sqlite_error_name(error)}).") from None
 
     def close(self) -> None:
-        """Leave one file, without a log beside it."""
+        """Close the file, after which no log is left beside it."""
         self._connection.close()
 
     def write(self, changes: Sequence[Change], pieces: Sequence[Piece]) -> None:
-        """All of it or nothing. With a change it is on the disk when this returns; pieces alone outlive the process.
+        """Write all of it or nothing. Changes are on the disk when this returns; pieces alone outlive the process.
 
-        Without either it looks whether it could. Raises `sqlite3.Error`.
+        Without either, look whether the file can be written. Raises `sqlite3.Error`.
         """
         self._synchronize(bool(changes))
         with self._transaction():
@@ -120,14 +120,14 @@ class File:
         self._next += len(pieces)
 
     def make_room(self) -> None:
-        """Fold the log into the file, so that its space can be used again. A full disk may refuse that, too."""
+        """Fold the log into the file, so that its space can be used again. On a full disk that may fail, too."""
         with suppress(sqlite3.Error):
             self._execute("PRAGMA wal_checkpoint(restart)")
 
     # Opening
 
-    def _make(self) -> None:
-        # One that is there isn't touched: to close it would give up the lock that this process may have on it.
+    def _create(self) -> None:
+        # An existing file stays closed: closing it would give up the lock that this process may have on it.
         # https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
         try:
             if not (self._path.is_file() and os.access(self._path, os.R_OK | os.W_OK)):
@@ -141,7 +141,7 @@ class File:
             try:
                 return self._execute("BEGIN EXCLUSIVE").close()
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the extended codes, too
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the low byte of extended codes
                     raise
             if time.monotonic() > deadline or self.given_up.wait(LOCK_INTERVAL):
                 raise SettingsError(
@@ -150,7 +150,7 @@ class File:
                 )
 
     def _check(self) -> None:
-        """Refuse what isn't the relay's, before anything is written to it; the file is locked."""
+        """Refuse a file that isn't the relay's before writing to it; end the transaction that locks it."""
         tables = self._figure("SELECT count(*) FROM sqlite_master")
         version = self._figure("PRAGMA user_version")
         application = self._figure("PRAGMA application_id")
@@ -164,7 +164,7 @@ class File:
             )
 
     def _prepare(self) -> None:
-        self._execute("PRAGMA secure_delete = on")  # what is deleted isn't to be found in the file
+        self._execute("PRAGMA secure_delete = on")  # overwrites deleted text in the file
         self._execute("PRAGMA journal_mode = wal")
         version = self._figure("PRAGMA user_version")
         self._synchronize(True)
@@ -184,15 +184,11 @@ class File:
             raise SettingsError(f"STORE_URL: {self._path} is damaged ({sqlite_error_name(error)}).") from None
 
     def _messages(self) -> dict[str, dict[str, Message]]:
-        pieces = {
-            message_id: list(rows)
-            for message_id, rows in groupby(
-                self._execute("SELECT message, kind, text FROM pieces ORDER BY message, number"), itemgetter(0)
-            )
-        }
+        rows = self._execute("SELECT message, kind, text FROM pieces ORDER BY message, number")
+        pieces = {message_id: list(group) for message_id, group in groupby(rows, itemgetter(0))}
         firsts = dict(self._execute("SELECT message, min(number) FROM pieces GROUP BY message"))
         self._next = self._figure("SELECT coalesce(max(number), 0) + 1 FROM pieces")
-        found: dict[str, dict[str, Message]] = {}
+        messages: dict[str, dict[str, Message]] = {}
         for conversation_id, head, text in self._execute(
             "SELECT conversation, head, text FROM messages ORDER BY conversation, place"
         ):
@@ -201,24 +197,16 @@ class File:
                 self._firsts[message.id] = firsts[message.id]
                 for _, kind, piece in pieces[message.id]:
                     message.transcript.append(kind, piece)
-            found.setdefault(conversation_id, {})[message.id] = message
-        return found
+            messages.setdefault(conversation_id, {})[message.id] = message
+        return messages
 
     # Writing
 
     def _append(self, pieces: Sequence[Piece]) -> dict[str, int]:
-        """Add them to the log of pieces; the first one of each reply in it.
-
-        A log, for its end is one page: with a place for each reply, each of them would write a page in each tick.
-        """
-        firsts = dict(self._firsts)
-        for number, piece in enumerate(pieces, start=self._next):
-            firsts.setdefault(piece.message_id, number)
-        self._connection.executemany(
-            "INSERT INTO pieces VALUES (?, ?, ?, ?)",
-            [(number, piece.message_id, piece.kind, piece.text) for number, piece in enumerate(pieces, self._next)],
-        )
-        return firsts
+        """Add pieces to the end of the log, which is one page for all replies: the first number of each reply."""
+        rows = [(number, piece.message_id, piece.kind, piece.text) for number, piece in enumerate(pieces, self._next)]
+        self._connection.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?)", rows)
+        return {message_id: number for number, message_id, *_ in reversed(rows)} | self._firsts
 
     def _write(self, change: Change) -> None:
         conversation_id = change.conversation_id
@@ -229,13 +217,8 @@ class File:
             return
         places = ", ".join("?" * len(_COLUMNS))
         self._execute(f"INSERT OR REPLACE INTO conversations VALUES ({places})", _row(change.after))
-        self._connection.executemany(
-            "INSERT INTO messages VALUES (?, ?, ?, ?)",
-            [
-                (conversation_id, place, *encode(message))
-                for place, message in enumerate(change.added, start=change.kept)
-            ],
-        )
+        rows = [(conversation_id, place, *encode(message)) for place, message in enumerate(change.added, change.kept)]
+        self._connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?)", rows)
 
     def _synchronize(self, wanted: bool) -> None:
         if wanted != self._is_synchronous:
@@ -249,7 +232,7 @@ class File:
             yield
             self._execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:  # SQLite has ended it by itself where the disk is full
+            if self._connection.in_transaction:  # on a full disk SQLite rolls back by itself
                 self._execute("ROLLBACK")
             raise
 
@@ -274,7 +257,7 @@ def _row(snapshot: Snapshot) -> list[object]:
 def _snapshot(row: Sequence[Any], messages: dict[str, Message]) -> Snapshot:
     fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     own_title, first_line = fields.pop("own_title"), fields.pop("first_line")
-    moment(fields["updated_at"])  # or it is damaged
+    moment(fields["updated_at"])  # raises `ValueError` for a damaged one
     conversation = Conversation(title=own_title or first_line, message_count=len(messages), **fields)
     return Snapshot(conversation, own_title, first_line, messages)
 
@@ -289,5 +272,5 @@ def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def sqlite_error_name(error: BaseException | None) -> str:
-    """What has happened, in SQLite's word where it has one."""
+    """The name of an error: SQLite's own where it has one, else the exception's class."""
     return getattr(error, "sqlite_errorname", type(error).__name__)
