@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from settings import Settings
 from store import Store
 from stores.records import Question
-from stores.rules import Rules
+from stores.rules import Rules, imported
 from stores.snapshot import Change, Totals
 from stores.sqlite.file import File
 
@@ -58,9 +58,8 @@ def imports(conversations: int) -> Iterator[Change]:
     turns = [{"role": role, "content": text} for role in ("user", "assistant") * (MESSAGES // 2)]
     now = time.time_ns() // 1000
     for number in range(conversations):
-        yield Rules(settings, Totals(), now + number * 100).create(
-            id=None, default_model=None, title=None, system_prompt=None, options=None, messages=turns
-        )
+        at = now + number * 100
+        yield Rules(settings, Totals(), at).create(list(imported(turns, at)))
 
 
 def start(file: Path) -> float:
