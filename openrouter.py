@@ -76,12 +76,8 @@ class OpenRouter:
         self._completions_url = httpx.URL(f"{base_url}/chat/completions")
         self._models = ModelsCache(self._fetch_models, timers.models, timers.models_retry)
         self._models_headers = [*headers, (b"Accept-Encoding", b"gzip, deflate")]
-        self._completion_headers = [
-            *headers,
-            (b"Content-Type", b"application/json"),
-            (b"Accept", b"text/event-stream"),
-            (b"Accept-Encoding", b"identity"),
-        ]
+        forms = [(b"Content-Type", b"application/json"), (b"Accept", b"text/event-stream")]
+        self._completion_headers = [*headers, *forms, (b"Accept-Encoding", b"identity")]
 
     async def models(self) -> Models:
         """Return the models list; concurrent requests share one fetch. Raises `UpstreamError` if there is no list."""

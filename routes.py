@@ -129,7 +129,7 @@ async def create_conversation(request: Request) -> Response:
         "options": Options(settings.max_tokens),
         "messages": Turns(settings.max_messages, _text_rule(request, nullable=False)),
     }
-    fields = await read_fields(request, settings.max_body_bytes, rules, optional=True)
+    fields = await read_fields(request, rules, optional=True)
     try:
         status, conversation = 201, await request.state["store"].create_conversation(**fields)
     except Repeated as repeated:
@@ -161,7 +161,7 @@ async def update_conversation(request: Request) -> Response:
         "system_prompt": _text_rule(request, nullable=True),
         "options": Options(settings.max_tokens),
     }
-    fields = await read_fields(request, settings.max_body_bytes, rules)
+    fields = await read_fields(request, rules)
     return JSONResponse(conversation_fields(await request.state["store"].update_conversation(_id(request), fields)))
 
 
@@ -182,7 +182,7 @@ async def add_message(request: Request) -> Response:
         "id": identifier,
         "after": reference,
     }
-    fields = await read_fields(request, settings.max_body_bytes, rules, required=("content",))
+    fields = await read_fields(request, rules, required=("content",))
     question = Question(**fields, traceparent=traceparent(request))
     if wants_events(request.headers.get("accept", "")):
         return reply_response(await replies.ask(conversation_id, question), 0, store.steps)

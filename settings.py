@@ -113,10 +113,7 @@ _RULES: dict[str, _Rule] = {
     "model_name": (lambda v: v.isascii() and v.isprintable() and 0 < len(v) <= 200, "a model's id in ASCII"),
     "port": (lambda v: 0 <= v <= 65535, "a port from 0 to 65535"),
     "cors_origins": (lambda v: all(map(_is_origin, v)), "origins such as http://localhost:5173, separated by commas"),
-    "allowed_hosts": (
-        lambda v: all(host == "*" or _is_host(host) for host in v),
-        "host names without ports, separated by commas",
-    ),
+    "allowed_hosts": (lambda v: all(map(_is_host, {*v} - {"*"})), "host names without ports, separated by commas"),
     "log_level": (lambda v: v.upper() in _LEVELS, "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     "log_format": (lambda v: v.lower() in ("text", "json"), "text or json"),
     "max_tokens": (lambda v: v >= 0, "a whole number, 0 for no limit"),

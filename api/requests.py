@@ -40,27 +40,22 @@ class Rejected(Exception):
 
 
 async def read_fields(
-    request: Request[Any],
-    max_bytes: int,
-    rules: Mapping[str, Rule],
-    *,
-    required: tuple[str, ...] = (),
-    optional: bool = False,
+    request: Request[Any], rules: Mapping[str, Rule], *, required: tuple[str, ...] = (), optional: bool = False
 ) -> dict[str, Any]:
-    """Read a body of at most `max_bytes` and return its fields, each checked by its rule. Raises `Rejected`.
+    """Read a body within the limits of the settings and check each field by its rule. Raises `Rejected`.
 
     `required` names the fields that must be there; an `optional` body may be missing.
     """
-    body = await _read_body(request, max_bytes)
+    settings, steps = request.state["settings"], request.state["store"].steps
+    body = await _read_body(request, settings.max_body_bytes)
     if not body and optional:
         return {}
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     is_utf_8 = "charset" not in parameters or re.search("utf-?8", parameters)
     if body and not (media_type.strip() == "application/json" and is_utf_8):
         raise Rejected(415, "The body must be declared as JSON in UTF-8: `Content-Type: application/json`.")
-    steps = request.state["store"].steps
     if is_large := len(body) > LARGE_BODY:
-        await _check_count(body, 5 * request.state["settings"].max_messages + MAX_OPTIONS_BYTES, steps)
+        await _check_count(body, 5 * settings.max_messages + MAX_OPTIONS_BYTES, steps)
     fields = _parse(body)
     if is_large:
         await steps.next()

@@ -44,11 +44,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self,
-        config: uvicorn.Config,
-        grace: float,
-        hint: str = "",
-        prepare: Callable[[], Awaitable[None]] | None = None,
+        self, config: uvicorn.Config, grace: float, hint: str = "", prepare: Callable[[], Awaitable[None]] | None = None
     ) -> None:
         super().__init__(config)
         self._prepare = prepare  # runs before uvicorn logs that the server has started
