@@ -229,7 +229,7 @@ def _check_encoding(response: httpx.Response) -> None:
     encoding = response.headers.get("content-encoding", "identity")
     if not {name.strip().lower() for name in encoding.split(",")} <= _ENCODINGS:
         raise UpstreamUnreadable(
-            f"Upstream's answer is encoded as {redacted(encoding)[:40]}, which nobody asked for and can't be read here."
+            f"Upstream's answer is encoded as {redacted(encoding)[:40]}, which the relay didn't ask for and can't read."
         )
 
 

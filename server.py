@@ -153,8 +153,8 @@ def serve(settings: Settings, *, is_demo: bool = False) -> None:
     AppStatus.enable_automatic_graceful_drain = False  # `Server` drains; sse-starlette would cut off readers
     _raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles the signals
-    hint = demo.hint(port) if is_demo else ""
     with contextlib.suppress(KeyboardInterrupt):
+        hint = demo.hint(port) if is_demo else ""
         Server(config, settings.shutdown_grace, hint, prepare=app.state.store.open).run(sockets)
     for number in HANDLED_SIGNALS:  # a signal must not interrupt the exit of a stopped server
         signal.signal(number, signal.SIG_IGN)

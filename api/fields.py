@@ -104,8 +104,8 @@ class Turns:
             for number, turn in enumerate(value or ()):
                 yield None
                 if isinstance(turn, dict):
-                    for found in complaints(turn, rules, ("role", "content")):
-                        yield found and (f".{number}.{found[0]}", found[1])
+                    for complaint in complaints(turn, rules, ("role", "content")):
+                        yield complaint and (f".{number}.{complaint[0]}", complaint[1])
                 else:
                     yield f".{number}", "must be a JSON object"
 
@@ -119,8 +119,8 @@ def complaints(
             yield name[:80].encode(errors="backslashreplace").decode(), "is not a field here"
     for name, rule in rules.items():
         if name in fields:
-            for found in rule(fields[name]):
-                yield found and (name + found[0], found[1])
+            for complaint in rule(fields[name]):
+                yield complaint and (name + complaint[0], complaint[1])
         elif name in required:
             yield name, "is required"
 
