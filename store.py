@@ -1,7 +1,8 @@
-"""What routes and replies ask of conversations: load one, ask a rule, have the engine make the change.
+"""The conversations: load one, ask a rule for a change, have the engine commit the change.
 
-Knows nothing of HTTP, SSE, tasks or OpenRouter. The rules are in `stores/rules.py`; where conversations live is an
-engine's business. Several may change one conversation at a time: a change is made only to what the rule has seen.
+Knows nothing of HTTP, SSE, tasks or OpenRouter. The rules are in `stores/rules.py`, and an engine keeps the
+conversations. Several callers may change one conversation at a time: the engine commits a change only if the
+conversation is still as the rule has seen it.
 """
 
 import asyncio
@@ -37,10 +38,10 @@ from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
 from stores.steps import Steps
 
-PAGE = 200  # conversations that are looked at in one go
-LOCK_GRACE = 5.0  # seconds beyond SHUTDOWN_GRACE, in which another process lets go of its file
-EXPIRY_INTERVAL = 10.0  # seconds between two looks for conversations to delete
-ROUNDS = 100  # of loading, asking and committing, before a conversation counts as too busy
+PAGE = 200  # conversations in one page of a search for old ones
+LOCK_GRACE = 5.0  # seconds beyond SHUTDOWN_GRACE in which another process releases the file
+EXPIRY_INTERVAL = 10.0  # seconds between two searches for old conversations
+ROUNDS = 100  # attempts to commit a change before a conversation counts as too busy
 
 _Rule = Callable[[Rules, Snapshot], Change]
 _Changed = TypeVar("_Changed", Change, Change | None)
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BegunReply:
-    """A reply that was begun just now, what it answers, (role, content) of each turn, and with which options."""
+    """A reply that was begun just now, the turns that it answers, (role, content) each, and the options for it."""
 
     reply: OwnReply
     turns: Iterable[tuple[str, str]]
@@ -63,7 +64,7 @@ class BegunReply:
 
 
 class Store:
-    """Conversations, wherever they live. `open()` before anything else, `close()` after it."""
+    """Conversations, on any engine. Call `open()` before anything else, `close()` at the end."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -75,13 +76,13 @@ class Store:
         self.steps = Steps()
         self._is_open = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._left: dict[str, tuple[Ending, Report | None]] = {}  # of replies whose end couldn't be told
+        self._unkept: dict[str, tuple[Ending, Report | None]] = {}  # by message, ends that the engine couldn't keep
 
     async def open(self) -> None:
-        """End the replies that a process before this one left in progress. Raises `SettingsError`."""
+        """Open the engine, and end the replies that an earlier process left in progress. Raises `SettingsError`."""
         if not self._is_open:
-            left = await self._engine.open()
-            await asyncio.gather(*(self.abandon_reply(*ids, _RESTARTED) for ids in left))
+            orphans = await self._engine.open()
+            await asyncio.gather(*(self.abandon_reply(*ids, _RESTARTED) for ids in orphans))
             if not self._engine.forgets:
                 self._tasks.append(asyncio.create_task(self._sweep()))
             if self._settings.conversation_ttl:
@@ -89,7 +90,7 @@ class Store:
         self._is_open = True
 
     async def close(self) -> None:
-        """Keep what is to be kept."""
+        """Close the engine, which keeps the last changes first."""
         self._is_open = False
         while self._tasks:
             self._tasks.pop().cancel()
@@ -97,19 +98,19 @@ class Store:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether that answered when it was last asked."""
+        """Whether the engine answered the last time."""
         return self._engine.is_reachable
 
     async def counts(self) -> tuple[int, int]:
-        """How many conversations and messages there are."""
+        """The number of conversations, and of messages."""
         return self._engine.totals.conversations, self._engine.totals.messages
 
     async def text_size(self) -> int:
-        """Bytes of text in all of them."""
+        """The bytes of text in all conversations."""
         return self._engine.totals.text
 
     async def create_conversation(self, **fields: Unpack[NewConversation]) -> Conversation:
-        """A new conversation. Raises `Repeated`, `StoreFull`."""
+        """Create a conversation. Raises `Repeated`, `StoreFull`."""
         history: list[Message] = []
         if turns := fields.pop("messages", None):
             history = [turn async for turn in self.steps.over(imported(turns, self._engine.clock.now()))]
@@ -123,51 +124,49 @@ class Store:
         raise StoreUnavailable(_TOO_BUSY)
 
     async def list_conversations(self, limit: int, before: str | None = None) -> tuple[list[Conversation], str | None]:
-        """A page, newest `updated_at` first, and the `before` of the next page, None after the last."""
+        """A page, newest `updated_at` first, and the `before` of the next page, None after the last page."""
         return await self._engine.page(limit, before)
 
     async def conversation(self, conversation_id: str) -> Conversation:
-        """Raises `NotFound`."""
+        """One conversation. Raises `NotFound`."""
         conversation = await self._engine.conversation(conversation_id)
         if conversation is None:
             raise self._no_conversation()
         return conversation
 
     async def update_conversation(self, conversation_id: str, changes: Mapping[str, Any]) -> Conversation:
-        """Set any of `default_model`, `title`, `system_prompt`, `options`; without a title it has an automatic one.
-
-        Raises `NotFound`, `StoreFull`.
-        """
+        """Set fields as `Rules.update` does. Raises `NotFound`, `StoreFull`."""
         change = await self._change(conversation_id, partial(Rules.update, changes=changes), whole=False)
         logger.info("Updated conversation %s", conversation_id)
         return _conversation(change)
 
     async def delete_conversation(self, conversation_id: str) -> None:
-        """Forget it and its messages. Raises `NotFound`."""
+        """Delete the conversation and its messages. Raises `NotFound`."""
         await self._change(conversation_id, Rules.delete)
         logger.info("Deleted conversation %s", conversation_id)
 
     async def delete_expired(self, seconds: float) -> None:
-        """Forget every conversation in which nothing has happened for so long, and no reply is in progress."""
+        """Delete the conversations that haven't changed for so long, unless a reply is in progress."""
         before: str | None = iso(max(0, self._engine.clock.now() - int(seconds * 1_000_000)))
-        since = str(before)
-
+        rule = partial(Rules.expire, since=str(before))
         while before:
             page, before = await self.list_conversations(PAGE, before)
             async for conversation in self.steps.over(page):
-                await self._delete_if_expired(conversation.id, since)
+                with suppress(NotFound):  # another request has deleted it
+                    if await self._change(conversation.id, rule):
+                        logger.info("Deleted conversation %s", conversation.id)
 
     async def messages(self, conversation_id: str) -> list[Message]:
         """All messages, oldest first. Raises `NotFound`."""
         return list((await self._snapshot(conversation_id)).messages.values())
 
     async def slices(self, conversation_id: str) -> Slices:
-        """All messages, oldest first, some at a time, with whether these were the last. Raises `NotFound`."""
-        is_there = False
+        """All messages, oldest first, a slice at a time, each with whether it is the last. Raises `NotFound`."""
+        exists = False
         async for messages, is_last in self._engine.slices(conversation_id):
-            is_there = True
+            exists = True
             yield messages, is_last
-        if not is_there:
+        if not exists:
             raise self._no_conversation()
 
     async def message(self, conversation_id: str, message_id: str) -> Message | None:
@@ -180,10 +179,7 @@ class Store:
         return (await self._snapshot(conversation_id, whole=False)).in_progress
 
     async def reply_to(self, conversation_id: str, question: Question) -> Message | None:
-        """The first reply behind a question that was asked before, None if there is none.
-
-        Raises `NotFound`, `IdTaken`.
-        """
+        """The first reply to a question that was asked before, None without one. Raises `NotFound`, `IdTaken`."""
         snapshot = await self._snapshot(conversation_id, whole=False, since=question.id)
         try:
             snapshot.check_is_new(question)
@@ -192,7 +188,7 @@ class Store:
         return None
 
     async def check_is_new(self, conversation_id: str, question: Question) -> None:
-        """Raises `Repeated` where the question is there already, `IdTaken` where its id is another's; `NotFound`."""
+        """Raise `Repeated` if the question was asked before, `IdTaken` if its id is another's, or `NotFound`."""
         (await self._snapshot(conversation_id, whole=False, since=question.id)).check_is_new(question)
 
     async def add_user_message(self, conversation_id: str, question: Question) -> Message:
@@ -203,10 +199,10 @@ class Store:
         return change.added[0]
 
     async def ask(self, conversation_id: str, question: Question) -> BegunReply | Message:
-        """Add a question and begin the reply to it; both or neither.
+        """Add a question and begin the reply to it, both or neither.
 
-        A question that was asked before gets its first reply, or begins the one that is owed. Raises what
-        `add_user_message` raises but `Repeated`.
+        A question that was asked before gets its first reply, or begins the reply that is owed. Raises what
+        `add_user_message` raises, except `Repeated`.
         """
         begun = await self._begin(conversation_id, partial(Rules.add_question_and_begin_reply, question=question))
         if isinstance(begun, BegunReply):
@@ -214,7 +210,7 @@ class Store:
         return begun
 
     async def delete_messages_from(self, conversation_id: str, message_id: str) -> None:
-        """Forget that message and every later one. Raises `NotFound`."""
+        """Delete that message and every later one. Raises `NotFound`."""
         change = await self._change(conversation_id, partial(Rules.truncate, message_id=message_id))
         logger.info("Deleted %d messages from conversation %s", len(change.removed), conversation_id)
 
@@ -223,16 +219,16 @@ class Store:
         return (await self._snapshot(conversation_id, whole=False)).check_owed()
 
     async def begin_reply(self, conversation_id: str, model: str | None = None) -> BegunReply | Message:
-        """Begin the reply that is owed, or tell which one is in progress. A failed reply is replaced.
+        """Begin the reply that is owed, in place of a failed one; the message if one is in progress.
 
         Raises `NotFound`, `NothingOwed`, `StoreFull`.
         """
         return await self._begin(conversation_id, partial(Rules.begin_reply, model=model))
 
     async def extend_reply(self, reply: OwnReply, kind: Kind, text: str) -> None:
-        """Add text to a reply, as much as there is room for. Readers get it once it is kept.
+        """Add the text that there is room for to a reply. Readers get it once the engine has kept it.
 
-        Raises `NotFound` once the reply has been deleted, and `StoreFull` where there isn't room for all of it.
+        Raises `NotFound` once the reply is deleted, and `StoreFull` where there isn't room for all of the text.
         """
         engine = self._engine
         if len(text) * 4 <= self._settings.max_store_bytes - engine.totals.text:
@@ -243,69 +239,64 @@ class Store:
             raise rules.no_room()
 
     async def settle_reply(self, reply: OwnReply) -> StoreError | None:
-        """Wait until all text that was taken is kept; the error if some of it is lost."""
+        """Wait until the engine has kept all text that it took; the error if some of it is lost."""
         return await self._engine.settle(reply)
 
     def report_reply(self, reply: OwnReply) -> None:
-        """Tell other relays what upstream reports of a reply: they may end it."""
+        """Send other relays the report of a reply: they may have to end it."""
         self._engine.report(reply)
 
     async def follow_reply(self, reply: Reply, is_wanted: Callable[[], bool]) -> bool:
-        """Add to a reply in progress what another relay makes of it: True when it has ended, False once unwanted.
+        """Follow a reply that another relay makes: True when it has ended, False once it isn't wanted any more.
 
-        Raises `StoreUnavailable` when nothing has been heard for long.
+        Raises `StoreUnavailable` when the store hasn't answered for long.
         """
         return await self._engine.follow(reply, is_wanted)
 
     async def finish_reply(
         self, conversation_id: str, message_id: str, ending: Ending, report: Report | None = None
     ) -> Message | None:
-        """Give the reply its final state, if it hasn't one yet; None if it has been deleted meanwhile.
+        """Give the reply its final state, unless it has one: its message, None if it is deleted. Raises `StoreFull`.
 
-        Its text is what was kept: `settle_reply` comes first. Raises `StoreFull`.
+        Its text is the text that the engine has kept: call `settle_reply` first.
         """
         return await self._finished(conversation_id, message_id, ending, report, self._engine.commit)
 
     async def abandon_reply(
         self, conversation_id: str, message_id: str, ending: Ending, report: Report | None = None
     ) -> Message | None:
-        """Show how the reply has ended though that can't be kept now; None if it has been deleted meanwhile.
+        """Show the end of a reply though the engine can't keep it now: the message, None if it is deleted.
 
-        Raises `StoreUnavailable` where even that isn't known; its end is kept when that is possible.
+        Raises `StoreUnavailable` where it can't even be shown. The engine keeps the end as soon as it can.
         """
         try:
             return await self._finished(conversation_id, message_id, ending, report, self._engine.abandon)
         except StoreUnavailable:
-            self._left[message_id] = ending, report
+            self._unkept[message_id] = ending, report
             self._engine.leave(message_id)
             raise
 
     async def _sweep(self) -> None:
-        """End the replies that nobody makes."""
+        """End the replies that no relay makes."""
         async for conversation_id, message_id in self._engine.orphans():
             try:
-                ending = self._left.get(message_id, (_GONE, None))
+                ending = self._unkept.get(message_id, (_GONE, None))
                 await self._finished(conversation_id, message_id, *ending, self._engine.commit)
-                self._left.pop(message_id, None)
+                self._unkept.pop(message_id, None)
             except StoreError:
-                continue  # it is told again
-            except Exception as error:  # no reply would ever be ended any more
+                continue  # the engine yields it again
+            except Exception as error:  # the sweep must go on for other replies
                 logger.error("reply %s could not be ended\n%s", message_id, outline(error))
             logger.warning("Ended reply %s of conversation %s, which nobody made any more", message_id, conversation_id)
 
     async def _expire(self, seconds: float) -> None:
-        """Delete expired conversations again and again."""
+        """Delete old conversations every `EXPIRY_INTERVAL`."""
         while True:
             try:
                 await self.delete_expired(seconds)
-            except Exception as error:  # the next look may be luckier
+            except Exception as error:  # the next search may succeed
                 logger.error("expired conversations could not be deleted\n%s", outline(error))
             await asyncio.sleep(EXPIRY_INTERVAL)
-
-    async def _delete_if_expired(self, conversation_id: str, since: str) -> None:
-        with suppress(NotFound):  # somebody else has deleted it
-            if await self._change(conversation_id, partial(Rules.expire, since=since)):
-                logger.info("Deleted conversation %s", conversation_id)
 
     async def _finished(
         self, conversation_id: str, message_id: str, ending: Ending, report: Report | None, commit: _Commit
@@ -321,11 +312,11 @@ class Store:
         try:
             change = await self._change(conversation_id, rule)
         except Repeated as repeated:
-            found: Message = repeated.found
-            return found
+            message: Message = repeated.found
+            return message
         assert change.began and change.after
         reply = self._engine.replies.get(change.began.id)
-        if reply is None:  # others have ended it already
+        if reply is None:  # another request has ended it already
             reply = OwnReply(conversation_id, change.began)
             reply.refuse(over())
         return BegunReply(reply, change.after.turns(), change.after.options())
@@ -337,8 +328,8 @@ class Store:
         return snapshot
 
     def _no_conversation(self) -> NotFound:
-        what_if = " They are kept in memory: a restart forgets them." if self._engine.forgets else ""
-        return NotFound(f"There is no conversation with this id.{what_if}")
+        hint = " They are kept in memory: a restart forgets them." if self._engine.forgets else ""
+        return NotFound(f"There is no conversation with this id.{hint}")
 
     async def _change(
         self,
@@ -349,19 +340,17 @@ class Store:
         since: str | None = None,
         commit: _Commit | None = None,
     ) -> _Changed:
-        """The change that the rule makes, committed; the rule is asked again as long as others are quicker.
+        """Commit the change that the rule makes; ask the rule again where another change came first.
 
         Raises `NotFound`, and what the rule raises.
         """
         for _ in range(ROUNDS):
-            snapshot = await self._engine.snapshot(conversation_id, whole=whole, since=since)
-            if snapshot is None:
-                raise self._no_conversation()
-            change = rule(Rules(self._settings, self._engine.totals, self._engine.clock.now()), snapshot)
+            snapshot = await self._snapshot(conversation_id, whole=whole, since=since)
+            change = rule(self._rules(), snapshot)
             if change is None:
                 return change
-            if made := await (commit or self._engine.commit)(change):
-                return made
+            if committed := await (commit or self._engine.commit)(change):
+                return committed
         raise StoreUnavailable(_TOO_BUSY)
 
     def _rules(self) -> Rules:
@@ -374,7 +363,7 @@ def _conversation(change: Change) -> Conversation:
 
 
 def engine_for(settings: Settings) -> Engine:
-    """Raises `SettingsError`."""
+    """The engine that STORE_URL names. Raises `SettingsError`."""
     url = settings.store_url
     if not url:
         return Memory()
