@@ -1,6 +1,6 @@
 """Mirrors: replies that another relay makes, followed here while they are read.
 
-Knows nothing of HTTP, upstream or how a relay tells another. However many readers a reply has, it is followed once.
+Knows nothing of HTTP, upstream or messages between relays. A relay follows a reply once, however many readers it has.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from store import Store
 from stores.records import Message, NotFound, StoreUnavailable, ended
 from stores.reply import Reply
 
-UNREAD_GRACE = 5.0  # seconds after which a reply isn't followed for nobody
+UNREAD_GRACE = 5.0  # seconds for which a mirror follows its reply without a reader
 
 logger = logging.getLogger("replies")
 
@@ -26,13 +26,13 @@ class Mirror(Reply):
 
     def __init__(self, conversation_id: str, message: Message, follow: Callable[["Mirror"], None]) -> None:
         super().__init__(conversation_id, message)
-        self.task: asyncio.Task[None] | None = None  # that follows it
+        self.task: asyncio.Task[None] | None = None  # follows the reply
         self._follow = follow
         self._read_at = time.monotonic()
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it is read, or was just now."""
+        """Whether the reply has readers, or had some just now."""
         is_waited_for = any(not waiter.done() for waiter in self._waiters)
         return is_waited_for or time.monotonic() - self._read_at < UNREAD_GRACE
 
@@ -42,10 +42,10 @@ class Mirror(Reply):
         return super().change()
 
     def may_reach(self, position: int) -> bool:
-        return not self.ended or super().may_reach(position)  # it may only be behind
+        return not self.ended or super().may_reach(position)  # the mirror may only be late
 
     def lose(self) -> None:
-        """Nobody can tell any more how it goes on."""
+        """Give up: this relay can't tell how the reply goes on."""
         self.is_lost = True
         self.wake()
 
@@ -58,13 +58,13 @@ class Mirrors:
         self._followed: dict[str, Mirror] = {}  # by message
 
     def drop(self) -> None:
-        """Follow nothing any more: readers find out elsewhere how it goes on."""
+        """Stop following: readers find out elsewhere how their replies go on."""
         for mirror in list(self._followed.values()):
             if mirror.task:
                 mirror.task.cancel()
 
     def of(self, conversation_id: str, message: Message) -> Reply:
-        """That of this reply in progress, followed if it isn't yet."""
+        """The mirror of this reply in progress. Starts following the reply if needed."""
         mirror = self._followed.get(message.id)
         if mirror is None:
             mirror = Mirror(conversation_id, message, self._follow)
@@ -77,10 +77,10 @@ class Mirrors:
         if mirror.task or mirror.ended or mirror.is_lost:
             return
         self._followed[mirror.id] = mirror
-        mirror.task = asyncio.create_task(self._mirrored(mirror))
-        mirror.task.add_done_callback(partial(self._on_mirrored, mirror))
+        mirror.task = asyncio.create_task(self._run(mirror))
+        mirror.task.add_done_callback(partial(self._on_done, mirror))
 
-    async def _mirrored(self, mirror: Mirror) -> None:
+    async def _run(self, mirror: Mirror) -> None:
         message = mirror.message
         while await self._store.follow_reply(mirror, lambda: mirror.is_wanted):
             final = await self._final(mirror.conversation_id, message)
@@ -89,11 +89,11 @@ class Mirrors:
 
     async def _final(self, conversation_id: str, message: Message) -> Message:
         with suppress(NotFound):
-            if found := await self._store.message(conversation_id, message.id):
-                return found
-        return ended(message, Stopped())  # deleted
+            if final := await self._store.message(conversation_id, message.id):
+                return final
+        return ended(message, Stopped())  # the message is deleted
 
-    def _on_mirrored(self, mirror: Mirror, task: asyncio.Task[None]) -> None:
+    def _on_done(self, mirror: Mirror, task: asyncio.Task[None]) -> None:
         mirror.task = None
         if self._followed.get(mirror.id) is mirror:
             del self._followed[mirror.id]

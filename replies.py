@@ -1,4 +1,4 @@
-"""Replies in progress: one task each, which no connection owns, and any number of readers that follow it.
+"""Replies in progress: each has a task, which no connection owns, and any number of readers.
 
 Knows nothing of HTTP or upstream's JSON. A reply ends once, in `_finish`: when upstream ends, when it is stopped or
 deleted, at one of its limits, or at the end of a drain. Readers pull from the message's transcript with a position
@@ -22,22 +22,22 @@ from store import BegunReply, Store
 from stores.records import Message, NotFound, Question, StoreError, StoreFull, StoreUnavailable, ended
 from stores.reply import OwnReply, Reply
 
-ENDING_TIMEOUT = 10.0  # seconds in which the end of a reply is offered to a store that can't take it
-CUT_ENDING_TIMEOUT = 0.5  # seconds, where the service is on its way out
-CUT_GRACE = 0.8  # in which replies that were cut off end
+ENDING_TIMEOUT = 10.0  # seconds for which a reply's end is offered to a store that can't take it
+CUT_ENDING_TIMEOUT = 0.5  # the same in seconds while the service shuts down
+CUT_GRACE = 0.8  # seconds for replies that were cut off to end
 ENDING_RETRY_INTERVAL = 0.3  # seconds between two offers
 
 _CRASHED = Failure(500, "The service failed; its log says where.", retryable=True)
 _RESTARTING = Failure(503, "The service is restarting: ask again in a moment.", retryable=True)
 
 _OnEnd = Callable[[Outcome], None]
-_Begin = Callable[[], Awaitable[BegunReply | Message]]  # has the store begin a reply, or tell which one there is
+_Begin = Callable[[], Awaitable[BegunReply | Message]]  # begins a reply, or returns the one that is there
 
 logger = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
-    """No further reply now; its text is a sentence for the person who asked, `retry_after` is in seconds."""
+    """No further reply can begin now. The text is a sentence for the client, `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -55,30 +55,30 @@ class Replies:
         self._running: dict[str, OwnReply] = {}  # by message
         self._mirrors = Mirrors(store)
         self._begins: dict[str, asyncio.Task[Reply]] = {}  # by conversation
-        self._admitted = 0  # that the store is being asked to begin
+        self._admitted = 0  # replies that the store is about to begin
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining_for: int | None = None  # seconds
         self._is_cut = False
 
     @property
     def in_progress(self) -> int:
-        """How many there are."""
+        """The number of replies in progress."""
         return len(self._running)
 
     @property
     def draining(self) -> bool:
-        """Whether the service is on its way out."""
+        """Whether the service is shutting down."""
         return self._draining_for is not None
 
     def check_open(self) -> None:
-        """Raises `Unavailable` when no more questions are taken."""
+        """Raise `Unavailable` if the service takes no more questions."""
         if self._draining_for is not None:
             raise Unavailable("The service is restarting: try again in a moment.", max(1, self._draining_for))
 
     async def ask(self, conversation_id: str, question: Question) -> Reply:
-        """Add a question and start its reply, both or neither; the reply to it, if it was asked before.
+        """Add a question and start its reply, both or neither. A repeated question has the reply that it had.
 
-        Raises what `Store.ask` raises but `Repeated`, and `Unavailable`.
+        Raises what `Store.ask` raises, and `Unavailable`.
         """
         while beginning := self._begins.get(conversation_id):
             await asyncio.wait({beginning})
@@ -86,7 +86,7 @@ class Replies:
         return await self._started(conversation_id, ask, question.traceparent)
 
     async def start(self, conversation_id: str, model: str | None = None, traceparent: str | None = None) -> Reply:
-        """The reply in progress or, if there is none, the one that is owed; requests that come together share it.
+        """The reply in progress, else the reply that is owed; requests that come together share it.
 
         Raises what `Store.begin_reply` raises, and `Unavailable`.
         """
@@ -128,13 +128,13 @@ class Replies:
         self._mirrors.drop()
 
     def cut(self) -> None:
-        """End the replies in progress now, and those that the store is still being asked to begin."""
+        """End the replies in progress now, and those that are about to begin."""
         self._is_cut = True
         for reply in list(self._running.values()):
             reply.interrupt(_RESTARTING)
 
     def _give_up(self) -> None:
-        """Don't wait any more for a store that doesn't answer: others end these replies, or the next start does."""
+        """Stop waiting for a store that doesn't answer: another relay or the next start ends these replies."""
         for reply in self._running.values():
             if reply.finishing:
                 reply.finishing.cancel()
@@ -156,20 +156,20 @@ class Replies:
         return await self._reply_of(conversation_id, message)
 
     async def _reply_of(self, conversation_id: str, message: Message) -> Reply | None:
-        """None if it has been deleted meanwhile."""
+        """The reply of this message, None if it has been deleted meanwhile."""
         if reply := self._running.get(message.id):
             return reply
         if message.status != "streaming":
             return Reply(conversation_id, message)
         if self._store.is_shared:
-            await self._wait_until_begun(conversation_id)  # it may be this relay that is beginning it
+            await self._wait_until_begun(conversation_id)  # this relay may be the one that is beginning it
             return self._running.get(message.id) or self._mirrors.of(conversation_id, message)
-        # Nobody makes it: the store couldn't be told how it had ended.
+        # No relay makes this reply: its end couldn't be stored.
         final = await self._store.finish_reply(conversation_id, message.id, _CRASHED)
         return Reply(conversation_id, final) if final else None
 
     async def _started(self, conversation_id: str, begin: _Begin, traceparent: str | None) -> Reply:
-        # In a task of its own: whoever asks may go away between the store's answer and the reply's first step.
+        # The task outlives its request, which may be cancelled between the store's answer and the reply's first step.
         beginning: asyncio.Task[Reply] = self._own(self._begin(conversation_id, begin, traceparent))
         self._begins[conversation_id] = beginning
         beginning.add_done_callback(lambda _: self._begins.pop(conversation_id))
@@ -183,7 +183,7 @@ class Replies:
                 return self._run(begun, traceparent)
             if reply := await self._find(conversation_id, begun.id):
                 return reply
-            # It was deleted after the store had told of it: ask the store again.
+            # The reply was deleted after the store's answer: ask the store again.
 
     async def _ask(self, conversation_id: str, question: Question) -> BegunReply | Message:
         try:
@@ -191,21 +191,21 @@ class Replies:
                 return await self._store.ask(conversation_id, question)
         except Unavailable:
             if reply := await self._store.reply_to(conversation_id, question):
-                return reply  # to have it again needs no room
+                return reply  # a repeated reply needs no room
             return await self._ask_in_place(conversation_id, question)
 
     async def _ask_in_place(self, conversation_id: str, question: Question) -> BegunReply | Message:
-        """Ask where only the reply that the question cuts makes room for the new one. Raises `Unavailable`."""
+        """Ask with the room of the reply that the question cuts off. Raises `Unavailable`."""
         in_progress = await self._store.in_progress(conversation_id) if question.after is not ... else None
         cut = self._running.get(in_progress.id) if in_progress else None
         with self._admission(in_place_of=cut):
             begun = await self._store.ask(conversation_id, question)
             if cut and isinstance(begun, BegunReply):
-                await cut.wait()  # its room is the new one's
+                await cut.wait()  # the new reply takes the room of this one
             return begun
 
     async def _is_current(self, reply: Reply) -> bool:
-        """Whether it was begun just now and hasn't been deleted since: a question asked again brings an older one."""
+        """Whether the reply was in progress just now and isn't deleted: a repeated question returns an older reply."""
         if not isinstance(reply, OwnReply | Mirror):
             return False
         return await self._store.message(reply.conversation_id, reply.id) is not None
@@ -218,11 +218,11 @@ class Replies:
             last = await self._store.last_owed(conversation_id)
             if last.status != "streaming":
                 raise
-            return last  # to join needs no room
+            return last  # a reader that joins needs no room
 
     @contextmanager
     def _admission(self, in_place_of: OwnReply | None = None) -> Iterator[None]:
-        """Room for one more reply, held while the store begins it. Raises `Unavailable`."""
+        """Reserve room for one more reply while the store begins it. Raises `Unavailable`."""
         self.check_open()
         if len(self._running) + self._admitted - bool(in_place_of) >= self._settings.max_replies:
             raise Unavailable(
@@ -284,7 +284,7 @@ class Replies:
         reply.interrupt(Failure(504, message, retryable=True))
 
     def _on_generated(self, reply: OwnReply, task: asyncio.Task[Ending]) -> None:
-        # A callback, not a `finally` in the task: one that is cancelled before its first step never enters its body.
+        # A callback, not a `finally` in the task: a task that is cancelled before its first step never runs its body.
         reply.finishing = self._own(self._finish(reply, self._ending(reply, task)))
 
     def _ending(self, reply: OwnReply, task: asyncio.Task[Ending]) -> Ending:
@@ -333,14 +333,14 @@ class Replies:
         )
 
     async def _stored(self, reply: OwnReply, ending: Ending) -> Message:
-        """The message as it has ended; failed where the store hasn't all of its text, or can't take its end."""
+        """Store the end of a reply: its message, failed where the store lacks text or can't take the end."""
         ids = reply.conversation_id, reply.id
         refusal = await self._store.settle_reply(reply)
         began = time.monotonic()
         while refusal is None:
             try:
                 stored = await self._store.finish_reply(*ids, ending, reply.report)
-                return stored or ended(reply.message, ending, reply.report)  # it was deleted, with all of its text
+                return stored or ended(reply.message, ending, reply.report)  # without a message the reply is deleted
             except StoreFull as error:
                 refusal = error
             except StoreUnavailable as error:
@@ -349,7 +349,7 @@ class Replies:
                 else:
                     await asyncio.sleep(ENDING_RETRY_INTERVAL)
         refused, stored = _refused(refusal), None
-        with suppress(StoreUnavailable):  # the store knows the ending, and keeps it as soon as it can
+        with suppress(StoreUnavailable):  # the store keeps the ending as soon as it can
             stored = await self._store.abandon_reply(*ids, refused, reply.report)
         return stored or ended(reply.message, refused, reply.report)
 
@@ -362,11 +362,11 @@ class Replies:
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # so that it counts as retrieved: whoever waits for it has it
+            task.exception()  # mark the exception as retrieved: a caller that waits for the task has it, too
 
 
 def _refused(error: StoreError) -> Ending:
-    """The end of a reply that the store doesn't take."""
+    """The end of a reply whose text or end the store refuses."""
     if isinstance(error, NotFound):
         return Stopped()
     return Failure(507 if isinstance(error, StoreFull) else 503, str(error), retryable=True)

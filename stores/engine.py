@@ -1,8 +1,7 @@
-"""What keeps conversations: what each engine promises to the store above it.
+"""The promises of every engine, which keeps conversations, to the store above it.
 
-An engine knows no rule. It hands out snapshots of conversations, and makes a change if the conversation is still what
-its snapshot says.
-A reply's text is kept before it is shown: only what is kept is added to the transcript.
+An engine knows no rule. It returns snapshots of conversations, and commits a change if the conversation is still as the
+snapshot of the change has it. Readers see the text of a reply only once the engine has kept it.
 """
 
 import time
@@ -13,9 +12,9 @@ from stores.records import Conversation, Kind, Message, StoreError
 from stores.reply import OwnReply, Reply
 from stores.snapshot import Change, Snapshot, Totals
 
-CLOCK_TIMEOUT = 1.0  # seconds after which a server's answer no longer tells what time it is
+CLOCK_TIMEOUT = 1.0  # seconds after which an answer is too old to tell the server's time
 WRITE_INTERVAL = 0.016  # seconds between two writes of text
-MAX_UNKEPT_CHARS = 256 * 1024  # of a reply, before its generation waits for the engine
+MAX_UNKEPT_CHARS = 256 * 1024  # characters of a reply before its task waits for the engine
 
 Slices = AsyncGenerator[tuple[list[Message], bool], None]
 
@@ -28,20 +27,20 @@ class Clock:
 
     def __init__(self) -> None:
         self._latest = 0
-        self._offset = 0  # by which a server's clock is ahead of this one
+        self._offset = 0  # microseconds by which the server's clock is ahead of this one
 
     def now(self) -> int:
-        """A moment later than any that was told."""
+        """A moment later than all moments before."""
         self._latest = max(time.time_ns() // 1000 + self._offset, self._latest + 1)
         return self._latest
 
     def hear(self, server_time: int, *, took: float = 0.0) -> None:
-        """Go by the server's clock, as it was in an answer that took so many seconds."""
+        """Follow the server's clock, whose time came in an answer that took so many seconds."""
         if took < CLOCK_TIMEOUT:
             self._offset = server_time - time.time_ns() // 1000
 
     def advance(self, at: int) -> None:
-        """Tell only moments later than `at` from now on."""
+        """Return only moments later than `at` from now on."""
         self._latest = max(self._latest, at)
 
 
@@ -49,16 +48,16 @@ class Engine(ABC):
     """One place where conversations live. Every coroutine may raise `StoreUnavailable`, which changes nothing."""
 
     name: str
-    """As clients are told."""
+    """The name that clients see."""
 
     forgets: bool
-    """Whether all is gone with the process."""
+    """Whether the conversations are lost when the process ends."""
 
     is_shared = False
     """Whether other relays have the same conversations, and make replies in them."""
 
     totals: Totals
-    """What it holds, with the changes and the texts that are on their way."""
+    """The counts of what the engine holds, with the changes and texts that it is still writing."""
 
     clock: Clock
 
@@ -68,22 +67,19 @@ class Engine(ABC):
     @property
     @abstractmethod
     def is_reachable(self) -> bool:
-        """Whether it answered when it was last asked."""
+        """Whether the engine answered the last time."""
 
     @abstractmethod
     async def open(self) -> list[tuple[str, str]]:
-        """Before anything else. The replies in progress that nobody makes, (conversation, message) each.
-
-        Raises `SettingsError`.
-        """
+        """Open: the replies in progress that no relay makes, (conversation, message) each. Raises `SettingsError`."""
 
     @abstractmethod
     async def close(self) -> None:
-        """After everything else; what was taken is kept."""
+        """Close, once all changes and texts that were taken are kept."""
 
     @abstractmethod
     async def page(self, limit: int, before: str | None) -> tuple[list[Conversation], str | None]:
-        """Newest `updated_at` first, and the `before` of the next page, None after the last."""
+        """A page, newest `updated_at` first, and the `before` of the next page, None after the last page."""
 
     @abstractmethod
     async def snapshot(self, conversation_id: str, *, whole: bool = True, since: str | None = None) -> Snapshot | None:
@@ -99,22 +95,22 @@ class Engine(ABC):
         return snapshot.conversation if snapshot else None
 
     async def slices(self, conversation_id: str) -> Slices:
-        """The messages, oldest first, as many at a time as are at hand, and whether these are all that were left.
+        """The messages, oldest first, a slice at a time, each with whether it is the last; no slice if it isn't there.
 
-        At least one slice of a conversation that is there. What is changed meanwhile may be seen in a later one.
+        A later slice may have changes that an earlier one hasn't.
         """
         if snapshot := await self.snapshot(conversation_id):
             yield list(snapshot.messages.values()), True
 
     @abstractmethod
     async def commit(self, change: Change) -> Change | None:
-        """Make it, whole or not at all: the change as it was made, or None if its snapshot isn't there as it was.
+        """Make the change, whole or not at all: the change as made, None if the conversation isn't as it was.
 
-        It goes on if the caller is cancelled. Raises `StoreFull`.
+        The commit goes on if the caller is cancelled. Raises `StoreFull`.
         """
 
     async def extend(self, reply: OwnReply, kind: Kind, text: str) -> None:
-        """Take text of a reply, to be kept and then shown; it waits while too much isn't kept yet.
+        """Take text of a reply, keep it, then show it. Waits while too much text isn't kept yet.
 
         Raises the error for which the engine takes no more text: `NotFound` where the reply was ended.
         """
@@ -127,7 +123,7 @@ class Engine(ABC):
             await reply.change()
 
     async def settle(self, reply: OwnReply) -> StoreError | None:
-        """Wait until all text that was taken is kept; the error if some of it is lost."""
+        """Wait until the engine has kept all text that it took; the error if some of it is lost."""
         while reply.transcript.taken > reply.transcript.kept:
             self.keep(reply, at_once=True)
             await reply.change()
@@ -138,22 +134,19 @@ class Engine(ABC):
         """Keep the text that was taken, soon; then `reply.keep` is called, or `reply.refuse` where it can't be kept."""
 
     def report(self, reply: OwnReply) -> None:  # noqa: B027
-        """Tell other relays, if there are any, what upstream reports of a reply beside its text."""
+        """Send the report of a reply to other relays, if there are any."""
 
     async def follow(self, reply: Reply, is_wanted: Callable[[], bool]) -> bool:
-        """Add to a reply what its relay makes of it: True when it has ended, False once it isn't wanted any more."""
+        """Follow a reply that another relay makes: True when it has ended, False once it isn't wanted any more."""
         raise AssertionError("every reply is made here")
 
     def leave(self, message_id: str) -> None:  # noqa: B027
-        """A reply isn't made any more, and its end couldn't be told: it is among the `orphans` when it can be."""
+        """Give up a reply whose end couldn't be kept: `orphans` yields it once that is possible."""
 
     def orphans(self) -> AsyncIterator[tuple[str, str]]:
-        """Replies in progress that nobody makes: (conversation, message) each.
-
-        Where relays share them, told again until they have ended.
-        """
+        """Replies in progress that no relay makes, (conversation, message) each; on shared engines until they end."""
         raise AssertionError("every reply is made here")
 
     @abstractmethod
     async def abandon(self, change: Change) -> Change | None:
-        """As `commit`, of a reply's end that can't be kept now: it is shown, and kept when that is possible."""
+        """Commit a reply's end that can't be kept now: show it, and keep it when that is possible."""

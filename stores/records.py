@@ -1,4 +1,4 @@
-"""What is stored: conversations, messages, their text; and what a store refuses.
+"""The records of the store: conversations, messages and their text; and the errors of the store.
 
 Knows nothing of rules, engines, HTTP or upstream.
 """
@@ -30,7 +30,7 @@ _CONTINUATIONS = bytes(range(0x80, 0xC0))  # the bytes of UTF-8 in which no char
 
 
 class StoreError(Exception):
-    """What the store refuses; its text is a sentence for the person who asked."""
+    """The store refuses a request. The text is a sentence for the client."""
 
 
 class NotFound(StoreError):
@@ -50,7 +50,7 @@ class StoreFull(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """What keeps the conversations can't be reached, or can't write; nothing was changed. Worth another try."""
+    """The engine can't be reached or can't write, and has changed nothing. Another try may succeed."""
 
 
 class IdTaken(StoreError):
@@ -58,7 +58,7 @@ class IdTaken(StoreError):
 
 
 class Repeated(StoreError):
-    """What was to be added is there already: `found`, a conversation or a message."""
+    """The conversation or message to be added is there already: `found`."""
 
     def __init__(self, found: Any) -> None:
         super().__init__("It is there already.")
@@ -85,7 +85,7 @@ class Transcript:
 
     @classmethod
     def of(cls, text: str, switches: Sequence[int], *, grows: bool) -> "Transcript":
-        """The one that had these `parts()`."""
+        """The transcript that had these `parts()`."""
         transcript = cls(None if grows else text)
         if grows:
             for number, (start, end) in enumerate(pairwise([0, *switches, len(text)])):
@@ -100,7 +100,7 @@ class Transcript:
         return text, [position for position in self._switches if position < self.kept]
 
     def __eq__(self, other: object) -> bool:
-        """Whether both say the same, as far as they have come."""
+        """Whether both have the same text up to `kept`."""
         return isinstance(other, Transcript) and self.parts() == other.parts()
 
     __hash__ = object.__hash__
@@ -111,7 +111,7 @@ class Transcript:
         self.kept = self.taken
 
     def take(self, kind: Kind, text: str) -> int:
-        """Add `text` at the end, where readers can't see it yet: its bytes of UTF-8."""
+        """Add `text` at the end, hidden from readers until it is kept: its bytes of UTF-8."""
         assert self._growing is not None, "a closed transcript doesn't grow"
         if not text:
             return 0
@@ -143,7 +143,7 @@ class Transcript:
         end = min(start + most, self.kept if is_kept else self.taken)
         if start >= end:
             return []
-        if not self._switches or start >= self._switches[-1]:  # as nearly always
+        if not self._switches or start >= self._switches[-1]:  # the usual case
             return [(_KINDS[len(self._switches) % 2], self._slice(start, end))]
         first = bisect_right(self._switches, start)
         behind = bisect_left(self._switches, end)
@@ -151,11 +151,11 @@ class Transcript:
             behind = first + runs - 1
             end = self._switches[behind]
         cuts = [start, *self._switches[first:behind], end]
-        text = self._slice(start, end)  # once: a text at rest may have to be decoded
+        text = self._slice(start, end)  # one slice: a closed text may need decoding
         return [(_KINDS[(first + i) % 2], text[a - start : b - start]) for i, (a, b) in enumerate(pairwise(cuts))]
 
     def catch_up(self, whole: "Transcript") -> None:
-        """Add what another transcript of the same text has more."""
+        """Add the text that another transcript of the same message has beyond this one."""
         if self._growing is not None and whole.kept > self.kept:
             for kind, text in whole.read(self.kept, whole.kept):
                 self.append(kind, text)
@@ -190,7 +190,7 @@ class Transcript:
             yield "".join(text for kind, text in runs if kind == wanted)
 
     def _all_of(self, wanted: Kind) -> str:
-        if self._growing is None and not self._switches:  # as nearly all are, and a long history has many
+        if self._growing is None and not self._switches:  # the usual case, quick for long histories
             return self._whole() if wanted == "content" else ""
         text, switches = self.parts()
         cuts = [0, *switches, len(text)]
@@ -204,7 +204,7 @@ class Transcript:
         return self._growing.read(end - start)
 
     def _decoded(self, text: bytes, start: int, end: int) -> str:
-        """A slice costs what is in it: the blocks around it are decoded, and nothing before them."""
+        """Decode the blocks around a slice only, so that its cost doesn't depend on its position."""
         if end - start == self.kept:
             return text.decode()
         firsts = self._firsts = self._firsts or _firsts(text)
@@ -235,7 +235,7 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes of its text, and of what may be as long."""
+        """Bytes of its text, its options and its sources."""
         return self.transcript.size + byte_size(self.options) + byte_size(self.report.annotations)
 
 
@@ -255,7 +255,7 @@ class Conversation:
 
 
 class NewConversation(TypedDict, total=False):
-    """What a conversation is created with. `messages` (role, content, perhaps model) are an import, oldest first."""
+    """The fields of a new conversation. `messages` (role, content, perhaps model) are an import, oldest first."""
 
     id: str | None
     default_model: str | None
@@ -267,21 +267,18 @@ class NewConversation(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a user asks. `id` is the client's own; everything behind `after` is removed first."""
+    """A user's question. `id` is the client's own; the messages behind `after` are removed first."""
 
     content: str
     model: str | None = None
     options: Mapping[str, Any] | None = None
     id: str | None = None
     after: After = ...
-    traceparent: str | None = None  # what it is a part of, as its request says
+    traceparent: str | None = None  # the trace of its request
 
 
 def ended(message: Message, ending: Ending, report: Report | None = None) -> Message:
-    """The reply `message` in its final state; its transcript is closed by whoever makes it so.
-
-    `report` is what the relay that makes the reply knows. Any other relay goes by what it was told.
-    """
+    """The reply `message` in its final state. Without a `report` it keeps its own; the engine closes its transcript."""
     return replace(
         message,
         status=_STATUS_OF[type(ending)],
@@ -292,7 +289,7 @@ def ended(message: Message, ending: Ending, report: Report | None = None) -> Mes
 
 
 def as_json(value: object) -> str | None:
-    """As it is kept; None for None."""
+    """A value as JSON; None for None."""
     return None if value is None else json.dumps(value)
 
 
@@ -304,7 +301,7 @@ def byte_size(text: str | None) -> int:
 
 
 def text_size(messages: Sequence[Message]) -> int:
-    """Bytes of their text."""
+    """Bytes of the text of all messages."""
     return sum(message.size for message in messages)
 
 
@@ -329,7 +326,7 @@ _FIELDS = {name: None for name in Message.__slots__ if name not in ("transcript"
 
 
 def encode(message: Message) -> tuple[str, str]:
-    """Its head, in ASCII and without line ends, and its text, content and reasoning as they came."""
+    """The head of a message, in ASCII on one line, and its text, content and reasoning in order of arrival."""
     head: dict[str, Any] = {name: value for name in _FIELDS if (value := getattr(message, name)) is not None}
     if message.report is not NO_REPORT:
         head |= encode_report(message.report)
@@ -342,7 +339,7 @@ def encode(message: Message) -> tuple[str, str]:
 
 
 def decode(head: Mapping[str, Any], text: str) -> Message:
-    """The message again; one that is `streaming` has a transcript that grows."""
+    """The message that `encode` has written. The transcript of a `streaming` one grows."""
     known = {name: value for name, value in head.items() if name in _FIELDS}
     if "error" in known:
         known["error"] = Failure(**known["error"])
@@ -351,11 +348,11 @@ def decode(head: Mapping[str, Any], text: str) -> Message:
 
 
 def encode_report(report: Report) -> dict[str, str]:
-    """What was reported, by name."""
+    """The fields that upstream has reported, by name."""
     return {name: value for name in Report.__slots__ if (value := getattr(report, name)) is not None}
 
 
 def decode_report(head: Mapping[str, Any]) -> Report:
-    """The report again, without the fields beside it."""
+    """The report in a head, which has other fields, too."""
     known = head.keys() & Report.__slots__
     return Report(**{name: head[name] for name in known}) if known else NO_REPORT

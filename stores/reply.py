@@ -54,7 +54,7 @@ class Reply:
         self.wake()
 
     def may_reach(self, position: int) -> bool:
-        """Whether a reader can have so many characters: a reply that is made here is known to its last one."""
+        """Whether a reader can have so many characters. All text of a reply that is made here is known."""
         return position <= self.transcript.kept
 
 
@@ -75,7 +75,7 @@ class OwnReply(Reply):
         self.shared_report = NO_REPORT  # the part of the report that other relays have
         self.retries = 0
         self.started = time.monotonic()
-        self.first_token = 0.0  # the moment at which it came; 0 before
+        self.first_token = 0.0  # the time at which it came; 0 before
 
     def keep(self, position: int) -> None:
         """Let readers have the text up to `position`: the engine has kept it."""

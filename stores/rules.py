@@ -1,6 +1,6 @@
 """Every rule of the store, once: from a snapshot to a change, or a `StoreError`.
 
-Knows no engine, no clock and no wait: what it goes by is given to it.
+Knows no engine and no clock, and never waits.
 """
 
 import json
@@ -29,9 +29,9 @@ from stores.snapshot import Change, Snapshot, Totals, in_progress, iso, moment, 
 # Bytes that are kept beside text, measured: ids, times, and the objects themselves.
 CONVERSATION_BYTES = 512
 MESSAGE_BYTES = 1024
-LEAST_BESIDE = 1024 * 1024  # that any store may take
+LEAST_BESIDE = 1024 * 1024  # bytes beside text that every store may take
 
-MOST_DOLLARS = 1e9  # that one reply may cost; a bigger figure isn't one
+MOST_DOLLARS = 1e9  # the most that a reply may cost; a larger figure is an error of upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Rules:
         return replace(filled, before=None, totals=totals)
 
     def update(self, snapshot: Snapshot, changes: Mapping[str, Any]) -> Change:
-        """With any of `default_model`, `title`, `system_prompt`, `options` set; a title of None is an automatic one.
+        """Set any of `default_model`, `title`, `system_prompt`, `options`; a title of None is an automatic one.
 
         Raises `StoreFull`.
         """
@@ -76,7 +76,7 @@ class Rules:
         return replace(change, before=snapshot, totals=totals)
 
     def delete(self, snapshot: Snapshot) -> Change:
-        """Without the conversation and its messages."""
+        """Delete the conversation and its messages."""
         less = Totals()
         less.add(totals_of(snapshot), -1)
         removed = list(snapshot.messages.values())
@@ -84,16 +84,16 @@ class Rules:
         return Change(id, snapshot, None, self.now, removed=removed, totals=less, ended=ended)
 
     def expire(self, snapshot: Snapshot, since: str) -> Change | None:
-        """Without the conversation, if nothing has happened in it since then and no reply is in progress."""
+        """Delete the conversation if it hasn't changed since then and no reply is in progress."""
         is_needed = snapshot.in_progress or snapshot.conversation.updated_at >= since
         return None if is_needed else self.delete(snapshot)
 
     def truncate(self, snapshot: Snapshot, message_id: str) -> Change:
-        """Without that message and every later one. Raises `NotFound`."""
+        """Delete that message and every later one. Raises `NotFound`."""
         return spliced(snapshot, self.now, removed=snapshot.since(message_id))
 
     def add_question(self, snapshot: Snapshot, question: Question, *, to_reply: bool = False) -> Change:
-        """With the question at its place; with room for its reply, if there is to be one.
+        """Add the question at its place, if there is room for it, and `to_reply` for its reply, too.
 
         Raises what `Snapshot.check_is_new` raises, `NotFound`, `ReplyInProgress`, `StoreFull`.
         """
@@ -109,20 +109,21 @@ class Rules:
         )
         change = spliced(snapshot, self.now, removed=removed, added=[message])
         self._check_count(snapshot, change.totals.messages + to_reply)
-        self._check_room(
-            Totals(0, change.totals.messages + to_reply, change.totals.text + to_reply)
-        )  # its first byte, too
+        # One more byte is for the beginning of the reply.
+        self._check_room(Totals(0, change.totals.messages + to_reply, change.totals.text + to_reply))
         return change
 
     def begin_reply(self, snapshot: Snapshot, model: str | None = None) -> Change:
-        """With the reply that is owed begun; a failed one is replaced.
+        """Begin the reply that is owed, in place of a failed one.
 
         Raises `NothingOwed`, `StoreFull`, and `Repeated` with the reply that is in progress already.
         """
         last = snapshot.check_owed()
         if last.status == "streaming":
             raise Repeated(last)
-        failed = [last] if last.role == "assistant" else []  # whose place the reply takes, however full the store is
+        failed = (
+            [last] if last.role == "assistant" else []
+        )  # gives its place to the new reply, however full the store is
         question = snapshot.last_question
         reply = Message(
             id=str(uuid4()),
@@ -156,7 +157,7 @@ class Rules:
     def finish(
         self, snapshot: Snapshot, message_id: str, ending: Ending, report: Report | None = None
     ) -> Change | None:
-        """With the reply in its final state; None if it has one already, or isn't there."""
+        """Give the reply its final state; None if it has one already, or isn't there."""
         message = snapshot.in_progress
         if message is None or message.id != message_id:
             return None
@@ -181,7 +182,7 @@ class Rules:
             raise self._full("max_messages", "The conversation has no room for another message", "messages")
 
     def _check_room(self, more: Totals) -> None:
-        """Raises `StoreFull` where there is no room for so much text, or for what is kept beside it."""
+        """Raise `StoreFull` if there is no room for so much text, or for the records beside it."""
         most = self.settings.max_store_bytes
         beside = CONVERSATION_BYTES * (self.totals.conversations + more.conversations)
         beside += MESSAGE_BYTES * (self.totals.messages + more.messages)
@@ -197,7 +198,7 @@ class Rules:
 
 
 def _sum(cost: float | None, usage: str | None) -> float | None:
-    """With what one more reply has cost; as it was where upstream doesn't say."""
+    """Add the cost of one more reply, if upstream reports it."""
     more = json.loads(usage).get("cost") if usage else None
     if not isinstance(more, (int, float)) or isinstance(more, bool) or not abs(more) < MOST_DOLLARS:
         return cost

@@ -38,7 +38,7 @@ class Snapshot:
     own_title: str | None = None  # None: the title is taken from the first question
     first_line: str | None = None  # of the first question there is
     messages: dict[str, Message] = field(default_factory=dict)
-    version: str = ""  # by which an engine that shares its conversations knows it again
+    version: str = ""  # changes with each change, on engines that relays share
 
     @property
     def last(self) -> Message | None:
@@ -57,7 +57,7 @@ class Snapshot:
         return last if last is not None and last.status == "streaming" else None
 
     def check_is_new(self, question: Question) -> None:
-        """Raises `Repeated` where the question is there already, `IdTaken` where its id is another message's."""
+        """Raise `Repeated` if the question was asked before, `IdTaken` if its id is another message's."""
         found = self.messages.get(question.id) if question.id else None
         if found is None:
             return
@@ -107,7 +107,7 @@ class Snapshot:
         return self.last
 
     def turns(self) -> Iterator[tuple[str, str]]:
-        """What upstream is told, (role, content) each: the system prompt, then all that has content but failures."""
+        """The turns for upstream, (role, content) each: the system prompt, then the messages with content that didn't fail."""
         if (prompt := self.conversation.system_prompt) is not None:
             yield "system", prompt
         for message in self.messages.values():
@@ -115,7 +115,7 @@ class Snapshot:
                 yield message.role, content
 
     def options(self) -> dict[str, Any]:
-        """What upstream is asked with: the conversation's, and the last question's over it; null takes a name away."""
+        """The options for upstream: the conversation's, overridden by the last question's; null removes an option."""
         question = self.last_question
         layers = (self.conversation.options, question.options if question else None)
         merged = {name: value for layer in layers if layer for name, value in json.loads(layer).items()}
@@ -128,13 +128,13 @@ def _asked(question: Message) -> tuple[str, str | None, str]:
 
 
 def _plain(options: Mapping[str, Any] | None) -> str:
-    """The same for the same options, however their names are ordered."""
+    """The options as JSON, the same in whatever order their names come."""
     return json.dumps(options, sort_keys=True)
 
 
 @dataclass(slots=True)
 class Totals:
-    """What a store holds, or by how much a change makes that more or less."""
+    """The counts of what a store holds, or the difference that a change makes to them."""
 
     conversations: int = 0
     messages: int = 0
@@ -149,7 +149,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From one snapshot to another, at one moment. Every change is a splice of the tail.
+    """A change from one snapshot to another, at one moment. Every change is a splice of the tail.
 
     The first `kept` messages of the conversation stay, `removed` go, `added` come.
     """
@@ -166,7 +166,7 @@ class Change:
     ended: Message | None = None  # the reply, as it was, that was in progress and isn't any more
 
     def then(self, next: "Change") -> "Change":
-        """This and a change of what it leads to, as one. `next` removes nothing."""
+        """This change and the next one, which removes nothing, as one change."""
         assert next.before is self.after and not next.removed
         totals = replace(self.totals)
         totals.add(next.totals)
@@ -181,7 +181,7 @@ def spliced(
     removed: Sequence[Message] = (),
     added: Sequence[Message] = (),
 ) -> Change:
-    """The last messages, `removed`, give way to `added`."""
+    """The change that puts `added` in the place of `removed`, the last messages."""
     staying = len(snapshot.messages) - len(removed)
     messages = {message.id: message for message in chain(islice(snapshot.messages.values(), staying), added)}
     first_line = snapshot.first_line
@@ -201,7 +201,7 @@ def spliced(
 
 
 def totals_of(snapshot: Snapshot) -> Totals:
-    """What a conversation with all its messages adds to a store."""
+    """The totals of one conversation with all its messages."""
     messages = list(snapshot.messages.values())
     return Totals(1, len(messages), head_size(snapshot.conversation, snapshot.own_title) + text_size(messages))
 

@@ -1,4 +1,4 @@
-"""Long work in steps: the event loop serves others between two of them, and takes one step a turn, whoever works.
+"""Long work in steps: the event loop serves others between two of them, and takes one step a turn for all callers.
 
 Knows nothing of what the work is.
 """
@@ -41,7 +41,7 @@ class Steps:
             yield item
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._waiting and self._waiting[0].done():  # who waited was cancelled
+        while self._waiting and self._waiting[0].done():  # a caller was cancelled
             self._waiting.popleft()
         self._is_waking = bool(self._waiting)
         if self._waiting:
