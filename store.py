@@ -219,10 +219,7 @@ class Store:
         return (await self._snapshot(conversation_id, whole=False)).check_owed()
 
     async def begin_reply(self, conversation_id: str, model: str | None = None) -> BegunReply | Message:
-        """Begin the reply that is owed, in place of a failed one; the message if one is in progress.
-
-        Raises `NotFound`, `NothingOwed`, `StoreFull`.
-        """
+        """Begin the owed reply, or return the one in progress. Raises `NotFound`, `NothingOwed`, `StoreFull`."""
         return await self._begin(conversation_id, partial(Rules.begin_reply, model=model))
 
     async def extend_reply(self, reply: OwnReply, kind: Kind, text: str) -> None:
@@ -247,10 +244,7 @@ class Store:
         self._engine.report(reply)
 
     async def follow_reply(self, reply: Reply, is_wanted: Callable[[], bool]) -> bool:
-        """Follow a reply that another relay makes: True when it has ended, False once it isn't wanted any more.
-
-        Raises `StoreUnavailable` when the store hasn't answered for long.
-        """
+        """Follow a reply of another relay: True at its end, False once unwanted. Raises `StoreUnavailable`."""
         return await self._engine.follow(reply, is_wanted)
 
     async def finish_reply(
@@ -340,10 +334,7 @@ class Store:
         since: str | None = None,
         commit: _Commit | None = None,
     ) -> _Changed:
-        """Commit the change that the rule makes; ask the rule again where another change came first.
-
-        Raises `NotFound`, and what the rule raises.
-        """
+        """Commit the rule's change; ask the rule again if another change came first. Raises what the rule raises."""
         for _ in range(ROUNDS):
             snapshot = await self._snapshot(conversation_id, whole=whole, since=since)
             change = rule(self._rules(), snapshot)

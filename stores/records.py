@@ -96,8 +96,7 @@ class Transcript:
 
     def parts(self) -> tuple[str, list[int]]:
         """The text up to `kept`, content and reasoning, and the positions at which one changes to the other."""
-        text = self._slice(0, self.kept)
-        return text, [position for position in self._switches if position < self.kept]
+        return self._slice(0, self.kept), [position for position in self._switches if position < self.kept]
 
     def __eq__(self, other: object) -> bool:
         """Whether both have the same text up to `kept`."""
@@ -136,10 +135,7 @@ class Transcript:
         return size
 
     def read(self, start: int, most: int, runs: int = 0, *, is_kept: bool = True) -> list[tuple[Kind, str]]:
-        """The runs of one kind from position `start` on, at most `most` characters; empty at the end.
-
-        At most so many `runs`, unless that is 0: then all of them. Only an engine reads text that isn't kept yet.
-        """
+        """At most `most` characters from `start` on, in at most `runs` runs of one kind (0: any number)."""
         end = min(start + most, self.kept if is_kept else self.taken)
         if start >= end:
             return []
@@ -191,7 +187,7 @@ class Transcript:
 
     def _all_of(self, wanted: Kind) -> str:
         if self._growing is None and not self._switches:  # the usual case, quick for long histories
-            return self._whole() if wanted == "content" else ""
+            return self._slice(0, self.kept) if wanted == "content" else ""
         text, switches = self.parts()
         cuts = [0, *switches, len(text)]
         first = _KINDS.index(wanted)
@@ -212,9 +208,6 @@ class Transcript:
         end_of_blocks = bisect_left(firsts, end) * _BLOCK + 3  # the last character may go on in the block behind
         around = text[block * _BLOCK : end_of_blocks].decode(errors="ignore")  # what is cut off belongs to neither
         return around[start - firsts[block] : end - firsts[block]]
-
-    def _whole(self) -> str:
-        return self._text if isinstance(self._text, str) else self._text.decode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,9 +288,7 @@ def as_json(value: object) -> str | None:
 
 def byte_size(text: str | None) -> int:
     """Bytes of `text` in UTF-8."""
-    if text is None:
-        return 0
-    return len(text) if text.isascii() else len(text.encode())
+    return 0 if text is None else len(text if text.isascii() else text.encode())
 
 
 def text_size(messages: Sequence[Message]) -> int:

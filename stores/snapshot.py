@@ -107,7 +107,7 @@ class Snapshot:
         return self.last
 
     def turns(self) -> Iterator[tuple[str, str]]:
-        """The turns for upstream, (role, content) each: the system prompt, then the messages with content that didn't fail."""
+        """The turns for upstream, (role, content) each: the system prompt, then the messages but empty and failed ones."""
         if (prompt := self.conversation.system_prompt) is not None:
             yield "system", prompt
         for message in self.messages.values():
