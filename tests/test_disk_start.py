@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from settings import SettingsError
+from settings import Settings, SettingsError
+from store import Store
 from stores.sqlite import file as stored
 from stores.sqlite.file import APPLICATION_ID, MIGRATIONS, VERSION, File
 from tests.support.process import ROOT, process
@@ -83,34 +84,45 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+async def refusal(place: Path | str) -> str:
+    """The line that ends the start."""
+    store = Store(Settings(store_url=f"sqlite:///{place}", shutdown_grace=0))
+    with pytest.raises(SettingsError) as caught:
+        await store.open()
+    assert re.fullmatch(r"STORE_URL: [^\n]+", str(caught.value))
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(("make", "words"), UNUSABLE.values(), ids=UNUSABLE)
 async def test_what_is_not_a_file_of_the_relay_is_refused_in_one_line_and_not_touched(
     path: Path, make: Callable[[Path], object], words: str
 ) -> None:
     make(path)
     before = fingerprint(path.parent)
-    async with process("python", "server.py", env={"STORE_URL": f"sqlite:///{path}"}, listening=False) as relay:
-        assert await relay.exit() == 3
-        assert re.fullmatch(ONE_LINE, relay.output) and re.search(words, relay.output), relay.output
+    assert re.search(words, await refusal(path))
     if make is not without_a_table:  # it gets a log before it is read
         assert fingerprint(path.parent) == before
 
 
 async def test_a_folder_that_is_not_there_is_told_in_one_line(path: Path) -> None:
-    env = {"STORE_URL": f"sqlite:///{path.parent}/no/chat.db"}
-    async with process("python", "server.py", env=env, listening=False) as relay:
-        assert await relay.exit() == 3
-        assert re.fullmatch(ONE_LINE, relay.output) and "No such file or directory" in relay.output
+    assert "No such file or directory" in await refusal(path.parent / "no/chat.db")
     assert fingerprint(path.parent) == {}
 
 
 @pytest.mark.parametrize("name", ["/dev/null", "/dev/full", "x" * 300, "a/" * 3000 + "b"])
-async def test_what_cannot_be_a_file_is_told_in_one_line(path: Path, name: str) -> None:
-    env = {"STORE_URL": f"sqlite:///{name}"}
-    async with process("python", str(ROOT / "server.py"), env=env, cwd=path.parent, listening=False) as relay:
+async def test_what_cannot_be_a_file_is_told_in_one_line(
+    path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    await refusal(name)
+    assert fingerprint(path.parent) == {}
+
+
+async def test_the_process_prints_that_line_and_nothing_else(path: Path) -> None:
+    UNUSABLE["a folder"][0](path)
+    async with process("python", "server.py", env={"STORE_URL": f"sqlite:///{path}"}, listening=False) as relay:
         assert await relay.exit() == 3
         assert re.fullmatch(ONE_LINE, relay.output)
-    assert fingerprint(path.parent) == {}
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "folder of a new file"])
