@@ -18,9 +18,9 @@ from mirrors import Mirror, Mirrors
 from openrouter import Delta, OpenRouter, Prompt, Retry, UpstreamError, Values
 from result import Ending, Failure, Outcome, Report, Stopped
 from settings import Settings
-from store import BegunReply, Store
-from stores.records import Message, NotFound, Question, StoreError, StoreFull, StoreUnavailable, ended
-from stores.reply import OwnReply, Reply
+from store import Store
+from stores.records import Message, Question, StoreError, StoreFull, StoreUnavailable, ended
+from stores.reply import BegunReply, OwnReply, Reply, ending_of
 
 ENDING_TIMEOUT = 10.0  # seconds for which a reply's end is offered to a store that can't take it
 CUT_ENDING_TIMEOUT = 0.5  # the same in seconds while the service shuts down
@@ -251,9 +251,9 @@ class Replies:
         return reply
 
     async def _generate(self, reply: OwnReply, values: Values) -> Ending:
-        expiry = asyncio.get_running_loop().call_later(self._settings.reply_timeout, self._expire, reply)
-        extend = self._store.extend_reply
-        room = self._settings.max_reply_chars
+        seconds, room, extend = self._settings.reply_timeout, self._settings.max_reply_chars, self._store.extend_reply
+        late = Failure(504, f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows.", retryable=True)
+        expiry = asyncio.get_running_loop().call_later(seconds, reply.interrupt, late)
         try:
             async with aclosing(values):
                 async for value in values:
@@ -278,11 +278,6 @@ class Replies:
             expiry.cancel()
         raise AssertionError("a stream of values ends with Finish or an exception")
 
-    def _expire(self, reply: OwnReply) -> None:
-        seconds = self._settings.reply_timeout
-        message = f"The reply took longer than REPLY_TIMEOUT ({seconds:g} s) allows."
-        reply.interrupt(Failure(504, message, retryable=True))
-
     def _on_generated(self, reply: OwnReply, task: asyncio.Task[Ending]) -> None:
         # A callback, not a `finally` in the task: a task that is cancelled before its first step never runs its body.
         reply.finishing = self._own(self._finish(reply, self._ending(reply, task)))
@@ -290,7 +285,7 @@ class Replies:
     def _ending(self, reply: OwnReply, task: asyncio.Task[Ending]) -> Ending:
         if task.cancelled():
             reason = reply.interruption or _RESTARTING
-            return _refused(reason) if isinstance(reason, StoreError) else reason
+            return ending_of(reason) if isinstance(reason, StoreError) else reason
         error = task.exception()
         match error:
             case None:
@@ -298,7 +293,7 @@ class Replies:
             case UpstreamError():
                 return error.failure
             case StoreError():
-                return _refused(error)
+                return ending_of(error)
         logger.error("reply %s crashed\n%s", reply.id, outline(error))
         return _CRASHED
 
@@ -316,21 +311,8 @@ class Replies:
     def _end(self, reply: OwnReply, message: Message) -> None:
         del self._running[reply.id]
         reply.end(message)
-        _log_end(reply)
-        self._on_end(self._outcome(reply))
-
-    def _outcome(self, reply: OwnReply) -> Outcome:
-        message, model = reply.message, reply.message.model or ""
-        return Outcome(
-            model=model,
-            is_listed=self._openrouter.lists(model),
-            status=message.status,
-            error=message.error,
-            report=reply.report,
-            retries=reply.retries,
-            first_token=reply.first_token - reply.started if reply.first_token else None,
-            end=time.monotonic() - reply.started,
-        )
+        reply.log_end()
+        self._on_end(reply.outcome(is_listed=self._openrouter.lists(reply.message.model or "")))
 
     async def _stored(self, reply: OwnReply, ending: Ending) -> Message:
         """Store the end of a reply: its message, failed where the store lacks text or can't take the end."""
@@ -348,7 +330,7 @@ class Replies:
                     refusal = error
                 else:
                     await asyncio.sleep(ENDING_RETRY_INTERVAL)
-        refused, stored = _refused(refusal), None
+        refused, stored = ending_of(refusal), None
         with suppress(StoreUnavailable):  # the store keeps the ending as soon as it can
             stored = await self._store.abandon_reply(*ids, refused, reply.report)
         return stored or ended(reply.message, refused, reply.report)
@@ -363,25 +345,3 @@ class Replies:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # mark the exception as retrieved: a caller that waits for the task has it, too
-
-
-def _refused(error: StoreError) -> Ending:
-    """The end of a reply whose text or end the store refuses."""
-    if isinstance(error, NotFound):
-        return Stopped()
-    return Failure(507 if isinstance(error, StoreFull) else 503, str(error), retryable=True)
-
-
-def _log_end(reply: OwnReply) -> None:
-    message = reply.message
-    logger.log(
-        logging.WARNING if message.error else logging.INFO,
-        "%s streaming for conversation %s: reply %s, model %s, %.2f s, %d characters%s",
-        {"complete": "Completed", "stopped": "Stopped"}.get(message.status, "Failed"),
-        reply.conversation_id,
-        message.id,
-        message.model,
-        time.monotonic() - reply.started,
-        message.transcript.kept,
-        f", code {message.error.code}, generation {message.report.generation_id}" if message.error else "",
-    )

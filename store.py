@@ -8,9 +8,8 @@ conversation is still as the rule has seen it.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -32,7 +31,7 @@ from stores.records import (
     StoreError,
     StoreUnavailable,
 )
-from stores.reply import OwnReply, Reply, over
+from stores.reply import BegunReply, OwnReply, Reply, over
 from stores.rules import Rules, imported
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
@@ -43,7 +42,6 @@ LOCK_GRACE = 5.0  # seconds beyond SHUTDOWN_GRACE in which another process relea
 EXPIRY_INTERVAL = 10.0  # seconds between two searches for old conversations
 ROUNDS = 100  # attempts to commit a change before a conversation counts as too busy
 
-_Rule = Callable[[Rules, Snapshot], Change]
 _Changed = TypeVar("_Changed", Change, Change | None)
 _Commit = Callable[[Change], Awaitable[Change | None]]
 
@@ -52,15 +50,6 @@ _RESTARTED = Failure(503, "The service was restarted: ask again.", retryable=Tru
 _TOO_BUSY = "The conversation is changed by too many at once: try again in a moment."
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BegunReply:
-    """A reply that was begun just now, the turns that it answers, (role, content) each, and the options for it."""
-
-    reply: OwnReply
-    turns: Iterable[tuple[str, str]]
-    options: Mapping[str, Any]
 
 
 class Store:
@@ -118,7 +107,7 @@ class Store:
             if (id := fields.get("id")) and (snapshot := await self._engine.snapshot(id, whole=False)):
                 raise Repeated(snapshot.conversation)
             if change := await self._engine.commit(self._rules().create(history, **fields)):
-                conversation = _conversation(change)
+                conversation = change.conversation
                 logger.info("Created conversation %s with model %s", conversation.id, conversation.default_model)
                 return conversation
         raise StoreUnavailable(_TOO_BUSY)
@@ -138,7 +127,7 @@ class Store:
         """Set fields as `Rules.update` does. Raises `NotFound`, `StoreFull`."""
         change = await self._change(conversation_id, partial(Rules.update, changes=changes), whole=False)
         logger.info("Updated conversation %s", conversation_id)
-        return _conversation(change)
+        return change.conversation
 
     async def delete_conversation(self, conversation_id: str) -> None:
         """Delete the conversation and its messages. Raises `NotFound`."""
@@ -199,11 +188,7 @@ class Store:
         return change.added[0]
 
     async def ask(self, conversation_id: str, question: Question) -> BegunReply | Message:
-        """Add a question and begin the reply to it, both or neither.
-
-        A question that was asked before gets its first reply, or begins the reply that is owed. Raises what
-        `add_user_message` raises, except `Repeated`.
-        """
+        """Add a question and begin the reply to it; the reply if it was asked before. Raises as `add_user_message`."""
         begun = await self._begin(conversation_id, partial(Rules.add_question_and_begin_reply, question=question))
         if isinstance(begun, BegunReply):
             logger.info("Added user message to conversation %s", conversation_id)
@@ -223,10 +208,7 @@ class Store:
         return await self._begin(conversation_id, partial(Rules.begin_reply, model=model))
 
     async def extend_reply(self, reply: OwnReply, kind: Kind, text: str) -> None:
-        """Add the text that there is room for to a reply. Readers get it once the engine has kept it.
-
-        Raises `NotFound` once the reply is deleted, and `StoreFull` where there isn't room for all of the text.
-        """
+        """Add the text that fits; readers get it once it is kept. Raises `NotFound` (deleted), `StoreFull`."""
         engine = self._engine
         if len(text) * 4 <= self._settings.max_store_bytes - engine.totals.text:
             return await engine.extend(reply, kind, text)
@@ -250,19 +232,13 @@ class Store:
     async def finish_reply(
         self, conversation_id: str, message_id: str, ending: Ending, report: Report | None = None
     ) -> Message | None:
-        """Give the reply its final state, unless it has one: its message, None if it is deleted. Raises `StoreFull`.
-
-        Its text is the text that the engine has kept: call `settle_reply` first.
-        """
+        """End a settled reply, unless it has ended: its message, None if it is deleted. Raises `StoreFull`."""
         return await self._finished(conversation_id, message_id, ending, report, self._engine.commit)
 
     async def abandon_reply(
         self, conversation_id: str, message_id: str, ending: Ending, report: Report | None = None
     ) -> Message | None:
-        """Show the end of a reply though the engine can't keep it now: the message, None if it is deleted.
-
-        Raises `StoreUnavailable` where it can't even be shown. The engine keeps the end as soon as it can.
-        """
+        """End a reply though the engine may keep its end later. Raises `StoreUnavailable` if it can't show it."""
         try:
             return await self._finished(conversation_id, message_id, ending, report, self._engine.abandon)
         except StoreUnavailable:
@@ -302,7 +278,7 @@ class Store:
         except NotFound:
             return None
 
-    async def _begin(self, conversation_id: str, rule: _Rule) -> BegunReply | Message:
+    async def _begin(self, conversation_id: str, rule: Callable[[Rules, Snapshot], Change]) -> BegunReply | Message:
         try:
             change = await self._change(conversation_id, rule)
         except Repeated as repeated:
@@ -346,11 +322,6 @@ class Store:
 
     def _rules(self) -> Rules:
         return Rules(self._settings, self._engine.totals, self._engine.clock.now())
-
-
-def _conversation(change: Change) -> Conversation:
-    assert change.after is not None
-    return change.after.conversation
 
 
 def engine_for(settings: Settings) -> Engine:

@@ -4,10 +4,16 @@ Text is taken, then kept by the engine, then read: the transcript has a mark for
 """
 
 import asyncio
+import logging
 import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from result import NO_REPORT, Ending
-from stores.records import Message, NotFound, StoreError, Transcript
+from result import NO_REPORT, Ending, Failure, Outcome, Stopped
+from stores.records import Message, NotFound, StoreError, StoreFull, Transcript
+
+logger = logging.getLogger("replies")
 
 
 class Reply:
@@ -98,7 +104,46 @@ class OwnReply(Reply):
         self.has_lost_text = self.has_lost_text or forgotten > 0
         return forgotten
 
+    def outcome(self, *, is_listed: bool) -> Outcome:
+        """How the reply went, now that it has ended."""
+        message, started = self.message, self.started
+        first_token = self.first_token - started if self.first_token else None
+        end = time.monotonic() - started
+        model, failure = message.model or "", message.error
+        return Outcome(model, is_listed, message.status, failure, self.report, self.retries, first_token, end)
+
+    def log_end(self) -> None:
+        """Log that the reply has ended: ids, counts and states, never its text."""
+        message = self.message
+        logger.log(
+            logging.WARNING if message.error else logging.INFO,
+            "%s streaming for conversation %s: reply %s, model %s, %.2f s, %d characters%s",
+            {"complete": "Completed", "stopped": "Stopped"}.get(message.status, "Failed"),
+            self.conversation_id,
+            message.id,
+            message.model,
+            time.monotonic() - self.started,
+            message.transcript.kept,
+            f", code {message.error.code}, generation {message.report.generation_id}" if message.error else "",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BegunReply:
+    """A reply that was begun just now, the turns that it answers, (role, content) each, and the options for it."""
+
+    reply: OwnReply
+    turns: Iterable[tuple[str, str]]
+    options: Mapping[str, Any]
+
 
 def over() -> NotFound:
     """The error of a reply that takes no more text."""
     return NotFound("The reply has ended, or was deleted.")
+
+
+def ending_of(error: StoreError) -> Ending:
+    """The ending of a reply whose text or end the store refuses."""
+    if isinstance(error, NotFound):
+        return Stopped()
+    return Failure(507 if isinstance(error, StoreFull) else 503, str(error), retryable=True)

@@ -107,7 +107,7 @@ class Snapshot:
         return self.last
 
     def turns(self) -> Iterator[tuple[str, str]]:
-        """The turns for upstream, (role, content) each: the system prompt, then the messages but empty and failed ones."""
+        """The turns for upstream, (role, content) each: the system prompt, then the messages with content."""
         if (prompt := self.conversation.system_prompt) is not None:
             yield "system", prompt
         for message in self.messages.values():
@@ -164,6 +164,12 @@ class Change:
     totals: Totals = field(default_factory=Totals)
     began: Message | None = None  # the reply that this begins
     ended: Message | None = None  # the reply, as it was, that was in progress and isn't any more
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation as it is after the change."""
+        assert self.after is not None
+        return self.after.conversation
 
     def then(self, next: "Change") -> "Change":
         """This change and the next one, which removes nothing, as one change."""

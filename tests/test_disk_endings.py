@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from result import Failure, Finish, Stopped
-from store import BegunReply, Store
+from store import Store
 from stores.records import Question, StoreError, StoreFull
+from stores.reply import BegunReply
 from stores.snapshot import Change
 from stores.sqlite import engine as sqlite
 from stores.sqlite.file import Piece

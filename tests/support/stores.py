@@ -6,8 +6,9 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from store import BegunReply, Store
+from store import Store
 from stores.records import Question
+from stores.reply import BegunReply
 from tests.support.waiting import Gate
 
 Method = Callable[..., Awaitable[Any]]
