@@ -135,6 +135,7 @@ async def test_make_demo_and_its_three_curl_lines_stream_an_answer(tmp_path: Pat
         assert lines[-1].replace(":8001", "") in relay.output.replace(":" + relay.url.rpartition(":")[2], "")
 
 
+@pytest.mark.bound(180)
 async def test_the_demo_starts_without_make(tmp_path: Path) -> None:
     """The packages are those of the environment that the tests run in: pip finds them there, and asks no network."""
     create, install, start = shell("README.md", "Without make").strip().splitlines()

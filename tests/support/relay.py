@@ -132,7 +132,7 @@ def _granted(response: httpx.Response, status: int = 200) -> dict[str, Any]:
 
 def client(url: str) -> httpx.AsyncClient:
     """A client without proxies, and without a limit to the connections it may have."""
-    return httpx.AsyncClient(base_url=url, timeout=10, trust_env=False, transport=Connections())
+    return httpx.AsyncClient(base_url=url, timeout=30, trust_env=False, transport=Connections())
 
 
 @contextlib.asynccontextmanager
