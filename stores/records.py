@@ -152,9 +152,14 @@ class Transcript:
 
     def catch_up(self, whole: "Transcript") -> None:
         """Add the text that another transcript of the same message has beyond this one."""
-        if self._growing is not None and whole.kept > self.kept:
-            for kind, text in whole.read(self.kept, whole.kept):
-                self.append(kind, text)
+        if self._growing is None or whole.kept <= self.kept:
+            return
+        text = whole._slice(self.kept, whole.kept)
+        self._growing.seek(self.kept)
+        self._growing.write(text)
+        self._switches.extend(whole._switches[len(self._switches) : bisect_left(whole._switches, whole.kept)])
+        self.kept = self.taken = whole.kept
+        self.size += byte_size(text)
 
     def close(self) -> None:
         """End its growth, and forget the text that isn't kept."""

@@ -12,8 +12,9 @@ from contextlib import ExitStack, closing, contextmanager
 import httpx
 import pytest
 
-from tests.support.engines import on_each_engine
+from tests.support.engines import new_store_url, on_each_engine
 from tests.support.problems import assert_problem
+from tests.support.relay import serving
 from tests.support.sockets import connected, request
 from tests.support.timed import TimedRelay, timed
 from tests.support.upstream import Gate, ScriptedUpstream, UpstreamRequest, Wire
@@ -21,7 +22,7 @@ from tests.support.upstream_wire import encoded
 from tests.support.waiting import bounded
 
 LONGEST_REPLY = 1_000_000  # characters, MAX_REPLY_CHARS
-ALPHABETS = {"ascii": "abcd fghi ", "other": "漢字é 😀 abc ", "alternating": "漢字é 😀 abc "}
+ALPHABETS = {"ascii": "abcd fghi ", "other": "漢字é 😀😀😀😀😀😀", "alternating": "漢字é 😀 abc "}
 
 
 @pytest.fixture
@@ -119,10 +120,30 @@ async def test_readers_that_come_back_in_the_middle(upstream: ScriptedUpstream, 
     transcript = await relay.read(conversation_id)
     middle = transcript.ids[len(transcript.ids) // 2] or ""
     async with relay.brief_turns():
-        for _ in range(10):
-            with silent_readers(15, relay, conversation_id, ("Last-Event-ID", middle)):
-                await relay.has_readers(15)
+        for _ in range(30):
+            with silent_readers(5, relay, conversation_id, ("Last-Event-ID", middle)):
+                await relay.has_readers(5)
         await relay.has_readers(0)
+
+
+@pytest.mark.engines("valkey")
+@pytest.mark.parametrize("kind", ["other", "alternating"])
+async def test_readers_of_a_reply_that_another_relay_makes(upstream: ScriptedUpstream, kind: str) -> None:
+    url = new_store_url()
+    async with serving(upstream, store_url=url) as maker, timed(upstream, store_url=url) as relay:
+        upstream.play(reply := LongReply(kind))
+        conversation_id = await maker.ask()
+        reading = asyncio.create_task(maker.read(conversation_id))
+        await reply.gate.reached()
+        async with relay.brief_turns():
+            with silent_readers(5, relay, conversation_id):
+                await relay.has_readers(5)
+                await relay.messages(conversation_id)
+                joined = asyncio.create_task(relay.read(conversation_id))
+                reply.gate.open_wide()
+                transcript = await joined
+            await relay.has_readers(0)
+        assert transcript.content == (await reading).content
 
 
 # Conversations of 2,000 messages

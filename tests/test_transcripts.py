@@ -68,6 +68,15 @@ def test_a_transcript_read_while_it_grows_gives_every_character_once(runs: list[
     assert merged(read + transcript.read(position, transcript.kept)) == merged(runs)
 
 
+@given(RUNS, st.integers(0, 12))
+def test_a_transcript_catches_up_with_another_of_the_same_text(runs: list[tuple[Kind, str]], some: int) -> None:
+    whole, behind = grown(runs), grown(runs[:some])
+    behind.catch_up(whole)
+    assert (behind, behind.size) == (whole, whole.size)
+    behind.append("reasoning", "more")
+    assert behind.reasoning == whole.reasoning + "more"
+
+
 @given(RUNS)
 def test_a_transcript_knows_its_text_by_kind_its_length_and_its_bytes(runs: list[tuple[Kind, str]]) -> None:
     transcript = grown(runs)

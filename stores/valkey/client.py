@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from valkey.asyncio.connection import Connection
@@ -17,6 +17,7 @@ from stores.engine import Clock
 from stores.records import StoreFull, StoreUnavailable
 from stores.reply import OwnReply
 from stores.snapshot import Totals
+from stores.steps import Steps
 from stores.valkey.keys import Keys
 from stores.valkey.server import ServerUrl
 
@@ -171,6 +172,7 @@ class Relay:
     clock: Clock
     totals: Totals
     replies: dict[str, OwnReply]  # the replies in progress that were begun here, by message
+    steps: Steps = field(default_factory=Steps)  # in which messages are decoded and encoded
 
     def hear(self, server_time: int, totals: Sequence[int], *, took: float = 0.0) -> None:
         """Take the time and the totals from an answer that took so many seconds."""

@@ -56,9 +56,10 @@ class Commits:
         version = secrets.token_hex(8)
         makes_room = change.after is None or (change.removed and (stays or not change.added))
         script = COMMIT_ALWAYS if makes_room else COMMIT
+        arguments = await self._arguments(change, version, length)
         began = time.monotonic()
         try:
-            answer = await self._relay.client.run(script, self._keys(change), *self._arguments(change, version, length))
+            answer = await self._relay.client.run(script, self._keys(change), *arguments)
         except OutcomeUnknown:
             return await self._check_outcome(change, version)
         if answer is None:
@@ -99,12 +100,13 @@ class Commits:
         names = ("list", "totals", "running", *replies)
         return [*self._relay.keys.of_conversation(change.conversation_id), *map(self._relay.keys.of, names)]
 
-    def _arguments(self, change: Change, version: str, length: int) -> list[Argument]:
+    async def _arguments(self, change: Change, version: str, length: int) -> list[Argument]:
         before, after = change.before, change.after
         text = _stored_size(change.added) - _stored_size(change.removed) + _head_size(after) - _head_size(before)
         fields = head_of(after) if after else []
         removed = [message.id for message in change.removed]
-        added = [part for message in change.added for part in (message.id, element_of(message))] if after else []
+        messages = self._relay.steps.over(change.added if after else ())
+        added = [part async for message in messages for part in (message.id, element_of(message))]
         return [
             before.version if before else "",
             version,

@@ -5,23 +5,23 @@ The ids of a stream are positions in the text, so the length of the text here sa
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from logs import outline
-from stores.records import Kind, Message, StoreError, StoreUnavailable, Transcript, decode_report
+from stores.records import Kind, StoreError, StoreUnavailable, Transcript
 from stores.reply import Reply
 from stores.valkey.client import Client, Relay
 from stores.valkey.keys import END, FENCE, NOTE
 from stores.valkey.writer import LEASE_TIMEOUT
 
 BLOCK_TIMEOUT = 2.0  # seconds for which the server waits for new entries
+BLOCK_MS = round(BLOCK_TIMEOUT * 1000)
+MAX_ENTRIES = 32  # of each stream in one answer
 LISTEN_RETRY_INTERVAL = 0.3  # seconds between two calls where the server can't be reached
 
-_KINDS: dict[bytes, Kind] = {b"c": "content", b"r": "reasoning"}
+KINDS: dict[str, Kind] = {"c": "content", "r": "reasoning"}
 
 logger = logging.getLogger("store")
 
@@ -83,7 +83,7 @@ class ReplyFollower:
         }
         positions = [f"{reply.transcript.kept}-{END}" for reply in followed.values()]
         streams = (self._inbox, *followed, self._last_note, *positions)
-        answer = await self._listener.ask("XREAD", "BLOCK", round(BLOCK_TIMEOUT * 1000), "STREAMS", *streams)
+        answer = await self._listener.ask("XREAD", "COUNT", MAX_ENTRIES, "BLOCK", BLOCK_MS, "STREAMS", *streams)
         for key, entries in answer or ():
             if key.decode() == self._inbox:
                 self._take_notes(entries)
@@ -101,8 +101,8 @@ class ReplyFollower:
             position = int(entry_id.partition(b"-")[0])
             if position == END and reply in self._followed:
                 self._followed[reply].set()
-            elif position < FENCE and kind in _KINDS:
-                add(reply.transcript, position, _KINDS[kind], text.decode())
+            elif position < FENCE and (known := KINDS.get(kind.decode())):
+                add(reply.transcript, position, known, text.decode())
         reply.wake()
 
 
@@ -111,14 +111,3 @@ def add(transcript: Transcript, position: int, kind: Kind, text: str) -> None:
     new = position - transcript.kept
     if 0 < new <= len(text):
         transcript.append(kind, text[len(text) - new :])
-
-
-def filled(message: Message, entries: Sequence[Any]) -> Message:
-    """A reply in progress with the text and the report that its stream has."""
-    report = message.report
-    for entry_id, (kind, text) in entries:
-        if kind in _KINDS:
-            add(message.transcript, int(entry_id.partition(b"-")[0]), _KINDS[kind], text.decode())
-        elif kind == b"g":
-            report = decode_report(json.loads(text))
-    return replace(message, report=report)

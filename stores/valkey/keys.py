@@ -37,8 +37,8 @@ def _constant(name: str) -> int:
     return int(match[1])
 
 
-APPEND, BEAT, COMMIT, FENCE_OFF, HEADS, LOAD, NOTE, SLICE = map(
-    _script, ("append", "beat", "commit", "fence", "heads", "load", "note", "slice")
+APPEND, BEAT, COMMIT, FENCE_OFF, HEADS, LOAD, NOTE, SLICE, TEXT = map(
+    _script, ("append", "beat", "commit", "fence", "heads", "load", "note", "slice", "text")
 )
 COMMIT_ALWAYS = COMMIT.replace("#!lua", "#!lua flags=allow-oom", 1)
 """For changes that make room: a server without memory takes them, too."""
@@ -70,8 +70,8 @@ def head_of(snapshot: Snapshot) -> list[str]:
     return [part for pair in written.items() for part in pair]
 
 
-def snapshot_of(conversation_id: str, head: Sequence[str], elements: Sequence[str] = ()) -> Snapshot:
-    """The snapshot that has these fields and messages."""
+def snapshot_of(conversation_id: str, head: Sequence[str]) -> Snapshot:
+    """The snapshot that has these fields, without its messages."""
     texts = dict(pairs(head))
     own_title, first_line = _read(texts.get("own_title", "")), _read(texts.get("auto_title", ""))
     conversation = Conversation(
@@ -82,8 +82,7 @@ def snapshot_of(conversation_id: str, head: Sequence[str], elements: Sequence[st
         message_count=int(texts["message_count"]),
         **{name: _read(texts[name]) for name in _FIELDS if name in texts},
     )
-    messages = {message.id: message for message in messages_of(elements)}
-    return Snapshot(conversation, own_title, first_line, messages, version=texts["version"])
+    return Snapshot(conversation, own_title, first_line, version=texts["version"])
 
 
 def element_of(message: Message) -> str:
@@ -92,11 +91,12 @@ def element_of(message: Message) -> str:
     return f"{head}\n{'' if message.status == 'streaming' else text}"
 
 
-def messages_of(elements: Sequence[str]) -> list[Message]:
+def messages_of(elements: Sequence[str]) -> Iterator[Message]:
     """The messages that `element_of` has written."""
     heads_and_texts = [element.partition("\n")[::2] for element in elements]
     heads = json.loads(f"[{','.join(head for head, _ in heads_and_texts)}]")  # far quicker than one by one
-    return [decode(head, text) for head, (_, text) in zip(heads, heads_and_texts, strict=True)]
+    for head, (_, text) in zip(heads, heads_and_texts, strict=True):
+        yield decode(head, text)
 
 
 def pairs(flat: Sequence[T]) -> Iterator[tuple[T, T]]:

@@ -1,22 +1,21 @@
 #!lua flags=no-writes,allow-oom
--- Read a conversation and its latest messages, latest first: from the message ARGV[1] on, and at least ARGV[2] bytes.
+-- Read a conversation, the latest of the messages that are wanted, latest first, about ARGV[3] bytes of them, and the
+-- place of the first wanted one: where ARGV[2] is 1 the oldest message, else the message ARGV[1], or the last one.
 local conversation, messages, places = unpack(KEYS)
-local most = tonumber(ARGV[2])
+local most = tonumber(ARGV[3])
 local head = redis.call('HGETALL', conversation)
 if #head == 0 then return false end
-local elements, size = {}, 0
-local function read(first, last)
-  local more = redis.call('LRANGE', messages, first, last)
+local place = redis.call('LLEN', messages)
+local wanted = tonumber(ARGV[2] == '1' and 0 or redis.call('HGET', places, ARGV[1]) or math.max(0, place - 1))
+local elements, size, count = {}, 0, 1
+while place > wanted and size < most do
+  local more = redis.call('LRANGE', messages, math.max(wanted, place - count), place - 1)
   for i = #more, 1, -1 do
+    if size >= most then break end
     elements[#elements + 1] = more[i]
     size = size + #more[i]
+    place = place - 1
   end
+  count = math.min(2 * count, BATCH)
 end
-local from = math.max(0, tonumber(redis.call('HGET', places, ARGV[1]) or redis.call('LLEN', messages) - 1))
-read(from, -1)
-while from > 0 and size < most do
-  local first = math.max(0, from - BATCH)
-  read(first, from - 1)
-  from = first
-end
-return cjson.encode({head, elements})
+return cjson.encode({head, elements, wanted})

@@ -8,6 +8,7 @@ while size < most do
   local more = redis.call('LRANGE', messages, start + #elements, math.min(stop, start + #elements + count) - 1)
   if #more == 0 then break end
   for _, element in ipairs(more) do
+    if size >= most then break end
     elements[#elements + 1] = element
     size = size + #element
   end
