@@ -24,7 +24,6 @@ from stores.records import (
     Conversation,
     Kind,
     Message,
-    NewConversation,
     NotFound,
     Question,
     Repeated,
@@ -32,7 +31,7 @@ from stores.records import (
     StoreUnavailable,
 )
 from stores.reply import BegunReply, OwnReply, Reply, over
-from stores.rules import Rules, imported
+from stores.rules import NewConversation, Rules, imported
 from stores.snapshot import Change, Snapshot, iso
 from stores.sqlite.engine import Sqlite
 from stores.steps import Steps

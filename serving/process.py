@@ -14,10 +14,10 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import Protocol
 
 import uvicorn
 
+from replies import Replies
 from settings import SettingsError
 
 FLUSH_GRACE = 0.7  # seconds within which a reader must take some of its unsent bytes
@@ -30,18 +30,8 @@ logger = logging.getLogger("server")
 uvicorn_logger = logging.getLogger("uvicorn.error")
 
 
-class _Replies(Protocol):
-    @property
-    def in_progress(self) -> int: ...
-    async def drain(self, grace: float) -> None: ...
-    def cut(self) -> None: ...
-
-
 class Server(uvicorn.Server):
-    """The first signal drains the app and stops the server; a second one ends the grace.
-
-    The app's lifespan yields `replies` and `openrouter`; requests may wait for `openrouter` to fetch the models.
-    """
+    """The first signal drains the app and stops the server; a second one ends the grace."""
 
     def __init__(
         self, config: uvicorn.Config, grace: float, hint: str = "", prepare: Callable[[], Awaitable[None]] | None = None
@@ -130,8 +120,8 @@ class Server(uvicorn.Server):
                 end = self._loop.time() + FLUSH_GRACE
 
     @property
-    def _replies(self) -> _Replies:
-        replies: _Replies = self.lifespan.state["replies"]
+    def _replies(self) -> Replies:
+        replies: Replies = self.lifespan.state["replies"]
         return replies
 
 

@@ -20,10 +20,7 @@ Slices = AsyncGenerator[tuple[list[Message], bool], None]
 
 
 class Clock:
-    """Moments in microseconds since 1970, strictly increasing whatever the system's clock does.
-
-    `updated_at` is the order and the cursor of the list of conversations.
-    """
+    """Strictly increasing moments in microseconds since 1970: `updated_at` is the order and the cursor of the list."""
 
     def __init__(self) -> None:
         self._latest = 0
@@ -47,22 +44,12 @@ class Clock:
 class Engine(ABC):
     """One place where conversations live. Every coroutine may raise `StoreUnavailable`, which changes nothing."""
 
-    name: str
-    """The name that clients see."""
-
-    forgets: bool
-    """Whether the conversations are lost when the process ends."""
-
-    is_shared = False
-    """Whether other relays have the same conversations, and make replies in them."""
-
-    totals: Totals
-    """The counts of what the engine holds, with the changes and texts that it is still writing."""
-
+    name: str  # the name that clients see
+    forgets: bool  # whether the conversations are lost when the process ends
+    is_shared = False  # whether other relays have the same conversations, and make replies in them
     clock: Clock
-
-    replies: dict[str, OwnReply]
-    """The replies in progress that were begun here, by message."""
+    totals: Totals  # the counts of what the engine holds, with the changes and texts that it is still writing
+    replies: dict[str, OwnReply]  # the replies in progress that were begun here, by message
 
     @property
     @abstractmethod
@@ -110,10 +97,7 @@ class Engine(ABC):
         """
 
     async def extend(self, reply: OwnReply, kind: Kind, text: str) -> None:
-        """Take text of a reply, keep it, then show it. Waits while too much text isn't kept yet.
-
-        Raises the error for which the engine takes no more text: `NotFound` where the reply was ended.
-        """
+        """Take text, keep it, then show it. Waits while too much isn't kept; raises why no more text is taken."""
         if reply.refusal:
             raise reply.refusal
         transcript = reply.transcript

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from types import EllipsisType
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from result import NO_REPORT, Ending, Failure, Finish, Report, Stopped
 
@@ -250,17 +250,6 @@ class Conversation:
     created_at: str
     updated_at: str
     message_count: int = 0
-
-
-class NewConversation(TypedDict, total=False):
-    """The fields of a new conversation. `messages` (role, content, perhaps model) are an import, oldest first."""
-
-    id: str | None
-    default_model: str | None
-    title: str | None
-    system_prompt: str | None
-    options: Mapping[str, Any] | None
-    messages: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)

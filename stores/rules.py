@@ -6,7 +6,7 @@ Knows no engine and no clock, and never waits.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 from uuid import uuid4
 
 from result import Ending, Report
@@ -14,7 +14,6 @@ from settings import Settings
 from stores.records import (
     Conversation,
     Message,
-    NewConversation,
     Question,
     Repeated,
     StoreFull,
@@ -32,6 +31,17 @@ MESSAGE_BYTES = 1024
 LEAST_BESIDE = 1024 * 1024  # bytes beside text that every store may take
 
 MOST_DOLLARS = 1e9  # the most that a reply may cost; a larger figure is an error of upstream
+
+
+class NewConversation(TypedDict, total=False):
+    """The fields of a new conversation. `messages` (role, content, perhaps model) are an import, oldest first."""
+
+    id: str | None
+    default_model: str | None
+    title: str | None
+    system_prompt: str | None
+    options: Mapping[str, Any] | None
+    messages: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)
