@@ -44,7 +44,7 @@ campaign: $(DEVELOPMENT)  ## relays and their server are killed for minutes; SEE
 	$(BIN)/pytest tests/test_replicas.py -k first_requests --rounds 1000
 
 fuzz: $(DEVELOPMENT)  ## the contract and all else that takes random data, with other data than `make test` has
-	$(BIN)/pytest -n 4 --fuzz 200 tests/test_fuzzed_contract.py $(shell grep -l hypothesis tests/test_*.py)
+	$(BIN)/pytest -n 4 --fuzz 200 tests/test_fuzzed_contract.py $(shell grep -l hypothesis tests/test_*.py tests/http/test_*.py)
 
 test-browser: $(RUNTIME) $(EXAMPLE) $(FRONTS) $(BROWSER)  ## the examples and the pages of the API in a real browser
 	tests/browser/install

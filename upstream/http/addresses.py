@@ -1,6 +1,6 @@
-"""From a host's name to a connection: its addresses, of both families, and the first that answers (RFC 8305).
+"""Look up a host's name and connect to the first of its addresses, IPv6 or IPv4, that answers (RFC 8305).
 
-Knows nothing of HTTP.
+This module knows nothing of HTTP.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from typing import Any
 
 from upstream.http.connection import Connection
 
-ATTEMPT_INTERVAL = 0.25  # seconds until a host's next address is tried, too (RFC 8305, 8)
+ATTEMPT_INTERVAL = 0.25  # seconds until the next address is tried beside the earlier ones (RFC 8305, 8)
 
 _Lookup = asyncio.Future[list[str] | OSError]
 
 
 class Dialer:
-    """Connects to hosts. A name is looked up once, however many ask for it at a time."""
+    """Connects to hosts. Callers that ask for the same name at the same time share one lookup."""
 
     def __init__(self) -> None:
-        self._lookups: dict[str, _Lookup] = {}  # under way
+        self._lookups: dict[str, _Lookup] = {}  # the lookups under way, by name
 
     async def connect(self, host: str, port: int) -> Connection:
-        """A new connection by TCP. Raises `OSError`."""
+        """Open a TCP connection. Raises `OSError`."""
         try:
             addresses = [str(ipaddress.ip_address(host))]
         except ValueError:
@@ -37,30 +37,29 @@ class Dialer:
         if lookup is None:
             lookup = self._lookups[host] = asyncio.get_running_loop().create_future()
             lookup.add_done_callback(lambda _: self._lookups.pop(host))
-            # A thread of its own: asyncio's hold the process's exit up while a resolver is silent.
+            # A process that exits would wait for asyncio's own threads while a resolver is silent.
             threading.Thread(target=_resolve, args=(host, lookup), name=f"lookup of {host}", daemon=True).start()
         await asyncio.wait({lookup})
-        found = lookup.result()
-        if isinstance(found, OSError):
-            raise found
-        return list(found)  # each caller uses up its own
+        answer = lookup.result()
+        if isinstance(answer, OSError):
+            raise answer
+        return list(answer)  # a copy, from which the caller takes one address after the other
 
 
 def _resolve(host: str, lookup: _Lookup) -> None:
-    found: list[str] | OSError
     try:
-        found = _in_turns(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+        answer: list[str] | OSError = _in_turns(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
     except OSError as error:
-        found = error
+        answer = error
     except UnicodeError:
-        found = socket.gaierror(socket.EAI_NONAME, "the name can't be looked up")
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        lookup.get_loop().call_soon_threadsafe(lookup.set_result, found)
+        answer = socket.gaierror(socket.EAI_NONAME, "the name can't be looked up")
+    with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        lookup.get_loop().call_soon_threadsafe(lookup.set_result, answer)
 
 
-def _in_turns(found: list[tuple[Any, ...]]) -> list[str]:
-    new = [address[0] for family, *_, address in found if family == socket.AF_INET6]
-    old = [address[0] for family, *_, address in found if family != socket.AF_INET6]
+def _in_turns(infos: list[tuple[Any, ...]]) -> list[str]:
+    new = [address[0] for family, *_, address in infos if family == socket.AF_INET6]
+    old = [address[0] for family, *_, address in infos if family != socket.AF_INET6]
     return [address for pair in zip_longest(new, old) for address in pair if address]
 
 
@@ -81,7 +80,7 @@ async def _first_to_connect(addresses: list[str], port: int) -> Connection:
                     tried.remove(task)
                     return task.result()
         raise failure
-    finally:  # also when the caller is cancelled
+    finally:  # a caller may also have been cancelled
         for task in tried:
             task.cancel()
             task.add_done_callback(_close)

@@ -1,6 +1,6 @@
-"""HTTP/1.1 on one connection: `Connection` is what asyncio sees of it, `Exchange` a request and its response.
+"""HTTP/1.1 on one connection: `Connection` is the protocol of asyncio, `Exchange` is one request and its response.
 
-Knows nothing of pools and proxies. The parser is llhttp, by way of httptools; the rules are RFC 9112's.
+This module knows nothing of pools and proxies. httptools (llhttp) parses the responses; RFC 9112 has the rules.
 """
 
 import asyncio
@@ -10,21 +10,19 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 import httptools
 import httpx
 
-HIGH_WATER = 256 * 1024  # bytes that may wait for their reader
-MAX_FRAMING = 64 * 1024  # bytes that may come with none of a body among them: a head, sizes of chunks, trailers
-PIECE = 64 * 1024  # bytes of a request that are written at once
-LATE_GRACE = 0.05  # seconds past the end of a timer: a paused process must read what has arrived before it gives up
+HIGH_WATER = 256 * 1024  # bytes of a body: reading pauses while more than these wait for the caller
+MAX_FRAMING = 64 * 1024  # bytes of a head, of chunk sizes or of trailers that a server may send in a row
+PIECE = 64 * 1024  # bytes per write
+LATE_GRACE = 0.05  # seconds past its end that a timer waits: a stopped process must read what arrived meanwhile
 
 
 class Connection(asyncio.Protocol):
-    """One connection, for one exchange at a time. Whatever comes between two exchanges closes it."""
+    """One connection, used by one exchange at a time. Bytes that arrive between two exchanges close it."""
 
     transport: asyncio.Transport
-
-    def __init__(self) -> None:
-        self.exchange: Exchange | None = None
-        self.is_full = False  # what is written has to wait
-        self.is_closed = False
+    exchange: "Exchange | None" = None
+    is_full = False  # the write buffer has no room
+    is_closed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -50,21 +48,21 @@ class Connection(asyncio.Protocol):
             self.exchange.wake()
 
     def abort(self) -> None:
-        """Close it at once, whatever is under way."""
+        """Close the connection at once. An exchange under way ends with `ReadError`."""
         self.connection_lost(None)
 
     def _close(self, error: httpx.ReadError | None) -> None:
         self.is_closed = True
-        self.transport.abort()  # closing it in order would wait until the server has read everything
+        self.transport.abort()  # `close` would wait until the server has read everything
         if self.exchange is not None:
             self.exchange.end(error)
 
 
 class Exchange(httpx.AsyncByteStream):
-    """A request and its response, whose body it is the stream of. Bytes that have come are read before an error.
+    """One request and its response; also the stream of the response's body. The coroutines raise httpx's errors.
 
-    One caller at a time waits for it: `patience` seconds for each arrival, and until `deadline` (of the loop's clock)
-    in all. `release` takes the connection once it may serve another exchange. Its coroutines raise httpx's errors.
+    `read` returns all bytes that arrived before it raises an error. One caller at a time may wait: `patience` seconds
+    for each arrival, until `deadline` (of the loop's clock) in all. `release` gets the connection if it can be kept.
     """
 
     def __init__(
@@ -77,10 +75,10 @@ class Exchange(httpx.AsyncByteStream):
         release: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         self.deadline = deadline
-        self.status = 0  # of the response, once its head has come
+        self.status = 0  # of the response; 0 until its head has come
         self.headers: list[tuple[bytes, bytes]] = []
-        self.has_begun = False  # a byte of the response has come
-        self.is_reusable = False  # the connection, once the response is complete
+        self.has_begun = False  # whether a byte of the response has come
+        self.is_reusable = False  # whether another exchange may use the connection
         self._is_sent = self._is_answered = self._is_over = self._is_unwanted = self._lasts_until_eof = False
         self._connection = connection
         self._method = method
@@ -89,7 +87,7 @@ class Exchange(httpx.AsyncByteStream):
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
-        self._size = self._framing = 0  # bytes in `_body`, and those that came since the last of a body
+        self._size = self._framing = 0  # bytes in `_body`; bytes since the last one of a body
         self._error: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._late: type[httpx.TimeoutException] = httpx.ReadTimeout
@@ -100,7 +98,7 @@ class Exchange(httpx.AsyncByteStream):
             self.end()
 
     async def send(self, head: bytes, body: AsyncIterable[bytes], length: int, patience: float) -> None:
-        """Send no faster than the server reads, and no more once it has answered."""
+        """Send the request no faster than the server reads it. Stop once the server has answered."""
         async for part in body:
             length -= len(part)
             if length < 0:
@@ -119,7 +117,7 @@ class Exchange(httpx.AsyncByteStream):
         self._is_sent = True
 
     async def response(self) -> httpx.Response:
-        """The response, once its head has come."""
+        """Wait for the head of the response."""
         while not self._is_answered:
             await self._arrival(self._patience, httpx.ReadTimeout)
         if self._error and not self.status:
@@ -128,7 +126,7 @@ class Exchange(httpx.AsyncByteStream):
         return httpx.Response(self.status, headers=headers, stream=self)
 
     async def read(self) -> bytes:
-        """The bytes of the body that have come since the last time, empty at the end."""
+        """Wait for bytes of the body and return all that have come; `b""` at the end."""
         while not (self._body or self._is_over):
             await self._arrival(self._patience, httpx.ReadTimeout)
         if self._error and not self._body:
@@ -150,7 +148,7 @@ class Exchange(httpx.AsyncByteStream):
             self._connection.abort()
 
     def finish(self, seconds: float) -> None:
-        """Drop the rest of the body. The connection is used again if its end comes within so many seconds."""
+        """Drop the rest of the body. Keep the connection if that rest ends within this time."""
         self._is_unwanted = True
         self._body.clear()
         if not self._is_over:
@@ -158,40 +156,40 @@ class Exchange(httpx.AsyncByteStream):
             self._set_timer(self._loop.time() + seconds)
 
     def wake(self) -> None:
-        """Let the caller who waits look again."""
+        """Let the waiting caller check the state again."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    # What the connection tells
+    # Called by the connection
 
     def feed(self, data: bytes) -> None:
-        """Bytes of the response."""
+        """Parse bytes of the response."""
         self.has_begun = True
         size = self._size
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.is_reusable = False
-            self.end(httpx.RemoteProtocolError("the response isn't HTTP, or changes the protocol"))
+            self.end(httpx.RemoteProtocolError("the response is not HTTP/1.1, or it changes the protocol"))
             return
         self._framing = 0 if self._size > size else self._framing + len(data)
         if self._is_over:
             self.end()
         elif self._framing > MAX_FRAMING:
-            self.end(httpx.RemoteProtocolError("too much comes that is no part of a body"))
+            self.end(httpx.RemoteProtocolError("the head, the chunk sizes or the trailers are too long"))
         elif self._size > HIGH_WATER and not self._is_unwanted:
             self._connection.transport.pause_reading()
         self.wake()
 
     def end(self, error: httpx.TransportError | None = None) -> None:
-        """The response is complete, or this is why it isn't, or the connection was closed in order."""
+        """End the exchange: the response is complete, `error` broke it, or the server closed the connection."""
         if not self._is_over:
             if error is None and not self._lasts_until_eof:
                 error = httpx.RemoteProtocolError("the connection was closed before the end")
             self._is_over, self._is_answered, self._error = True, True, error
-        self._connection.exchange = None  # so this is called once
-        del self._parser  # which refers to this exchange
+        self._connection.exchange = None  # which calls `end` no more
+        del self._parser  # else the two would refer to each other
         if self._timer is not None:
             self._timer.cancel()
         if self.is_reusable and not self._connection.is_closed:
@@ -200,26 +198,26 @@ class Exchange(httpx.AsyncByteStream):
             self._connection.abort()
         self.wake()
 
-    # What the parser tells
+    # Called by the parser
 
     def on_message_begin(self) -> None:
-        self.is_reusable = False  # nobody asked for another response
+        self.is_reusable = False  # a second response is one that nobody asked for
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.status:  # else it is a trailer
+        if not self.status:  # afterwards, headers are trailers
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 100:
-            raise ValueError("this is no status")  # the parser makes one of its own errors of it
-        if status < 200:  # others follow; after 101 the parser raises
+            raise ValueError("this is no status")  # the parser turns this into its own error
+        if status < 200:  # another head follows; after 101 the parser raises
             self.headers.clear()
             return
         self.status, self._is_answered = status, True
         names = {name.lower() for name, _ in self.headers}
         self._lasts_until_eof = names.isdisjoint((b"content-length", b"transfer-encoding"))
-        if self._method in ("HEAD", "CONNECT"):  # whose responses have no body, which llhttp can't know
+        if self._method in ("HEAD", "CONNECT"):  # llhttp can't know that these responses have no body
             self._is_over = True
             self.is_reusable = self._method == "CONNECT" and status < 300
 
@@ -234,12 +232,12 @@ class Exchange(httpx.AsyncByteStream):
     def on_message_complete(self) -> None:
         if self.status and not self._is_over:
             self._is_over = True
-            self.is_reusable = self._is_sent and self._parser.should_keep_alive()  # which is false afterwards
+            self.is_reusable = self._is_sent and self._parser.should_keep_alive()  # false after this call
 
-    # Time
+    # Timers
 
     def _arrival(self, patience: float, late: type[httpx.TimeoutException]) -> asyncio.Future[None]:
-        # The timer isn't moved with each arrival: when it fires it looks how far the due time has moved meanwhile.
+        # An arrival moves `_due`, not the timer, which costs more: when the timer fires, it is set to `_due` again.
         self._late = late
         self._due = min(self._loop.time() + patience, self.deadline)
         if self._due < self._timer_at:
@@ -263,6 +261,6 @@ class Exchange(httpx.AsyncByteStream):
             self._set_timer(self._due)
         elif not is_last_look:
             self._set_timer(self._loop.time() + LATE_GRACE)
-            self._timer_at = -math.inf  # no arrival moves it
+            self._timer_at = -math.inf  # so that no arrival moves the timer
         else:
             self._waiter.set_exception(self._late("too long without a byte"))

@@ -1,6 +1,6 @@
-"""Which proxy of the environment applies to a URL: that of its scheme, else ALL_PROXY, unless NO_PROXY names the host.
+"""Choose a URL's proxy from the environment: that of its scheme, else ALL_PROXY; none if NO_PROXY names the host.
 
-What doesn't apply isn't looked at: environments are full of proxies that are meant for others.
+A proxy that doesn't apply isn't checked: environments are full of proxies that are meant for other programs.
 """
 
 import base64
@@ -10,36 +10,35 @@ import urllib.request
 
 import httpx
 
-LOOPBACK = ("localhost", "127.0.0.0/8", "::1")  # no proxy can reach it
+LOOPBACK = ("localhost", "127.0.0.0/8", "::1")  # a proxy would reach its own
 
 
 def proxy_for(url: httpx.URL) -> httpx.URL | None:
-    """The proxy's URL. Raises `ValueError` with a sentence that names the variable where it can't be used."""
+    """Return the proxy's URL. Raises `ValueError` with a sentence that names the variable if it can't be used."""
     proxies = urllib.request.getproxies()
     kind = url.scheme if proxies.get(url.scheme) else "all"
     exempt = (*LOOPBACK, *proxies.get("no", "").split(","))
-    if not (told := proxies.get(kind)) or any(_names(entry, url) for entry in exempt):
+    if not (value := proxies.get(kind)) or any(_names(entry, url) for entry in exempt):
         return None
     try:
-        proxy = httpx.URL(told if "://" in told else f"http://{told}")
+        proxy = httpx.URL(value if "://" in value else f"http://{value}")
     except httpx.InvalidURL:
         proxy = httpx.URL()
     if proxy.scheme not in ("http", "https") or not proxy.host or (proxy.port or 1) > 65535:
-        variable = f"{kind.upper()}_PROXY"
-        raise ValueError(f"{variable} must be an http:// or https:// URL; NO_PROXY={url.host} does without it.")
+        raise ValueError(f"{kind.upper()}_PROXY must be an http:// or https:// URL; NO_PROXY={url.host} bypasses it.")
     return proxy
 
 
 def authorization(proxy: httpx.URL) -> list[tuple[bytes, bytes]]:
-    """The header that a proxy whose URL has a user wants."""
+    """Return the header that tells the proxy its URL's user and password, if there are any."""
     if not proxy.userinfo:
         return []
     return [(b"Proxy-Authorization", b"Basic " + base64.b64encode(f"{proxy.username}:{proxy.password}".encode()))]
 
 
 def _names(entry: str, url: httpx.URL) -> bool:
-    """Whether an entry of NO_PROXY means this host: `*`, a name and what is below it, an address, a network."""
-    entry = entry.strip().lower()
+    """Tell whether an entry of NO_PROXY covers the URL: `*`, a name and all names below it, an address or a network."""
+    entry = entry.strip().lower().removeprefix(f"{url.scheme}://")
     if entry == "*" or _is_within(url.host, entry):
         return True
     if port := re.search(r"(?<=[^:]):(\d+)$", entry):
@@ -53,5 +52,5 @@ def _names(entry: str, url: httpx.URL) -> bool:
 def _is_within(host: str, network: str) -> bool:
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(network.strip("[]"), strict=False)
-    except ValueError:  # one of them is a name, or nothing that can be read
+    except ValueError:  # one of the two is a name, or malformed
         return False

@@ -1,7 +1,7 @@
 """The HTTP client: an `httpx.AsyncBaseTransport` that costs a streamed token three calls.
 
-Knows nothing of upstream's protocol. A request may be cancelled at any moment, twice too: giving a connection up is one
-synchronous call. Requests carry httpx's `timeout` extension, and may carry `deadline`, a time of the loop's clock.
+This module knows nothing of upstream's protocol. A request may be cancelled at any moment, even twice: one synchronous
+call gives up its connection. Its extensions are httpx's `timeout` and `deadline`, a time of the loop's clock.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from upstream.http.addresses import Dialer
 from upstream.http.connection import Connection, Exchange
 from upstream.http.proxies import authorization, proxy_for
 
-IDLE_TIMEOUT = 5.0  # that a connection waits for the next request
+IDLE_TIMEOUT = 5.0  # seconds that an idle connection is kept
 
 _FIRST_LINE = re.compile(rb"[\w!#$%&'*+.^`|~-]+ [^\s\0]+ HTTP/1\.1")
 _HEADER = re.compile(rb"[\w!#$%&'*+.^`|~-]+: [^\r\n\0]*")
@@ -28,7 +28,7 @@ Origin = tuple[bytes, bytes, int | None]
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """As many connections to upstream as there are requests at a time. Raises httpx's errors, and no others."""
+    """Opens a connection for each request that finds no idle one. Raises httpx's errors, and no others."""
 
     def __init__(self, tls: ssl.SSLContext | None, proxy: httpx.URL | None = None) -> None:
         self._tls = tls
@@ -39,7 +39,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     @classmethod
     def for_base_url(cls, base_url: str) -> "Transport":
-        """With the proxy and the certificates that the environment has for this URL; others aren't looked at.
+        """Make a transport with the proxy and the certificates that the environment has for this URL.
 
         Raises `ValueError` with a sentence that names the variable.
         """
@@ -55,9 +55,9 @@ class Transport(httpx.AsyncBaseTransport):
         return cls(tls, proxy)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The response's `stream` is an `Exchange`."""
-        timeout = request.extensions.get("timeout", {}).items()
-        seconds = {name: math.inf if limit is None else limit for name, limit in timeout}
+        """Send the request and wait for the head of its response. The response's `stream` is an `Exchange`."""
+        seconds = {name: limit for name, limit in request.extensions.get("timeout", {}).items() if limit is not None}
+        is_last = "close" in request.headers.get("connection", "").lower()
         head, length = self._head(request), _length(request.headers)
         origin = request.url.raw_scheme, request.url.raw_host, request.url.port
         while True:
@@ -68,7 +68,7 @@ class Transport(httpx.AsyncBaseTransport):
                 request.method,
                 patience=seconds.get("read", math.inf),
                 deadline=request.extensions.get("deadline", math.inf),
-                release=partial(self._keep, origin),
+                release=Connection.abort if is_last else partial(self._keep, origin),
             )
             try:
                 assert isinstance(request.stream, httpx.AsyncByteStream)
@@ -76,13 +76,13 @@ class Transport(httpx.AsyncBaseTransport):
                 return await exchange.response()
             except BaseException as error:
                 connection.abort()
-                # The server closed a kept connection as the request was on its way: it can't have seen it.
+                # The server closed an idle connection while the request was on its way, and hasn't seen the request.
                 was_idle = kept and not exchange.has_begun and isinstance(error, httpx.ReadError | httpx.ProtocolError)
                 if not (was_idle and request.method in ("GET", "HEAD")):
                     raise
 
     async def aclose(self) -> None:
-        """Close all connections, those in use too."""
+        """Close all connections, even those in use."""
         for connection in list(self._open):
             connection.abort()
         for idle in self._idle.values():
@@ -115,7 +115,7 @@ class Transport(httpx.AsyncBaseTransport):
                 return await self._connected(url)
         except TimeoutError as error:
             raise httpx.ConnectTimeout("connecting took too long") from error
-        # OSError is TLS's, too; TypeError how TLS in TLS fails before Python 3.11.8 and 3.12.2 (gh-113214).
+        # TLS raises OSError. TLS in TLS raises TypeError before Python 3.11.8 and 3.12.2 (gh-113214).
         except (OSError, ValueError, OverflowError, TypeError) as error:
             raise httpx.ConnectError("no connection came about") from error
 
@@ -145,7 +145,7 @@ class Transport(httpx.AsyncBaseTransport):
             raise httpx.ProxyError(f"the proxy answered with status {response.status_code}")
 
     async def _start_tls(self, connection: Connection, host: str) -> None:
-        if connection.is_closed:  # what comes in clear must not pass for what comes by TLS
+        if connection.is_closed:  # bytes in clear must not pass for bytes that came over TLS
             raise ConnectionAbortedError("the server spoke, or left, before the handshake")
         assert self._tls is not None
         loop = asyncio.get_running_loop()
@@ -156,7 +156,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     def _head(self, request: httpx.Request) -> bytes:
         target, headers = request.url.raw_path, request.headers.raw
-        if "host" not in request.headers:  # httpx leaves it to its caller where the body is a stream
+        if "host" not in request.headers:  # httpx adds none if the body is a stream
             headers = [(b"Host", request.url.netloc), *headers]
         if self._proxy and request.url.scheme == "http":
             target = b"http://" + request.url.netloc + target
@@ -167,19 +167,19 @@ class Transport(httpx.AsyncBaseTransport):
 def _joined(method: bytes, target: bytes, headers: Headers) -> bytes:
     first, others = b"%s %s HTTP/1.1" % (method, target), [b"%s: %s" % header for header in headers]
     if not (_FIRST_LINE.fullmatch(first) and all(map(_HEADER.fullmatch, others))):
-        raise httpx.LocalProtocolError("a method, a target or a header has in it what can't be sent")
+        raise httpx.LocalProtocolError("the method, the target or a header has a character that can't be sent")
     return b"\r\n".join([first, *others, b"", b""])
 
 
 def _length(headers: httpx.Headers) -> int:
-    told = headers.get("content-length", "0")
-    if "transfer-encoding" in headers or not told.isdecimal():
-        raise httpx.LocalProtocolError("a request's length must be known")
-    return int(told)
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers or not length.isdecimal():
+        raise httpx.LocalProtocolError("a request must have a Content-Length, and no Transfer-Encoding")
+    return int(length)
 
 
 def _is_readable(connection: Connection) -> bool:
-    """Whether bytes, or the end, have come to an idle connection that the loop hasn't read yet."""
+    """Tell whether bytes, or the end, have come to an idle connection that the event loop hasn't read yet."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection.transport.get_extra_info("socket").fileno(), selectors.EVENT_READ)
         return bool(selector.select(0))

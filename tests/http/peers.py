@@ -5,11 +5,14 @@ import contextlib
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import cast
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 UNTIL_THE_END = OK + b"\r\n"
+RESET = struct.pack("ii", 1, 0)
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
 
 
@@ -53,6 +56,10 @@ class Wire:
         while await self.request():
             await self.write(*pieces)
 
+    def stop_reading(self) -> None:
+        """Leave in the kernel what the client sends."""
+        cast(asyncio.Transport, self.writer.transport).pause_reading()
+
     async def gone(self) -> None:
         """Return when the client has closed the connection; what it still sends is dropped."""
         while await self.reader.read(1 << 20):
@@ -61,7 +68,7 @@ class Wire:
     def reset(self) -> None:
         """Break the connection (RST)."""
         connection: socket.socket = self.writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.writer.transport.abort()
 
 
@@ -141,6 +148,41 @@ def saying(*pieces: bytes, then: str = "close") -> Script:
             wire.reset()
 
     return script
+
+
+class Refusal:
+    """The two bytes of a request's body, between which the server at `url` refuses the request and resets.
+
+    The server is a thread, and the event loop stands still meanwhile: it writes the second byte before it reads.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._half_sent, self._refused = threading.Event(), threading.Event()
+        threading.Thread(target=self._refuse, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}/"
+
+    def _refuse(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        with self._tls.wrap_socket(connection, server_side=True) if self._tls else connection as connection:
+            connection.recv(1)
+            self._half_sent.wait(10)
+            connection.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno!")
+        self._listener.close()
+        self._refused.set()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"H"
+        await turns(20)
+        self._half_sent.set()
+        self._refused.wait(10)
+        yield b"i"
 
 
 @contextlib.contextmanager

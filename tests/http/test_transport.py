@@ -1,31 +1,20 @@
 """The HTTP client against raw sockets: back pressure, timers, ends, reuse, and cancelling; on both event loops."""
 
 import asyncio
+import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import httpx
 import pytest
 
-from tests.support.peers import CHUNKED, HELLO, OK, UNTIL_THE_END, Wire, hello, saying, served_by, turns
-from tests.support.transports import ask, body, cancelled_at_every_turn, get, in_use, kept, nothing_left_of
+from tests.http.peers import CHUNKED, HELLO, OK, UNTIL_THE_END, Wire, hello, saying, served_by, turns
+from tests.http.transports import ask, body, cancelled_at_every_turn, get, in_use, kept, nothing_left_of
 from tests.support.waiting import bounded, eventually
 from upstream.http.connection import HIGH_WATER
 from upstream.http.transport import Transport
 
 MEGABYTE = 1024 * 1024
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Both event loops: the service runs on uvloop where there is one, most tests on asyncio's own."""
-    return "asyncio", {"use_uvloop": request.param}
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    async with Transport(None) as transport:
-        yield transport
 
 
 # Back pressure and timers
@@ -51,7 +40,7 @@ async def test_a_long_request_goes_out_no_faster_than_the_server_reads_it(transp
 
 async def test_a_request_that_is_not_read_times_out(transport: Transport) -> None:
     async def stand_still(wire: Wire) -> None:
-        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.stop_reading()
         await asyncio.Event().wait()
 
     async with served_by(stand_still) as peer:
@@ -216,7 +205,7 @@ async def test_a_body_that_lasts_until_the_end_is_not_whole_if_it_is_closed_on_t
 
 async def test_closing_the_client_ends_a_request_that_is_being_sent(transport: Transport) -> None:
     async def stand_still(wire: Wire) -> None:
-        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.stop_reading()
         await asyncio.Event().wait()
 
     async with served_by(stand_still) as peer:
@@ -236,6 +225,32 @@ async def test_a_connection_is_used_again(transport: Transport) -> None:
         assert (peer.accepted, kept(transport)) == (1, 1)
         together = await bounded(asyncio.gather(*(get(transport, peer) for _ in range(3))))
         assert (together, peer.accepted, kept(transport)) == ([b"hello"] * 3, 3, 3)
+
+
+async def greet_in_clear(wire: Wire) -> None:
+    """Greet every request, and leave at the first byte of anything else."""
+    while (await wire.reader.read(1 << 16)).startswith(b"GET "):
+        await wire.write(HELLO)
+
+
+async def test_a_connection_is_used_again_for_its_scheme_host_and_port_alone() -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    async with served_by(greet_in_clear) as peer, served_by(hello) as other, Transport(tls) as transport:
+        for url in (peer.url, other.url, f"http://localhost:{peer.port}/", peer.url):
+            assert await bounded(get(transport, url)) == b"hello"
+        assert (peer.accepted, other.accepted, kept(transport)) == (2, 1, 3)
+        with pytest.raises(httpx.ConnectError):
+            await bounded(get(transport, peer.url.replace("http:", "https:")))
+        assert peer.accepted == 3
+
+
+@pytest.mark.parametrize("options", ["close", "Close", "keep-alive, close"])
+async def test_a_connection_whose_request_says_close_is_not_used_again(transport: Transport, options: str) -> None:
+    """RFC 9112, 9.6: a server that closes it later may not say so."""
+    async with served_by(hello) as peer:
+        assert await bounded(get(transport, peer, headers={"Connection": options})) == b"hello"
+        assert (kept(transport), in_use(transport)) == (0, 0)
+        await eventually(lambda: peer.connections == 0)
 
 
 async def test_an_idle_connection_is_closed_after_a_while(
@@ -319,6 +334,14 @@ async def test_a_get_is_not_repeated_once_a_byte_came_nor_on_a_fresh_connection(
         with pytest.raises(httpx.RemoteProtocolError):
             await bounded(get(transport, peer))
         assert peer.accepted == 2
+
+
+async def test_a_get_on_a_kept_connection_is_not_repeated_if_the_server_is_silent(transport: Transport) -> None:
+    async with served_by(saying(HELLO, then="stay")) as peer:
+        assert await bounded(get(transport, peer)) == b"hello"
+        with pytest.raises(httpx.ReadTimeout):
+            await bounded(get(transport, peer, read=0.1))
+        assert peer.accepted == 1
 
 
 async def test_a_head_has_no_body(transport: Transport) -> None:

@@ -10,24 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.peers import CHUNKED, HELLO, OK, UNTIL_THE_END, Wire, hello, saying, served_by
-from tests.support.transports import ask, body, get, in_use, kept
+from tests.http.peers import CHUNKED, HELLO, OK, UNTIL_THE_END, Wire, hello, saying, served_by
+from tests.http.transports import ask, body, get, in_use, kept
 from tests.support.waiting import bounded, eventually
 from upstream.http.transport import Transport
 
 MEGABYTE = 1024 * 1024
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Both event loops: the service runs on uvloop where there is one, most tests on asyncio's own."""
-    return "asyncio", {"use_uvloop": request.param}
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    async with Transport(None) as transport:
-        yield transport
 
 
 # Responses

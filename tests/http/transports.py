@@ -3,13 +3,13 @@
 import asyncio
 import gc
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 
-from tests.support.peers import Peer, turns
+from tests.http.peers import Peer, turns
 from tests.support.sockets import Leftovers
 from tests.support.waiting import bounded
 from upstream.http.connection import Exchange
@@ -18,17 +18,19 @@ from upstream.http.transport import Transport
 
 async def ask(
     transport: Transport,
-    peer: Peer,
+    server: Peer | str,
     method: str = "GET",
     *,
-    body: bytes = b"",
+    body: bytes | AsyncIterable[bytes] = b"",
     read: float = 10.0,
-    url: str = "",
+    headers: dict[str, str] | None = None,
     **more: Any,
 ) -> tuple[httpx.Response, Exchange]:
-    """The response's head, and its exchange."""
+    """The response's head, and its exchange. The server is a peer or a URL."""
     timeout = {"connect": 10.0, "read": read, "write": read}
-    request = httpx.Request(method, url or peer.url, content=body or None, extensions={"timeout": timeout, **more})
+    url = server if isinstance(server, str) else server.url
+    extensions = {"timeout": timeout, **more}
+    request = httpx.Request(method, url, headers=headers, content=body or None, extensions=extensions)
     response = await transport.handle_async_request(request)
     assert isinstance(response.stream, Exchange)
     return response, response.stream
@@ -38,8 +40,8 @@ async def body(exchange: Exchange) -> bytes:
     return b"".join([part async for part in exchange])
 
 
-async def get(transport: Transport, peer: Peer) -> bytes:
-    return await body((await ask(transport, peer))[1])
+async def get(transport: Transport, server: Peer | str, **more: Any) -> bytes:
+    return await body((await ask(transport, server, **more))[1])
 
 
 def kept(transport: Transport) -> int:
@@ -61,11 +63,11 @@ async def nothing_left_of(peer: Peer) -> AsyncIterator[None]:
     assert not [thing for thing in gc.get_objects() if isinstance(thing, Exchange)]
 
 
-async def cancelled_at_every_turn(transport: Transport, peer: Peer, times: int, **how: Any) -> None:
+async def cancelled_at_every_turn(transport: Transport, server: Peer | str, times: int, **how: Any) -> None:
     """Cancel a whole request, its body read, at random turns of the loop; every other time twice."""
 
     async def whole() -> None:
-        _, exchange = await ask(transport, peer, **how)
+        _, exchange = await ask(transport, server, **how)
         try:
             await body(exchange)
         finally:

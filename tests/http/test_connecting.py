@@ -8,7 +8,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support.peers import HELLO, OK, Peer, Script, Wire, deaf, hello, served_by, turns
-from tests.support.transports import cancelled_at_every_turn, in_use, nothing_left_of
+from tests.http.peers import HELLO, OK, Peer, Refusal, Script, Wire, deaf, hello, served_by, turns
+from tests.http.transports import ask, cancelled_at_every_turn, in_use, nothing_left_of
 from tests.support.waiting import bounded, eventually
 from upstream.http import addresses
 from upstream.http.addresses import ATTEMPT_INTERVAL, Dialer
@@ -30,18 +29,6 @@ from upstream.http.transport import Transport
 
 ELSEWHERE = "https://upstream.example"
 PROXIES = [name for kind in ("http", "https", "all", "no") for name in (f"{kind}_proxy", f"{kind}_proxy".upper())]
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Both event loops: the service runs on uvloop where there is one, most tests on asyncio's own."""
-    return "asyncio", {"use_uvloop": request.param}
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    async with Transport(None) as transport:
-        yield transport
 
 
 @pytest.fixture(autouse=True)
@@ -240,6 +227,13 @@ async def test_a_response_that_is_not_read_is_not_taken_into_memory_over_tls(aut
         assert len(await bounded(response.aread())) == 20_000_000
 
 
+async def test_encrypted_bytes_are_not_taken_for_an_answer_when_the_connection_breaks(authority: trustme.CA) -> None:
+    refusal = Refusal(identity(authority, "127.0.0.1"))
+    async with Transport.for_base_url(refusal.url) as client:
+        with pytest.raises(httpx.ReadError):
+            await bounded(ask(client, refusal.url, "POST", body=refusal, headers={"Content-Length": "2"}))
+
+
 def showing(wrong: str, authority: trustme.CA, folder: Path) -> ssl.SSLContext:
     match wrong:
         case "name":
@@ -339,15 +333,12 @@ async def test_bytes_that_came_before_the_handshake_end_the_connection(authority
         await eventually(lambda: left == [b""])
 
 
-@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_certificates_that_cannot_be_read_are_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
-) -> None:
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSLKEYLOGFILE"])
+def test_a_file_that_tls_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setenv(variable, str(tmp_path / "none.pem"))
-    if variable == "SSL_CERT_FILE":
-        with pytest.raises(ValueError, match="SSL_CERT_FILE"):
-            Transport.for_base_url("https://upstream.example")
+    monkeypatch.setenv(variable, str(tmp_path / "none" / "file"))
+    with pytest.raises(ValueError, match=variable):
+        Transport.for_base_url("https://upstream.example")
     Transport.for_base_url("http://upstream.example")  # needs none
 
 
@@ -367,6 +358,8 @@ NAMED = [
     ("upstream.example:443", "https://upstream.example"),
     ("upstream.example:8000", "http://upstream.example:8000"),
     (".example:8000", "http://upstream.example:8000"),
+    ("http://upstream.example", "http://upstream.example"),
+    ("https://upstream.example:8443", "https://upstream.example:8443"),
     ("10.1.2.3", "http://10.1.2.3"),
     ("10.1.2.3:8000", "http://10.1.2.3:8000"),
     ("10.0.0.0/8", "http://10.1.2.3:8000"),
@@ -390,6 +383,7 @@ NOT_NAMED = [
     ("upstream.example:81", "http://upstream.example"),
     ("upstream.example:80", "http://upstream.example:8000"),
     ("upstream.example:80", "https://upstream.example"),
+    ("http://upstream.example", "https://upstream.example"),
     ("10.0.0.0/8", "http://11.1.2.3"),
     ("10.0.0.0/8", "http://upstream.example"),
     ("10.1.2.3:81", "http://10.1.2.3"),
@@ -595,7 +589,7 @@ async def test_cancelling_at_any_turn_of_a_tunnel_leaves_nothing(
     async with served_by(hello, context) as peer, served_by(proxy_to(peer), context if secure else None) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
         async with Transport.for_base_url(ELSEWHERE) as client, nothing_left_of(proxy):
-            await cancelled_at_every_turn(client, proxy, 65, url=ELSEWHERE)
+            await cancelled_at_every_turn(client, ELSEWHERE, 65)
 
 
 async def test_cancelling_while_two_addresses_are_tried_leaves_nothing(
@@ -604,5 +598,5 @@ async def test_cancelling_while_two_addresses_are_tried_leaves_nothing(
     monkeypatch.setattr("upstream.http.addresses.ATTEMPT_INTERVAL", 0.0)
     resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1", "127.0.0.3")
     async with served_by(hello) as peer, nothing_left_of(peer):
-        await cancelled_at_every_turn(transport, peer, 60, url=f"http://three.example:{peer.port}")
+        await cancelled_at_every_turn(transport, f"http://three.example:{peer.port}", 60)
     assert in_use(transport) == 0
