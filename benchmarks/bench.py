@@ -60,7 +60,7 @@ class Relay:
 
 @dataclass
 class Bench:
-    """What every measurement needs: the scripted upstream, the sizes, the relay's core."""
+    """The things that every measurement needs: the scripted upstream, the sizes, the relay's core."""
 
     upstream: Upstream
     url: str

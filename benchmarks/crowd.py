@@ -59,7 +59,7 @@ class Crowd:
         await asyncio.sleep(0.2)
 
     async def window(self, seconds: float) -> Cost:
-        """What so many seconds cost."""
+        """The cost of so many seconds."""
         meter = Meter(self._relay.process)
         await asyncio.sleep(seconds)
         return meter.read()
@@ -82,7 +82,7 @@ class Crowd:
         self._check()
 
     def figures(self, name: str, window: Cost) -> dict[str, float]:
-        """What a window cost a token, and the milliseconds added to each token that came in it. Only after the end."""
+        """The cost of a token in a window, and the milliseconds added to each that came in it. Only after the end."""
         added = [
             (came - sent) * 1e3
             for reader, generation in zip(self.readers, self._generations(), strict=True)

@@ -1,4 +1,4 @@
-"""What can go wrong in a run.
+"""The errors of a run.
 
 BenchmarkError
 ├── NotInstalled       a subject can't be had here: it is left out, with the reason

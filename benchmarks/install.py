@@ -83,7 +83,7 @@ def _once(folder: Path, wanted: str = "") -> Iterator[Path | None]:
 
 
 def _run(folder: Path, *arguments: str) -> str:
-    """What a command printed. NotInstalled if it fails."""
+    """The output of a command. Raises NotInstalled if it fails."""
     try:
         return subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS).stdout
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What is measured on plain requests. Each function starts its subject anew and returns figures by name.
+"""The measurements of plain requests. Each function starts its subject anew and returns figures by name.
 
 Units: `cpu_*` microseconds a request; `rate_*` requests a second; `start` seconds; the others are ratios.
 """

@@ -1,4 +1,4 @@
-"""What is measured on streams. Each function starts its subject anew and returns figures by name.
+"""The measurements of streams. Each function starts its subject anew and returns figures by name.
 
 Units: `cpu_*` microseconds a token; `added_*` and `p99_*` milliseconds added to a token, `first_*` to a stream's first;
 `memory_*` KiB a stream; `speed_*` tokens a second; `ours_*` and `waited_*` are the shares that `meter.Cost` explains.
@@ -91,7 +91,7 @@ async def flatness(bench: Bench, subject: Subject) -> Figures:
 
 
 async def long_history(bench: Bench, subject: Subject) -> Figures:
-    """What 1,000 messages add to the first token, over an empty conversation."""
+    """The time that 1,000 messages add to the first token, over an empty conversation."""
     async with bench.running(subject) as relay:
         await probe(bench, relay, 5)
         short = await probe(bench, relay, bench.sizes.probes)

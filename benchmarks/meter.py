@@ -1,4 +1,4 @@
-"""What a stretch of time cost: the subject's CPU, and how far two things may have spoilt the measurement."""
+"""The cost of a stretch of time: the subject's CPU, and how far two things may have spoilt the measurement."""
 
 import time
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ _CLOCK_OF_A_PROCESS = 2  # clock_getcpuclockid(3): the clock's number is ~pid <<
 
 @dataclass(frozen=True)
 class Command:
-    """What to start: arguments, the whole environment, the folder to start in."""
+    """A process to start: arguments, the whole environment, the folder to start in."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def pin(core: int | None) -> None:
 
 
 def _settled(core: int | None) -> list[str]:
-    """What puts a command on its core and ends it when the benchmark is killed (util-linux; both exec, none stays)."""
+    """The prefix that puts a command on its core and ends it when the benchmark is killed, both by util-linux."""
     pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
     return ["setpriv", "--pdeathsig", "KILL", *pinned]
 

@@ -105,7 +105,7 @@ def _notes(results: Results, sizes: Sizes) -> list[str]:
 
 
 def _legend(table: str) -> list[str]:
-    """What the signs in a table mean."""
+    """The meaning of the signs in a table."""
     return [f"{sign}: {meaning}." for sign, meaning in SIGNS.items() if sign in table]
 
 

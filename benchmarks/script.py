@@ -1,4 +1,4 @@
-"""What the scripted upstream says: the tokens of a stream and their bytes in OpenRouter's recorded chunk shape.
+"""The text of the scripted upstream: the tokens of a stream and their bytes in OpenRouter's recorded chunk shape.
 
 A token is five characters, so that characters and tokens convert exactly; the first one names the stream and is ten.
 A stream's text follows from its key alone: a relay that mixes, drops, repeats or reorders tokens can't go unnoticed.

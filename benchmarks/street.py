@@ -73,7 +73,7 @@ class Street:
 
 @dataclass
 class Trip:
-    """What ran in the watched thread, and what the server was asked, from one quiet moment to the next."""
+    """The calls of the watched thread and the commands to the server, from one quiet moment to the next."""
 
     frames: Counter[CodeType] = field(default_factory=Counter)
     files: list[str] = field(default_factory=list)  # the file of each core call, in order
@@ -300,7 +300,7 @@ class Visitor:
         return request("POST", f"{path}/messages", {"content": question(str(key))}, accepting)
 
     async def _trip(self) -> Trip:
-        """What has run since the last trip, once the service is quiet and nothing is on its way to it."""
+        """The calls that have run since the last trip, once the service is quiet and nothing is on its way to it."""
         commands: list[str] = []
         calls = -1
         while calls != self._watch.trip.calls:

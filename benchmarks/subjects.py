@@ -1,4 +1,4 @@
-"""What is compared: how each subject is started, asked, and known to be ready."""
+"""The relays that are compared: how each subject is started, asked, and known to be ready."""
 
 import os
 import shutil

@@ -16,7 +16,7 @@ class Target:
     unit: str = ""
 
     def value(self, results: Results, figure: str) -> float | None:
-        """What is held against the limit; None if it wasn't measured."""
+        """The figure that is held against the limit; None if it wasn't measured."""
         return results.ratio(figure, SERVICE, self.of) if self.of else results.median(figure, SERVICE)
 
     def met(self, value: float) -> bool:

@@ -72,7 +72,7 @@ class Snapshot:
         return next((message for message in self.since(message_id) if message.role == "assistant"), None)
 
     def since(self, message_id: str) -> list[Message]:
-        """That message and every later one. Raises `NotFound`."""
+        """The message with this id and every later one. Raises `NotFound`."""
         if message_id not in self.messages:
             raise NotFound("There is no message with this id in the conversation.")
         return list(dropwhile(lambda message: message.id != message_id, self.messages.values()))

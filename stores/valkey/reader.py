@@ -64,7 +64,7 @@ class Reader(Engine):
         return dict(zip(ids, heads, strict=True))
 
     async def _decoded(self, answer: Awaitable[bytes | None]) -> Any:
-        """What a script answers. A long answer is decoded in a step of its own."""
+        """The decoded answer of a script. A long answer is decoded in a step of its own."""
         if (encoded := await answer) is None or len(encoded) <= LONG_ANSWER:
             return encoded and json.loads(encoded)
         await self._relay.steps.next()
