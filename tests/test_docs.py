@@ -102,7 +102,7 @@ def at(port: int, code: str) -> str:
 def run(command: list[str], code: str, cwd: Path, env: Mapping[str, str] | None = None) -> str:
     """Output of `command` fed with `code`, which must succeed."""
     done = subprocess.run(
-        command, input=code, capture_output=True, text=True, timeout=60, cwd=cwd, env=env, check=False
+        command, input=code, capture_output=True, text=True, timeout=150, cwd=cwd, env=env, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
