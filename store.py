@@ -256,7 +256,9 @@ class Store:
                 continue  # the engine yields it again
             except Exception as error:  # the sweep must go on for other replies
                 logger.error("reply %s could not be ended\n%s", message_id, outline(error))
-            logger.warning("Ended reply %s of conversation %s, which nobody made any more", message_id, conversation_id)
+            else:
+                ended = "Ended reply %s of conversation %s, which nobody made any more"
+                logger.warning(ended, message_id, conversation_id)
 
     async def _expire(self, seconds: float) -> None:
         """Delete old conversations every `EXPIRY_INTERVAL`."""

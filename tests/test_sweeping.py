@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from result import Finish
 from store import Store
+from stores.rules import Rules
 from tests.support.replicas import Network, begun, stores
 from tests.support.servers import Server
 from tests.support.waiting import eventually
@@ -63,6 +65,35 @@ async def test_the_replies_of_a_relay_that_is_silent_are_ended_by_another(
 
 async def _is(store: Store, conversation_id: str, expected: str) -> bool:
     return await status(store, conversation_id) == expected
+
+
+async def test_a_reply_that_could_not_be_ended_is_tried_again_and_not_called_ended(
+    shared: Server,
+    networks: list[tuple[Network, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    [(network, far), _] = networks
+    caplog.set_level("WARNING", "store")
+    finish, failures = Rules.finish, [RuntimeError()]
+
+    def fails_once(*args: Any, **kwargs: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return finish(*args, **kwargs)
+
+    async with stores(far, shared.url) as (here, there):
+        conversation_id, reply = await begun(here)
+        monkeypatch.setattr(Rules, "finish", fails_once)
+        network.cut()
+        await eventually(lambda: _is(there, conversation_id, "failed"))
+        network.mend()
+        await eventually(lambda: reply.interruption is not None)
+    said = [line.splitlines()[0] for line in caplog.messages if reply.id in line]
+    assert said == [
+        f"reply {reply.id} could not be ended",
+        f"Ended reply {reply.id} of conversation {conversation_id}, which nobody made any more",
+    ]
 
 
 async def test_a_full_server_takes_signs_of_life(shared: Server, networks: list[tuple[Network, str]]) -> None:
