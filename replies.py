@@ -161,9 +161,11 @@ class Replies:
             return reply
         if message.status != "streaming":
             return Reply(conversation_id, message)
+        await self._wait_until_begun(conversation_id)  # this relay may be the one that is beginning it
+        if reply := self._running.get(message.id):
+            return reply
         if self._store.is_shared:
-            await self._wait_until_begun(conversation_id)  # this relay may be the one that is beginning it
-            return self._running.get(message.id) or self._mirrors.of(conversation_id, message)
+            return self._mirrors.of(conversation_id, message)
         # No relay makes this reply: its end couldn't be stored.
         final = await self._store.finish_reply(conversation_id, message.id, _CRASHED)
         return Reply(conversation_id, final) if final else None

@@ -202,6 +202,22 @@ async def test_a_stream_beside_a_repeated_post_is_of_the_reply_that_is_owed(upst
 
 
 @is_gated
+async def test_a_reader_that_looks_while_a_reply_is_begun_reads_it(upstream: ScriptedUpstream) -> None:
+    async with serving(upstream) as relay:
+        conversation_id = (await relay.conversation())["id"]
+        looking, asked = hold("before in_progress"), hold("ask")
+        path = f"/conversations/{conversation_id}/stream"
+        joining = asyncio.create_task(relay.client.get(path, params={"join": "true"}))
+        await looking.reached()
+        asking = asyncio.create_task(relay.post(conversation_id, EVENTS))
+        await asked.reached()
+        looking.open_wide()
+        await comes_behind(relay, joining)
+        asked.open_wide()
+        assert text(await bounded(joining)) == text(await bounded(asking)) == ANSWER
+
+
+@is_gated
 async def test_a_stream_beside_one_whose_question_is_deleted_is_of_the_next_question(
     upstream: ScriptedUpstream,
 ) -> None:

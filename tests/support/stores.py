@@ -51,10 +51,10 @@ async def some_turns(chance: random.Random) -> None:
 
 
 class GatedStore(Store):
-    """Waits, once told so, after one of its methods and before its answer is read."""
+    """Waits, once told so, before one of its methods, or after it and before its answer is read."""
 
     gates: ClassVar[dict[str, Gate]] = {}
-    """Of the newest one, by the method's name."""
+    """Of the newest one, by the method's name; the gate before it has `before ` and the name."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -67,6 +67,8 @@ class GatedStore(Store):
 
 def _gated(method: Method) -> Method:
     async def gated(*args: Any, **kwargs: Any) -> Any:
+        if gate := GatedStore.gates.get(f"before {method.__name__}"):
+            await gate.passage()
         answer = await method(*args, **kwargs)
         if gate := GatedStore.gates.get(method.__name__):
             await gate.passage()
