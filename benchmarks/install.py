@@ -18,7 +18,7 @@ SECONDS = 600
 
 
 def version(python: Path) -> str:
-    """Which Python this interpreter is."""
+    """The version of this interpreter."""
     return _run(HERE, str(python), "-c", "import platform; print(platform.python_version())").strip()
 
 

@@ -42,7 +42,7 @@ def keeping_in(service: Subject, name: str, store_url: Callable[[], str]) -> Sub
 
     def command(port: int, url: str) -> Command:
         on_dicts = service.command(port, url)
-        arguments = (sys.executable, *on_dicts.arguments[1:])  # which has the server's client
+        arguments = (sys.executable, *on_dicts.arguments[1:])  # this Python has the client of the server
         return Command(arguments, {**on_dicts.environment, "STORE_URL": store_url()})
 
     return replace(service, name=name, command=command)

@@ -211,7 +211,7 @@ class Transcript:
         firsts = self._firsts = self._firsts or _firsts(text)
         block = bisect_right(firsts, start) - 1
         end_of_blocks = bisect_left(firsts, end) * _BLOCK + 3  # the last character may go on in the block behind
-        around = text[block * _BLOCK : end_of_blocks].decode(errors="ignore")  # what is cut off belongs to neither
+        around = text[block * _BLOCK : end_of_blocks].decode(errors="ignore")  # without a character that is cut off
         return around[start - firsts[block] : end - firsts[block]]
 
 

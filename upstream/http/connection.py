@@ -188,7 +188,7 @@ class Exchange(httpx.AsyncByteStream):
             if error is None and not self._lasts_until_eof:
                 error = httpx.RemoteProtocolError("the connection was closed before the end")
             self._is_over, self._is_answered, self._error = True, True, error
-        self._connection.exchange = None  # which calls `end` no more
+        self._connection.exchange = None  # so that `end` is not called again
         del self._parser  # else the two would refer to each other
         if self._timer is not None:
             self._timer.cancel()
