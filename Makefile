@@ -32,7 +32,7 @@ react: $(EXAMPLE)  ## run the React example on http://localhost:5173, beside `ma
 test: $(DEVELOPMENT)  ## all tests of the service, on each engine those that an engine decides; and what they don't reach
 	$(BIN)/coverage erase
 	$(MEASURED) $(BIN)/pytest -n 4 --ignore $(TIMED)
-	$(BIN)/pytest -n 4 $(TIMED)
+	$(BIN)/pytest -n 2 $(TIMED)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
